@@ -1,0 +1,69 @@
+"""
+GRPO of the student, with the teacher's answer as label (paper, section 3.3, equation 2).
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py \
+        --config recipes/miniature/grpo_tts_agfv.yaml --traces corpus --audio avqa-audio \
+        --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
+
+Rewards: +1 when the answer is the teacher's, +1 for the format. KL to the model that training starts from. Written to
+`output_dir`: `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every selected question).
+"""
+
+from dataclasses import asdict, dataclass, field
+
+from sightsound.cli import run, show_help_and_exit
+
+
+@dataclass
+class GRPOScriptArguments:
+    traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
+    audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
+    selection: str = field(metadata={"help": "whose questions: label, cot, agfv, tts or tts_agfv"})
+    split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
+
+
+def main() -> None:
+    show_help_and_exit(__doc__, GRPOScriptArguments, inherited="Every field of trl.GRPOConfig and trl.ModelConfig is accepted.")
+    from transformers import AutoProcessor
+    from trl import GRPOConfig, ModelConfig, get_peft_config
+
+    from sightsound.checkpoints import last_complete_checkpoint, save_checkpoint
+    from sightsound.collator import CompletionCollator
+    from sightsound.grpo_trainer import AudioGRPOTrainer
+    from sightsound.journal import Stage, fingerprint
+    from sightsound.recipe import audio_rows, parse_config, refuse_push, training_settings
+    from sightsound.rewards import accuracy_reward, format_reward
+
+    script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
+    refuse_push(training_args)
+    settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
+    for name in ("traces", "audio", "model_name_or_path"):
+        settings[name] = fingerprint(settings[name])
+    with Stage(training_args.output_dir, settings) as stage:
+        if stage.complete:
+            print(f"{stage.path} is complete")
+            return
+        processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", one_per_question=True)
+        training_args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+        trainer = AudioGRPOTrainer(
+            model_args.model_name_or_path,
+            reward_funcs=[accuracy_reward, format_reward],
+            args=training_args,
+            train_dataset=dataset,
+            processing_class=processor,
+            peft_config=get_peft_config(model_args),
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
+        trainer.save_state()
+        if trainer.accelerator.is_main_process:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            if model_args.use_peft:
+                model.save_pretrained(stage.path / "adapter")
+                model = model.merge_and_unload()
+            save_checkpoint(model, processor, stage.path / "model")
+        stage.finish()
+
+
+if __name__ == "__main__":
+    run(main)

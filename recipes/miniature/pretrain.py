@@ -1,0 +1,230 @@
+"""
+Train one of the miniature's models from scratch (student, teacher) or from another of them (checker, from the student).
+
+    python recipes/miniature/pretrain.py --config recipes/miniature/student.yaml \
+        --world outputs/miniature/seed-0/world --output_dir outputs/miniature/seed-0/models/student
+
+The architectures are the real ones, a few hundred thousand parameters large; the result is an ordinary checkpoint that
+`from_pretrained` loads, processor and chat template included.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sightsound.cli import InputError, run, show_help_and_exit
+
+
+TOKENIZER = Path(__file__).parent / "tokenizer"
+HOP_LENGTH = 320  # samples; two seconds give 100 mel frames and 25 audio tokens
+WINDOW_S = 2
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "initializer_range": 0.05,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass
+class PretrainArguments:
+    world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
+    model: str = field(metadata={"help": "which one", "choices": ["student", "teacher", "checker"]})
+    init_from: str | None = field(default=None, metadata={"help": "checkpoint to start from instead of random weights"})
+
+
+def make_student():  # type: ignore[no-untyped-def]
+    """A Qwen2-Audio with random weights, and its processor."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    audio_id = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    width, positions = TEXT["hidden_size"], WINDOW_S * 16_000 // HOP_LENGTH // 2
+    audio = {"d_model": width, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen2AudioConfig(
+        audio_config={
+            "model_type": "qwen2_audio_encoder",
+            "max_source_positions": positions,
+            "num_mel_bins": 128,
+            **audio,
+        },
+        text_config={"model_type": "qwen2", **TEXT, **ids},
+        audio_token_index=audio_id,
+    )
+    model = Qwen2AudioForConditionalGeneration(config)
+    # Whisper's sinusoids, which a from-scratch encoder needs to tell earlier from later; halved, so that they do not
+    # drown the features of an encoder this narrow. They stay frozen, as in the real model.
+    rates = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
+    angles = torch.arange(positions)[:, None] * rates[None]
+    model.model.audio_tower.embed_positions.weight.data = 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    extractor = WhisperFeatureExtractor(feature_size=128, hop_length=HOP_LENGTH, chunk_length=WINDOW_S, n_fft=400)
+    return model, Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+# Qwen2.5-VL's own template, without images and tools.
+VIDEO_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% for part in message['content'] -%}
+{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif -%}
+{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def make_teacher():  # type: ignore[no-untyped-def]
+    """A Qwen2.5-VL with random weights, and its processor."""
+    from transformers import (
+        AutoTokenizer,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    special = {
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+    }
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "patch_size": 14,
+        "window_size": 112,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT, **ids, "rope_parameters": rope},
+        vision_config={
+            **vision,
+            "out_hidden_size": TEXT["hidden_size"],
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "initializer_range": 0.05,
+        },
+        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()},
+    )
+    side = 56
+    frames = {"shortest_edge": side * side, "longest_edge": side * side * 6}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": side * side, "longest_edge": side * side}),
+        video_processor=Qwen2VLVideoProcessor(size=frames, do_sample_frames=False),
+        tokenizer=tokenizer,
+        chat_template=VIDEO_TEMPLATE,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
+    """Pretraining rows in the collator's form; videos are decoded once, they are tiny."""
+    from sightsound.media import load_frames
+    from sightsound.schema import open_dataset
+
+    folder = world / "pretraining" / name
+    rows = list(open_dataset(str(folder), "train"))
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    if name == "teacher":
+        paths = {row["video"] for row in rows if row["video"] is not None}
+        frames = {p: load_frames(str(folder / p), num_frames=6, max_pixels=56 * 56) for p in paths}
+        return [{**row, "video": frames.get(row["video"])} for row in rows]
+    return rows
+
+
+def alternate(pools, batch_size: int, num_batches: int, seed: int):  # type: ignore[no-untyped-def]
+    """
+    Row numbers for batches that take turns between pools, each shuffled anew when it is used up.
+
+    Captions are half as long as chains of thought: a micro-batch of one kind wastes no padding, and an optimizer step over
+    one micro-batch of each still sees both.
+    """
+    generator = np.random.default_rng(seed)
+    waiting: list[list[int]] = [[] for _ in pools]
+    for batch in range(num_batches):
+        pool, queue = pools[batch % len(pools)], waiting[batch % len(pools)]
+        while len(queue) < batch_size:
+            queue.extend(generator.permutation(pool).tolist())
+        yield from queue[:batch_size]
+        del queue[:batch_size]
+
+
+def main() -> None:
+    show_help_and_exit(__doc__, PretrainArguments, inherited="Every field of transformers.TrainingArguments is accepted too.")
+    from transformers import (
+        AutoProcessor,
+        GenerationConfig,
+        Qwen2AudioForConditionalGeneration,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from sightsound.checkpoints import FullWeightsResume, last_complete_checkpoint, save_checkpoint
+    from sightsound.collator import CompletionCollator
+    from sightsound.journal import Stage, fingerprint
+    from sightsound.recipe import parse_config, training_settings
+
+    class PretrainTrainer(FullWeightsResume, Trainer):
+        def _get_train_sampler(self, train_dataset=None):  # type: ignore[no-untyped-def]
+            num_batches = self.args.max_steps * self.args.gradient_accumulation_steps
+            return list(alternate(pools, self.args.train_batch_size, num_batches, self.args.seed))
+
+    script_args, training_args = parse_config((PretrainArguments, TrainingArguments))
+    settings = {**asdict(script_args), **training_settings(training_args)}
+    settings |= {"world": fingerprint(script_args.world), "init_from": fingerprint(script_args.init_from)}
+    with Stage(training_args.output_dir, settings) as stage:
+        if stage.complete:
+            print(f"{stage.path} is complete")
+            return
+        set_seed(training_args.seed)
+        if script_args.model == "checker":
+            if script_args.init_from is None:
+                raise InputError("the checker starts from a model that hears: give --init_from")
+            model = Qwen2AudioForConditionalGeneration.from_pretrained(script_args.init_from)
+            processor = AutoProcessor.from_pretrained(script_args.init_from)
+        else:
+            model, processor = make_student() if script_args.model == "student" else make_teacher()
+        tokenizer = processor.tokenizer
+        model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        rows = load_rows(Path(script_args.world), script_args.model)
+        is_short = [row["completion"].startswith(("A ", "I hear")) for row in rows]
+        pools = [np.flatnonzero(np.array(is_short) == short) for short in (True, False)]
+        pools = [pool for pool in pools if len(pool)]
+        if len(pools) != training_args.gradient_accumulation_steps:
+            raise InputError(f"{script_args.model} has {len(pools)} kinds of rows: set gradient_accumulation_steps to that")
+        trainer = PretrainTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=rows,
+            data_collator=CompletionCollator(processor),
+            processing_class=processor,
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
+        save_checkpoint(model, processor, stage.path / "model")
+        stage.finish()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# The whole method on the miniature: the commands that a user types for real data, with small sizes. `make demo` calls this.
+#
+#   SEED=0 OUTPUT=outputs/miniature bash recipes/miniature/run.sh          # SMOKE=1: every stage, tiny, plumbing only
+#
+# Two stages run side by side, one thread each. A stage that is complete is skipped, one that was killed continues.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+SEED=${SEED:-0}
+OUTPUT=${OUTPUT:-outputs/miniature}
+D=$OUTPUT/seed-$SEED
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
+export HF_DATASETS_CACHE=$PWD/$OUTPUT/.cache
+mkdir -p "$D/logs"
+
+LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
+WORLD="" PRETRAIN="" TRAIN="" GRPO="" EVALUATE="" # what SMOKE makes smaller
+if [ -n "${SMOKE:-}" ]; then
+  WORLD="--num_train 24 --num_validation 4 --num_test 8 --num_student 32 --num_teacher 32 --num_checker 16"
+  PRETRAIN="--max_steps 2 --per_device_train_batch_size 8"
+  TRAIN="--max_steps 2 --per_device_train_batch_size 4"
+  GRPO="--max_steps 2 --per_device_train_batch_size 8 --num_generations 4"
+fi
+
+# stage NAME COMMAND...: one line when it starts, one when it ends; progress bars on a terminal, everything in logs/NAME.log
+stage() {
+  local name=$1 log=$D/logs/$1.log start=$SECONDS
+  shift
+  printf '> %s\n' "$*"
+  if [ -t 2 ]; then
+    "$@" > >(tee -a "$log" >/dev/null) 2> >(tee -a "$log" >&2)
+  else
+    "$@" >>"$log" 2>&1
+  fi || {
+    printf 'FAILED %s, see %s:\n' "$name" "$log"
+    tail -n 5 "$log"
+    return 1
+  }
+  printf '  done: %s, %d s\n' "$name" $((SECONDS - start))
+}
+
+# both LANE LANE: two functions side by side; the first failure stops the run
+both() {
+  "$1" & local first=$!
+  TQDM_POSITION=1 "$2" & local second=$!
+  wait -n || { kill $first $second 2>/dev/null || true; exit 1; }
+  wait -n || exit 1
+}
+
+pretrain() { # MODEL [FLAGS]
+  local model=$1
+  shift
+  # shellcheck disable=SC2086
+  stage "$model" python recipes/miniature/pretrain.py --config recipes/miniature/$model.yaml --world "$D/world" \
+    --output_dir "$D/models/$model" --seed "$SEED" $PRETRAIN "$@"
+}
+
+sft() { # ARM
+  # shellcheck disable=SC2086
+  stage "sft-$1" $LAUNCH recipes/sft.py --config recipes/miniature/sft_$1.yaml --traces "$D/corpus" \
+    --audio "$D/avqa-audio" --model_name_or_path "$D/models/student/model" --output_dir "$D/sft-$1" --seed "$SEED" $TRAIN
+}
+
+evaluate() { # ARM MODEL METHOD
+  # shellcheck disable=SC2086
+  stage "evaluate-$1" python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split test --model "$2" \
+    --modality audio --method "$3" --controls silent swapped --max_tokens 64 --batch_size 256 --arm "$1" \
+    --seed "$SEED" --output_dir "$D/evaluation/$1" $EVALUATE
+}
+
+hearing_lane() {
+  pretrain student
+  pretrain checker --init_from "$D/models/student/model"
+  evaluate base "$D/models/student/model" cot
+}
+
+seeing_lane() {
+  stage avqa-audio python dataset_builders/avqa_audio.py --train_annotations "$D/world/train_qa.json" \
+    --validation_annotations "$D/world/val_qa.json" --test_annotations "$D/world/test_qa.json" \
+    --media_dir "$D/world/clips" --output_dir "$D/avqa-audio" --num_proc 1
+  pretrain teacher
+  stage traces python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$D/world/clips" \
+    --model "$D/models/teacher/model" --num_traces 4 --temperature 1.0 --max_tokens 64 --num_frames 6 --batch_size 256 \
+    --seed "$SEED" --output_dir "$D/traces"
+}
+
+full_method_lane() {
+  sft tts_agfv
+  # shellcheck disable=SC2086
+  stage grpo-tts_agfv $LAUNCH recipes/grpo.py --config recipes/miniature/grpo_tts_agfv.yaml --traces "$D/corpus" \
+    --audio "$D/avqa-audio" --model_name_or_path "$D/sft-tts_agfv/model" --output_dir "$D/grpo-tts_agfv" --seed "$SEED" $GRPO
+  evaluate grpo-tts_agfv "$D/grpo-tts_agfv/model" cot
+}
+
+ablation_lane() {
+  sft cot
+  evaluate sft-cot "$D/sft-cot/model" cot
+  sft agfv
+  evaluate sft-agfv "$D/sft-agfv/model" cot
+  sft label
+  evaluate sft-label "$D/sft-label/model" direct
+  evaluate sft-tts_agfv "$D/sft-tts_agfv/model" cot
+}
+
+# shellcheck disable=SC2086
+stage world python dataset_builders/miniature.py --output_dir "$D/world" --seed "$SEED" $WORLD
+both hearing_lane seeing_lane
+stage verdicts python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --split train --traces "$D/traces" \
+  --checker "$D/models/checker/model" --verdict_mode transcript --max_tokens 32 --batch_size 256 --output_dir "$D/verdicts"
+stage cot-corpus python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio" --traces "$D/traces" \
+  --verdicts "$D/verdicts" --license apache-2.0 --output_dir "$D/corpus"
+both full_method_lane ablation_lane
+echo "> python -m evaluation report"
+# Every finished run of every seed; training curves of this seed.
+runs=() training=()
+for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
+  for run in "$OUTPUT"/seed-*/evaluation/"$arm"; do
+    if [ -f "$run/results.json" ]; then runs+=("$run"); fi
+  done
+  if [ "$arm" != base ]; then training+=("$D/$arm"); fi
+done
+python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --output_dir "$OUTPUT"

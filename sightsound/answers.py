@@ -1,0 +1,134 @@
+"""
+The one grader of the project: extract the answer, match it to a choice, grade it.
+
+The order is the paper's (Table 1): an option letter first; without one, the text is aligned to a choice, exactly if it can
+be and else to the most similar one. When nothing is similar enough the question is *unanswered*, which is not the same as
+wrong and never a guess. How a match was made is part of the result.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from .prompts import LETTERS
+
+
+# Below this the closest choice is no longer an alignment but a guess. Half of the characters in common, in order, is
+# where one-word distractors of MMAU start to be confused with each other.
+MIN_SIMILARITY = 0.6
+
+# The last tag counts: models quote the format before they use it. An unclosed tag is an answer cut at the token limit.
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
+_THINK = re.compile(r"<think>(.*?)</think>", re.IGNORECASE | re.DOTALL)
+_TRACE = re.compile(
+    r"\s*<think>(?:(?!</?think>|</?answer>).)+</think>\s*<answer>(?:(?!</?think>|</?answer>).)+</answer>\s*", re.DOTALL
+)
+
+# "B", "(B)", "B.", "B: dog", "**B**", "Option B", "The answer is B": the letter alone, or closed by punctuation. A bare
+# letter before a word is not one: "A dog barks" begins with an article.
+_LETTER = re.compile(
+    r"^[*_\"']*(?:so\s+)?(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)?[*_]*\s*(?:is)?\s*:?\s*"
+    r"[*_\"']*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])\s*(?:[.):\]\"']|[*_]+|$))",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    An extracted answer.
+
+    Args:
+        index (`int` or `None`): Which choice; None when the question was not answered.
+        matched_by (`str`): `"letter"`, `"choice_text"`, `"similarity"` or `"none"`.
+        text (`str`): What was matched.
+    """
+
+    index: int | None
+    matched_by: str
+    text: str
+
+
+def extract_think(output: str) -> str | None:
+    """The reasoning inside `<think></think>`, or None when there is none or it was cut."""
+    found = _THINK.search(output)
+    return found.group(1).strip() if found else None
+
+
+def extract_answer_text(output: str) -> str:
+    """
+    The part of an output that holds the answer: the last `<answer>`, else what follows the reasoning, else everything.
+
+    Reasoning that never ended holds no answer, however often it names a choice: the result is then empty.
+    """
+    tagged = _ANSWER.findall(output)
+    if tagged:
+        return tagged[-1].strip()
+    if "</think>" in output:
+        return output.rsplit("</think>", 1)[1].strip()
+    return "" if "<think>" in output else output.strip()
+
+
+def _normalise(text: str) -> str:
+    # "#", "+" and a leading "-" carry meaning: A# is not A, -5 is not 5.
+    words = re.sub(r"[^\w\s#+-]|(?<=\w)-(?=\w)", " ", text.casefold()).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def _similarity(answer: str, choice: str) -> float:
+    """1.0 when the answer contains the choice as whole words, else the ratio of matching characters."""
+    if f" {choice} " in f" {answer} ":
+        return 1.0
+    return SequenceMatcher(None, answer, choice, autojunk=False).ratio()
+
+
+def match_choice(text: str, choices: Sequence[str]) -> Answer:
+    """
+    Match an answer's text to one of the choices.
+
+    Args:
+        text (`str`): What `extract_answer_text` returned.
+        choices (`Sequence[str]`): At most 26.
+
+    Returns:
+        `Answer`: `index` is None when no choice is similar enough, or two are equally so.
+    """
+    # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
+    plain = [choice.strip().casefold() for choice in choices]
+    exact = text.strip().removesuffix(".").casefold()
+    if len(exact) > 1 and exact in plain:
+        return Answer(plain.index(exact), "choice_text", text)
+    letter = _LETTER.match(text)
+    if letter:
+        index = LETTERS.index(next(group for group in letter.groups() if group).upper())
+        if index < len(choices):
+            return Answer(index, "letter", text)
+    answer, normalised = _normalise(text), [_normalise(choice) for choice in choices]
+    if not answer:
+        return Answer(None, "none", text)
+    if answer in normalised:
+        return Answer(normalised.index(answer), "choice_text", text)
+    scores = [_similarity(answer, choice) if choice else 0.0 for choice in normalised]
+    best = max(scores)
+    # A choice that is part of another ("guitar" in "acoustic guitar") is contained whenever the longer one is.
+    tied = [i for i, score in enumerate(scores) if score == best]
+    longest = [i for i in tied if all(normalised[j] in normalised[i] for j in tied)]
+    if best < MIN_SIMILARITY or not longest:
+        return Answer(None, "none", text)
+    return Answer(longest[0], "similarity", text)
+
+
+def parse_answer(output: str, choices: Sequence[str]) -> Answer:
+    """Extract and match in one step: what every caller outside this module wants."""
+    return match_choice(extract_answer_text(output), choices)
+
+
+def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
+    """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
+    return answer.index is not None and _normalise(choices[answer.index]) == _normalise(choices[gold])
+
+
+def has_trace_format(output: str) -> bool:
+    """Whether the output is exactly one `<think>...</think>` and one `<answer>...</answer>`, neither empty."""
+    return _TRACE.fullmatch(output) is not None

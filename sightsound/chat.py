@@ -1,0 +1,310 @@
+"""
+Ask a model: n completions per request, from an in-process transformers model or an OpenAI-compatible server.
+
+Both engines take the same `ChatRequest` and give the same `ChatResult`, so a stage does not know which one it talks to.
+`run_requests` drives either, journals what is finished and continues after a kill.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .cli import InputError
+from .journal import Journal
+from .media import Frames, MediaError, encode_wav
+from .prompts import user_message
+from .schema import SAMPLING_RATE
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """
+    One user turn.
+
+    Args:
+        key (`str`): Identifies the request in the journal.
+        text (`str`): The user's text.
+        audio (`np.ndarray`, *optional*): `(num_samples,)` at 16 kHz, already cut to the engine's `window_s`.
+        video (`Frames`, *optional*): Frames of a silent video.
+        note (`dict`): Anything the stage wants back with the result; journaled, never sent.
+    """
+
+    key: str
+    text: str
+    audio: np.ndarray | None = None
+    video: Frames | None = None
+    note: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def media(self) -> str | None:
+        return "audio" if self.audio is not None else "video" if self.video is not None else None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`n` completions at `temperature` (0 is greedy) of at most `max_tokens` tokens; `seed` fixes the draw."""
+
+    n: int
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`finish_reason` is `"stop"`, or `"length"` when the token limit cut the text."""
+
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """The completions of one request, and the exact prompt that they answer."""
+
+    key: str
+    prompt: str
+    completions: list[Completion]
+
+
+class Engine(Protocol):
+    """What `run_requests` needs. `window_s`: longer sounds must be cut by the caller; None when the engine says nothing."""
+
+    requests_per_call: int
+    window_s: float | None
+    revision: str
+
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]: ...
+
+
+def model_revision(model: str) -> str:
+    """The commit of a Hub model, or the fingerprint of a local folder."""
+    from .journal import fingerprint
+
+    if Path(model).is_dir():
+        return fingerprint(model) or ""
+    from huggingface_hub import HfApi
+
+    return HfApi().model_info(model).sha or ""
+
+
+def _seed_of(seed: int, keys: Sequence[str]) -> int:
+    """A seed for these requests alone, so that a batch draws the same completions whenever it is (re)run."""
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()[:4], "big")
+
+
+class TransformersEngine:
+    """
+    A model in this process, batched.
+
+    Args:
+        model (`str`): Local folder or Hub id of an audio or vision language model (or of an adapter on one).
+        batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
+        sampling (`Sampling`): Only `n` is read here, to size the calls.
+    """
+
+    def __init__(self, model: str, batch_size: int, sampling: Sampling):
+        import torch
+        import transformers
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(model)
+            self.processor = transformers.AutoProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        architecture = getattr(transformers, config.architectures[0])
+        self.model = architecture.from_pretrained(model, dtype="auto").to(device).eval()
+        self.requests_per_call = max(1, batch_size // sampling.n)
+        extractor = getattr(self.processor, "feature_extractor", None)
+        self.window_s = float(extractor.chunk_length) if extractor is not None else None
+        self.revision = model_revision(model)
+        # A sampled placeholder would ask the next forward for a clip that is not there.
+        names = ("audio_token_id", "image_token_id", "video_token_id")
+        self._placeholders = [i for i in (getattr(config, name, None) for name in names) if i is not None]
+
+    def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
+        media: dict[str, Any] = {}
+        if requests[0].media == "audio":
+            media = {"audio": [r.audio for r in requests], "sampling_rate": SAMPLING_RATE}
+        elif requests[0].media == "video":
+            videos = [r.video for r in requests if r.video is not None]
+            media = {"videos": [v.pixels for v in videos], "do_sample_frames": False}
+            media["video_metadata"] = [v.metadata() for v in videos]
+        return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
+
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]:
+        """Generate for requests that all carry the same kind of media."""
+        import torch
+
+        conversations = [user_message(r.text, r.media) for r in requests]
+        prompts = [self.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in conversations]
+        inputs = self._inputs(requests, prompts).to(self.model.device)
+        torch.manual_seed(_seed_of(sampling.seed, [r.key for r in requests]))
+        draw: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            draw = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=sampling.max_tokens,
+                num_return_sequences=sampling.n,
+                suppress_tokens=self._placeholders,
+                **draw,
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1).tolist()
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
+        n = sampling.n
+        return [
+            ChatResult(request.key, prompt, completions[i * n : (i + 1) * n])
+            for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+        ]
+
+
+def _data_url(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class OpenAIEngine:
+    """
+    An OpenAI-compatible server, through the `openai` client (its retries and backoff included).
+
+    Audio travels as `input_audio` (WAV); frames as vLLM's frame list, a `video_url` of base64 images (lossless, so that
+    the server sees the pixels that the in-process engine would). The key comes from `OPENAI_API_KEY`.
+
+    Args:
+        model (`str`): The name under which the server serves the model.
+        base_url (`str`): Such as `http://localhost:8000/v1`.
+        concurrency (`int`): Requests in flight at once.
+    """
+
+    # A server takes what it is sent; the ~30 s of Qwen2-Audio's encoder is the window of the models served in practice.
+    window_s: float | None = 30.0
+
+    def __init__(self, model: str, base_url: str, concurrency: int):
+        import os
+
+        from openai import OpenAI
+
+        self.model = model
+        self.revision = f"{model} at its server"
+        self.requests_per_call = 4 * concurrency
+        self._concurrency = concurrency
+        self._client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "EMPTY"), max_retries=5)
+
+    def _content(self, request: ChatRequest) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        if request.audio is not None:
+            data = base64.b64encode(encode_wav(request.audio)).decode()
+            parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+        if request.video is not None:
+            frames = ",".join(base64.b64encode(_png(frame)).decode() for frame in request.video.pixels)
+            parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
+        return [*parts, {"type": "text", "text": request.text}]
+
+    def _one(self, request: ChatRequest, sampling: Sampling) -> ChatResult:
+        extra = {} if request.video is None else {"mm_processor_kwargs": {"fps": request.video.metadata()["fps"]}}
+        response = self._client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": self._content(request)}],  # type: ignore[list-item,misc]
+            n=sampling.n,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=_seed_of(sampling.seed, [request.key]),
+            extra_body=extra,
+        )
+        completions = [Completion(c.message.content or "", c.finish_reason) for c in response.choices]
+        if len(completions) != sampling.n:
+            raise InputError(f"{self.model} returned {len(completions)} completions for n={sampling.n}; it needs to support n")
+        return ChatResult(request.key, request.text, completions)
+
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]:
+        """Send the requests, `concurrency` at a time; the first failure that outlives the retries is raised."""
+        from openai import APIConnectionError, APIStatusError
+
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                return list(pool.map(lambda request: self._one(request, sampling), requests))
+            except APIConnectionError as error:
+                raise InputError(f"no answer from {self._client.base_url}: is the server running?") from error
+            except APIStatusError as error:
+                told = f"{self._client.base_url} answered {error.status_code}: {error.message}"
+                raise InputError(f"{told}; finished requests are kept, rerun to continue") from error
+
+
+def make_engine(model: str, base_url: str | None, batch_size: int, concurrency: int, sampling: Sampling) -> Engine:
+    """`OpenAIEngine` when a `base_url` is given, else `TransformersEngine`."""
+    if base_url:
+        return OpenAIEngine(model, base_url, concurrency)
+    return TransformersEngine(model, batch_size, sampling)
+
+
+def run_requests(
+    engine: Engine,
+    keys: Sequence[str],
+    build: Callable[[str], ChatRequest],
+    sampling: Sampling,
+    journal: Journal,
+    description: str,
+) -> None:
+    """
+    Make every request that the journal lacks; results and failures are journaled as they come.
+
+    Calls are cut from the full list of keys, whatever is journaled already: a call that was interrupted is repeated with
+    the same members and so draws the same completions.
+
+    Args:
+        keys (`Sequence[str]`): All requests of the stage, in order.
+        build (`Callable`): Key to request. A `MediaError` is journaled as the request's outcome.
+        description (`str`): For the progress bar.
+
+    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}` or
+    `{"outcome", "detail"}`.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=len(keys), desc=description, unit="row", mininterval=1.0) as bar:
+        for start in range(0, len(keys), engine.requests_per_call):
+            call = keys[start : start + engine.requests_per_call]
+            if any(key not in journal for key in call):
+                journal.append(_call(engine, call, build, sampling))
+            bar.update(len(call))
+
+
+def _call(
+    engine: Engine, keys: Sequence[str], build: Callable[[str], ChatRequest], sampling: Sampling
+) -> list[tuple[str, Any]]:
+    requests: list[ChatRequest] = []
+    finished: list[tuple[str, Any]] = []
+    for key in keys:
+        try:
+            requests.append(build(key))
+        except MediaError as error:
+            finished.append((key, {"outcome": error.outcome, "detail": str(error)}))
+    if requests:
+        for request, result in zip(requests, engine.complete(requests, sampling), strict=True):
+            completions = [asdict(completion) for completion in result.completions]
+            finished.append((request.key, {"prompt": result.prompt, "completions": completions, **request.note}))
+    return finished

@@ -1,0 +1,292 @@
+"""
+Clips: find a stream, decode it, resample it, cut it; frames of a silent video.
+
+Decoding is PyAV's (it brings its own ffmpeg) and soundfile's, resampling torchaudio's. torchcodec is not used: it needs a
+system ffmpeg.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from .cli import InputError
+from .schema import CORRUPT_MEDIA, NO_AUDIO, NO_VIDEO, SAMPLING_RATE
+
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
+    from av.video import VideoStream
+
+CLIP_DURATION_S = 10.0  # of every AVQA question (VGGSound's clip length)
+# 11 characters of YouTube's alphabet and the start second; anything else could name a path outside the media folder.
+VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_(\d{6})")
+# Of several files for one clip the first of these wins: a video has sound too, a sound has no video.
+MEDIA_EXTENSIONS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".opus")
+# Quieter than the lowest bit of 16-bit audio: a track that exists but carries nothing.
+SILENCE_PEAK = 1 / 32768
+
+
+class MediaError(Exception):
+    """
+    A clip cannot be used.
+
+    Args:
+        outcome (`str`): The ledger's word for it (see `schema`).
+        message (`str`): What was found in the file.
+    """
+
+    def __init__(self, outcome: str, message: str):
+        super().__init__(message)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A media file and the part of it that a question is about."""
+
+    path: str
+    start_s: float = 0.0
+    max_duration_s: float | None = None
+
+
+def video_name(row: dict[str, Any]) -> str:
+    """The AVQA name of a row's clip."""
+    return f"{row['video_id']}_{row['start_s']:06.0f}"
+
+
+class MediaFolder:
+    """
+    Finds the clip of a `video_name`; the folder is listed once.
+
+    Args:
+        root (`str`): Searched at any depth; only file names are compared, so an annotation cannot leave it.
+    """
+
+    def __init__(self, root: str):
+        if not Path(root).is_dir():
+            raise InputError(f"--media_dir {root} is not a folder; give the one that holds the clips")
+        self.root = root
+        self._by_stem: dict[str, str] = {}
+        rank: dict[str, int] = {}
+        for folder, _, names in sorted(os.walk(root)):
+            for name in sorted(names):
+                stem, extension = os.path.splitext(name)
+                if extension.lower() not in MEDIA_EXTENSIONS:
+                    continue
+                preference = MEDIA_EXTENSIONS.index(extension.lower())
+                if preference < rank.get(stem, len(MEDIA_EXTENSIONS)):
+                    rank[stem], self._by_stem[stem] = preference, os.path.join(folder, name)
+
+    def find(self, video_name: str) -> Clip | None:
+        """The clip of `<id>_<6-digit start>`, or None."""
+        found = VIDEO_NAME.fullmatch(video_name)
+        if found is None:
+            return None
+        video_id, start_s = found.group(1), int(found.group(2))
+        for stem in (video_name, f"{video_id}_{start_s}"):
+            if stem in self._by_stem:
+                return Clip(self._by_stem[stem])
+        if video_id in self._by_stem:
+            return Clip(self._by_stem[video_id], float(start_s), CLIP_DURATION_S)
+        return None
+
+
+def _open(path: str) -> InputContainer:
+    import av
+
+    try:
+        return av.open(path)
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(CORRUPT_MEDIA, f"cannot be opened: {error}") from error
+
+
+def load_clip(
+    path: str, sampling_rate: int = SAMPLING_RATE, start_s: float = 0.0, max_duration_s: float | None = None
+) -> np.ndarray:
+    """
+    Decode the sound of one clip to mono float32, trimmed (never padded).
+
+    Of several audio streams the one that ffmpeg calls best is taken (the one flagged as default, else the richest); where it
+    stands in the file does not matter.
+
+    Args:
+        path (`str`): Local audio or video file.
+        sampling_rate (`int`): Target rate, Hz.
+        start_s (`float`): Seconds to skip at the beginning.
+        max_duration_s (`float`, *optional*): Longer clips keep their first seconds.
+
+    Returns:
+        `np.ndarray`: shape `(num_samples,)`, nominally in [-1, 1]; lossy codecs overshoot.
+
+    Raises:
+        `MediaError`: No audio stream, or the file cannot be decoded.
+    """
+    import av
+    import torch
+    from torchaudio.functional import resample
+
+    with _open(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            raise MediaError(NO_AUDIO, "the file has no audio stream")
+        to_float = av.AudioResampler(format="fltp")  # sample format only; the rate is torchaudio's business
+        end_s = None if max_duration_s is None else start_s + max_duration_s
+        chunks, num_samples, rate = [], 0, 0
+        try:
+            for frame in cast("Iterator[AudioFrame]", container.decode(stream)):
+                for converted in to_float.resample(frame):
+                    chunks.append(converted.to_ndarray().mean(axis=0))
+                    num_samples += len(chunks[-1])
+                rate = rate or frame.sample_rate
+                if frame.sample_rate != rate:
+                    raise MediaError(CORRUPT_MEDIA, "the sampling rate changes on the way")
+                if end_s is not None and num_samples >= end_s * rate:
+                    break
+        except av.FFmpegError as error:
+            raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
+    if not chunks:
+        raise MediaError(CORRUPT_MEDIA, "the audio stream holds no samples")
+    first = round(start_s * rate)
+    samples = np.concatenate(chunks)[first : None if end_s is None else round(end_s * rate)]
+    if len(samples) == 0:
+        raise MediaError(CORRUPT_MEDIA, f"the sound ends at {num_samples / rate:.2f} s, before {start_s:g} s")
+    mono = torch.from_numpy(samples)
+    return resample(mono, rate, sampling_rate).numpy() if rate != sampling_rate else mono.numpy()
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether a decoded track carries nothing at all."""
+    return float(np.abs(waveform).max(initial=0.0)) < SILENCE_PEAK
+
+
+def encode_flac(waveform: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> bytes:
+    """Mono float32 -> 16-bit FLAC bytes; samples beyond full scale are clipped, as ffmpeg does."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), sampling_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def encode_wav(waveform: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> bytes:
+    """Mono float32 -> 16-bit WAV bytes, the form that chat APIs take."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), sampling_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model is given of a clip: `waveform` `(num_samples,)` at 16 kHz, `duration_s` before the cut, `heard_s` after."""
+
+    waveform: np.ndarray
+    duration_s: float
+    heard_s: float
+
+
+def decode_audio(audio: dict[str, Any], window_s: float | None = None) -> Heard:
+    """
+    Decode a row's audio column and cut it to what a model can take in, knowingly.
+
+    Args:
+        audio (`dict`): `{"bytes", "path"}`, as stored in an undecoded `datasets.Audio` column.
+        window_s (`float`, *optional*): A feature extractor would drop everything after this without a word; callers store
+            `heard_s` in their rows.
+
+    Raises:
+        `MediaError`: The bytes are not audio at 16 kHz.
+    """
+    import soundfile
+
+    try:
+        waveform, rate = soundfile.read(io.BytesIO(audio["bytes"]), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise MediaError(CORRUPT_MEDIA, f"the audio column cannot be decoded: {error}") from error
+    if rate != SAMPLING_RATE or waveform.ndim != 1:
+        raise MediaError(CORRUPT_MEDIA, f"expected mono at {SAMPLING_RATE} Hz, found shape {waveform.shape} at {rate} Hz")
+    cut = waveform if window_s is None else waveform[: round(window_s * SAMPLING_RATE)]
+    return Heard(cut, len(waveform) / SAMPLING_RATE, len(cut) / SAMPLING_RATE)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A silent video: `pixels` uint8 `(num_frames, height, width, 3)`, sampled at `fps` frames per second."""
+
+    pixels: np.ndarray
+    fps: float
+
+    def metadata(self) -> dict[str, float]:
+        """
+        What a Qwen2.5-VL processor is told of the clip, as `video_metadata`.
+
+        transformers 5.17 cuts the seconds between two pairs of frames to an integer before it computes their positions:
+        above 2 frames per second every frame would stand at time zero and their order be lost. So faster sampling is
+        declared as 2 frames per second: order and proportions are kept, absolute time is stretched.
+        """
+        declared_fps = min(self.fps, 2.0)
+        num_frames = len(self.pixels)
+        return {"fps": declared_fps, "total_num_frames": num_frames, "duration": num_frames / declared_fps}
+
+
+def load_frames(
+    path: str, num_frames: int, max_pixels: int, start_s: float = 0.0, max_duration_s: float | None = None
+) -> Frames:
+    """
+    Sample frames uniformly over a clip; the sound is not read.
+
+    Args:
+        path (`str`): Local video file.
+        num_frames (`int`): At most this many; a shorter clip gives all it has, less one if odd (Qwen2.5-VL pairs frames).
+        max_pixels (`int`): Larger frames are scaled down to this area, keeping the aspect ratio.
+        start_s (`float`): Seconds to skip at the beginning.
+        max_duration_s (`float`, *optional*): Seconds to sample from.
+
+    Raises:
+        `MediaError`: No video stream, or the file cannot be decoded.
+    """
+    import av
+
+    end_s = float("inf") if max_duration_s is None else start_s + max_duration_s
+    with _open(path) as container:
+        stream = cast("VideoStream | None", container.streams.best("video"))
+        if stream is None:
+            raise MediaError(NO_VIDEO, "the file has no video stream")
+        stream.thread_type = "AUTO"
+        scale = min(1.0, (max_pixels / max(1, stream.width * stream.height)) ** 0.5)
+        width, height = (max(2, int(side * scale / 2) * 2) for side in (stream.width, stream.height))
+        frames, first_s = [], None
+        try:
+            for frame in container.decode(stream):
+                time_s = frame.time if frame.time is not None else 0.0
+                first_s = time_s if first_s is None else first_s
+                if time_s - first_s >= end_s:
+                    break
+                if time_s - first_s >= start_s:
+                    frames.append(frame)
+        except av.FFmpegError as error:
+            raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
+        rate = float(stream.average_rate or stream.guessed_rate or 1)
+        if not frames:
+            raise MediaError(CORRUPT_MEDIA, f"no video frame after {start_s:g} s")
+        count = max(1, min(num_frames, len(frames)) // 2 * 2)
+        chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+        pixels = [frames[i].to_ndarray(format="rgb24", width=width, height=height) for i in chosen]
+    return Frames(np.stack(pixels), fps=count / (len(frames) / rate))
+
+
+def sha256_of(path: str) -> str:
+    """Hex digest of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,96 @@
+"""
+Every prompt of the project. A change to any text here is a new `PROMPT_VERSION`: it is recorded with all that is generated.
+
+Choices carry letters, one per line. Reasoning goes inside `<think></think>`, the choice inside `<answer></answer>` (paper,
+section 3.3). Reasoning opens with the sounds in order, "I hear a dog, then a bell.", so that the claims of a trace can be
+compared with what a checker hears without a second language model (`heard_sounds`).
+"""
+
+import re
+import string
+from collections.abc import Sequence
+
+
+PROMPT_VERSION = "1"
+
+LETTERS = string.ascii_uppercase
+
+ANSWER_FORMAT = "then give one choice inside <answer></answer>."
+
+# The paper publishes none of its prompts. These are ours: see README, "Deviations from the paper".
+COT_INSTRUCTION = f"Think about what you hear inside <think></think>, {ANSWER_FORMAT}"
+DIRECT_INSTRUCTION = "Give one choice inside <answer></answer>."
+TEACHER_INSTRUCTION = (
+    'The video is silent: infer its sound. Inside <think></think> start with "I hear", list the sounds in order and '
+    f"reason about them alone, {ANSWER_FORMAT}"
+)
+CHECKER_YES_NO = (
+    "A listener wrote about this audio:\n{think}\nIs every sound that the listener claims really heard? Answer yes or no."
+)
+CHECKER_TRANSCRIPT = 'List the sounds in order, starting with "I hear".'
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """Choices one per line: `A. dog`, `B. bell`, ..."""
+    return "\n".join(f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, choices, strict=False))
+
+
+def question_text(question: str, choices: Sequence[str], instruction: str) -> str:
+    """The user's text for a multiple-choice question, under one of the instructions above."""
+    return f"{question.strip()}\n{lettered(choices)}\n{instruction}"
+
+
+def user_message(text: str, media: str | None = None) -> list[dict]:
+    """
+    A one-turn conversation.
+
+    Args:
+        text (`str`): What the user says.
+        media (`str`, *optional*): `"audio"` or `"video"`: the kind of the clip that precedes the text.
+    """
+    parts: list[dict] = [] if media is None else [{"type": media}]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def with_audio(messages: Sequence[dict]) -> list[dict]:
+    """
+    Give the user turn of stored messages (string contents) an audio part before its text.
+
+    Published rows hold plain strings beside an `audio` column: content parts stored in Arrow come back with every absent
+    key filled with None, and the Qwen2-Audio template, which tests `'audio' in content`, renders those as extra clips.
+    """
+    out = []
+    for message in messages:
+        text = {"type": "text", "text": message["content"]}
+        out.append({"role": message["role"], "content": [{"type": "audio"}, text] if message["role"] == "user" else [text]})
+    return out
+
+
+def render_trace(think: str, answer: str) -> str:
+    """The form every trace has."""
+    return f"<think>{think}</think><answer>{answer}</answer>"
+
+
+def render_label(answer: str) -> str:
+    """The target of the label-only arm: an answer without reasoning."""
+    return f"<answer>{answer}</answer>"
+
+
+# "I hear a dog, then a bell." up to the end of the sentence; reasoning may follow it.
+_HEARD = re.compile(r"\bI hear\s+(.+?)\s*(?:\.|$)", re.IGNORECASE | re.DOTALL)
+_BETWEEN_SOUNDS = re.compile(r"\s*(?:,\s*)?(?:\band then\b|\bthen\b|\band\b|,)\s*", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)
+
+
+def heard_sounds(text: str) -> list[str] | None:
+    """
+    The sounds that a text claims, in order, lower-cased and without articles: `["dog", "bell"]`.
+
+    Returns:
+        `list[str]` or `None`: `[]` for "I hear nothing.", `None` when the text makes no such claim.
+    """
+    found = _HEARD.search(text)
+    if found is None:
+        return None
+    sounds = [_ARTICLE.sub("", part.strip()).lower() for part in _BETWEEN_SOUNDS.split(found.group(1))]
+    return [sound for sound in sounds if sound and sound != "nothing"]

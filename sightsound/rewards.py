@@ -1,0 +1,33 @@
+"""The two rewards of the paper (section 3.3), as TRL reward functions. Both ask the project's grader."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .answers import has_trace_format, is_correct, parse_answer
+
+
+def _text(completion: str | list[dict[str, Any]]) -> str:
+    return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def accuracy_reward(
+    completions: Sequence[str | list[dict[str, Any]]],
+    teacher_answer: Sequence[int],
+    choices: Sequence[Sequence[str]],
+    **_: Any,
+) -> list[float]:
+    """
+    +1 when the answer is the *teacher's*; the student never sees a ground-truth label.
+
+    Args:
+        completions: One per sampled output, as text or as a conversational completion.
+        teacher_answer (`Sequence[int]`): Index of the teacher's choice, per output.
+        choices: The choices, per output.
+    """
+    rows = zip(completions, teacher_answer, choices, strict=True)
+    return [float(is_correct(parse_answer(_text(c), options), gold, options)) for c, gold, options in rows]
+
+
+def format_reward(completions: Sequence[str | list[dict[str, Any]]], **_: Any) -> list[float]:
+    """+1 when the output is `<think>...</think><answer>...</answer>` and nothing else."""
+    return [float(has_trace_format(_text(completion))) for completion in completions]

@@ -1,0 +1,232 @@
+"""
+What every published dataset and every stage's output looks like: features, outcome words, reading and writing.
+
+Changing a column here is a breaking change for people who call `load_dataset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli import InputError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
+ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
+
+# Outcome of an annotation row in avqa-audio: built, or why not.
+BUILT = "built"
+BAD_ANNOTATION = "bad_annotation"
+DUPLICATE_ID = "duplicate_id"
+WRONG_CHOICE_COUNT = "wrong_choice_count"
+ANSWER_OUT_OF_RANGE = "answer_out_of_range"
+MISSING_MEDIA = "missing_media"
+CORRUPT_MEDIA = "corrupt_media"
+NO_AUDIO = "no_audio"
+SILENT = "silent"
+
+# Outcome of a question in the traces corpus: accepted, or why not.
+ACCEPTED = "accepted"
+NO_VIDEO = "no_video"
+NO_ANSWER = "no_answer"
+NOT_UNANIMOUS = "not_unanimous"
+ALL_REJECTED = "all_traces_rejected"
+NOT_VERIFIED = "not_verified"
+
+
+def avqa_audio_features() -> Features:
+    """avqa-audio: one row per question. `answer` is an index into `choices`; `question` says "audio" for "video"."""
+    from datasets import Audio, Features, List, Value
+
+    return Features(
+        {
+            "id": Value("string"),
+            "video_id": Value("string"),
+            "start_s": Value("float64"),
+            "audio": Audio(sampling_rate=SAMPLING_RATE),
+            "duration_s": Value("float64"),
+            "question": Value("string"),
+            "video_question": Value("string"),
+            "choices": List(Value("string")),
+            "answer": Value("int32"),
+            "answer_text": Value("string"),
+            "question_relation": Value("string"),
+            "question_type": Value("string"),
+            "media_sha256": Value("string"),
+        }
+    )
+
+
+def traces_features() -> Features:
+    """The whole ledger of the corpus: one row per question, without audio (join by `id`)."""
+    from datasets import Features, List, Value
+
+    trace = {
+        "text": Value("string"),
+        "think": Value("string"),
+        "answer": Value("int32"),
+        "finish_reason": Value("string"),
+        "verdict": Value("string"),
+        "verdict_text": Value("string"),
+    }
+    return Features(
+        {
+            "id": Value("string"),
+            "question": Value("string"),
+            "choices": List(Value("string")),
+            "teacher_answer": Value("int32"),
+            "unanimous": Value("bool"),
+            "traces": List(trace),
+            "outcome": Value("string"),
+            "teacher": Value("string"),
+            "teacher_revision": Value("string"),
+            "checker": Value("string"),
+            "checker_revision": Value("string"),
+            "verdict_mode": Value("string"),
+            "checker_heard_s": Value("float64"),
+            "prompt_version": Value("string"),
+            "num_traces": Value("int32"),
+            "temperature": Value("float64"),
+            "max_tokens": Value("int32"),
+            "seed": Value("int64"),
+            "media_sha256": Value("string"),
+        }
+    )
+
+
+def verified_features() -> Features:
+    """Accepted questions only, ready for training: `prompt` (messages), every accepted trace as a completion."""
+    from datasets import Audio, Features, List, Value
+
+    return Features(
+        {
+            "id": Value("string"),
+            "audio": Audio(sampling_rate=SAMPLING_RATE),
+            "prompt": List({"role": Value("string"), "content": Value("string")}),
+            "completions": List(Value("string")),
+            "teacher_answer": Value("int32"),
+            "choices": List(Value("string")),
+        }
+    )
+
+
+def predictions_features() -> Features:
+    """One row per benchmark question of one evaluation run."""
+    from datasets import Features, List, Value
+
+    text = {name: Value("string") for name in ("id", "control", "question_type", "question_relation", "prompt", "output")}
+    return Features(
+        {
+            **text,
+            "finish_reason": Value("string"),
+            "answer": Value("int32"),
+            "matched_by": Value("string"),
+            "gold": Value("int32"),
+            "choices": List(Value("string")),
+            "correct": Value("bool"),
+            "duration_s": Value("float64"),
+            "heard_s": Value("float64"),
+            "benchmark": Value("string"),
+            "benchmark_revision": Value("string"),
+            "model": Value("string"),
+            "model_revision": Value("string"),
+            "method": Value("string"),
+            "generation": Value("string"),
+        }
+    )
+
+
+def ledger_features() -> Features:
+    """One row per input row of a stage."""
+    from datasets import Features, Value
+
+    return Features({"id": Value("string"), "outcome": Value("string"), "detail": Value("string")})
+
+
+def write_parquet(rows: Sequence[dict[str, Any]], features: Features, path: Path) -> None:
+    """
+    Write rows with the features in the file's metadata, atomically.
+
+    Audio is given as `{"bytes", "path"}` and stored as such: `Dataset.to_parquet` would keep local paths of anything else,
+    and encoding through the feature would need torchcodec and a system ffmpeg.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Audio, Dataset
+
+    columns = {name: [row[name] for row in rows] for name in features}
+    plain = features.copy()
+    audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
+    for name in audio:
+        plain[name] = {"bytes": _value("binary"), "path": _value("string")}
+    dataset = Dataset.from_dict(columns, features=plain)
+    for name in audio:
+        dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
+    table = dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    # `datasets` cannot read an empty row group, but a file without any.
+    with pq.ParquetWriter(temporary, table.schema) as writer:
+        if len(table):
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    os.replace(temporary, path)
+
+
+def _value(dtype: str) -> Any:
+    from datasets import Value
+
+    return Value(dtype)
+
+
+def write_ledger(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write `ledger.parquet`: `id`, `outcome` and `detail` of every input row."""
+    write_parquet([{"detail": None, **row} for row in rows], ledger_features(), path)
+
+
+def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
+    """
+    Open a split of a local dataset folder or of a Hub dataset, audio left encoded (`media.decode_audio` decodes it).
+
+    A local folder has to carry a card by `hub.write_dataset_card`: see there for what `datasets` caches otherwise.
+
+    Raises:
+        `InputError`: There is no such dataset, config or split.
+    """
+    from datasets import Audio, disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    try:
+        dataset = load_dataset(source, config, split=split)
+    except (FileNotFoundError, ValueError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"cannot open split '{split}' of {source} ({reason}); expected a dataset folder or a Hub dataset id"
+        ) from error
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Audio):
+            dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
+    return dataset
+
+
+class AudioById:
+    """
+    The audio column of an avqa-audio split, looked up by row id; a cell is read when it is asked for.
+
+    Args:
+        dataset (`Dataset`): Opened with `open_dataset`.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._audio = dataset.select_columns(["audio"])
+        self._position = {row_id: i for i, row_id in enumerate(dataset["id"])}
+
+    def __contains__(self, row_id: str) -> bool:
+        return row_id in self._position
+
+    def __getitem__(self, row_id: str) -> dict[str, Any]:
+        return self._audio[self._position[row_id]]["audio"]

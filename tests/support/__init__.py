@@ -1,0 +1,1 @@
+"""What tests share: a loopback OpenAI server, tiny checkpoints, a tiny world."""

@@ -1,0 +1,157 @@
+"""
+A loopback server for `POST /v1/chat/completions`, as `sightsound.chat.OpenAIEngine` uses it.
+
+It proves that the client speaks well-formed HTTP, sends the media that it was given, and copes with failures. It is *not*
+vLLM: it does not prove that a real server expands placeholders, samples frames, schedules batches or draws seeds alike.
+"""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
+from sightsound.media import Frames
+
+
+# In place of a status code: what else a server can do wrong.
+DROP, ONE_CHOICE = "drop", "one choice"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request as the server understood it."""
+
+    model: str
+    text: str
+    audio: np.ndarray | None
+    video: Frames | None
+    n: int
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+Answer = Callable[[Ask], list[str] | list[Completion]]
+
+
+def _parse(body: dict[str, Any]) -> Ask:
+    """Strict: a field that the protocol does not know, or that is not where it belongs, raises."""
+    import soundfile
+    from PIL import Image
+
+    (message,) = body.pop("messages")
+    parts = {part["type"]: part[part["type"]] for part in message["content"]}
+    if list(parts) not in (["text"], ["input_audio", "text"], ["video_url", "text"]):
+        raise ValueError(f"unexpected content parts {list(parts)}")
+    audio = video = None
+    if "input_audio" in parts:
+        wav = io.BytesIO(base64.b64decode(parts["input_audio"]["data"], validate=True))
+        audio, rate = soundfile.read(wav, dtype="float32")
+        if (rate, audio.ndim, parts["input_audio"]["format"]) != (16_000, 1, "wav"):
+            raise ValueError("expected mono WAV at 16 kHz")
+    if "video_url" in parts:
+        frames = parts["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
+        images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(frame, validate=True)))) for frame in frames]
+        video = Frames(np.stack(images), body.pop("mm_processor_kwargs")["fps"])
+    return Ask(text=parts["text"], audio=audio, video=video, **body)
+
+
+def model_answer(engine: TransformersEngine) -> Answer:
+    """Answer with a model in this process; one request at a time, since the draw goes through torch's global generator."""
+    lock = threading.Lock()
+
+    def answer(ask: Ask) -> list[Completion]:
+        request = ChatRequest(str(ask.seed), ask.text, audio=ask.audio, video=ask.video)
+        with lock:
+            (result,) = engine.complete([request], Sampling(ask.n, ask.temperature, ask.max_tokens, ask.seed))
+        return result.completions
+
+    return answer
+
+
+class OpenAIServer:
+    """
+    Serve while the `with` block lasts.
+
+    Args:
+        answer (`Answer`): Request to its `n` texts (or `Completion`s); `model_answer(engine)` for a real model.
+        faults (`Iterable`): One per request that comes in, until used up: an HTTP status, `DROP` (close the connection
+            without an answer), `ONE_CHOICE` (ignore `n`), or None (answer well).
+
+    Attributes:
+        asked (`list[Ask]`): Every request that was answered well, in order of arrival.
+        statuses (`list`): What every request met: a fault, or 200.
+    """
+
+    def __init__(self, answer: Answer, faults: Iterable[int | str | None] = ()):
+        self.asked: list[Ask] = []
+        self.statuses: list[int | str] = []
+        self._answer, self._faults, self._lock = answer, iter(faults), threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                outer._serve(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def __enter__(self) -> "OpenAIServer":
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _serve(self, http: BaseHTTPRequestHandler) -> None:
+        body = json.loads(http.rfile.read(int(http.headers["Content-Length"])))
+        with self._lock:
+            fault = next(self._faults, None)
+            self.statuses.append(fault or 200)
+        if fault == DROP:
+            http.close_connection = True
+        elif isinstance(fault, int):
+            self._send(http, fault, {"error": {"message": f"fault {fault}"}})
+        else:
+            try:
+                ask = _parse(body)
+                if ask.n > 1 and ask.temperature == 0:
+                    raise ValueError("n must be 1 when using greedy sampling")  # vLLM refuses this too
+                with self._lock:
+                    self.asked.append(ask)
+                said = self._answer(ask)
+            except (ValueError, TypeError, KeyError) as error:  # a client's mistake; anything else is the test's
+                self._send(http, 400, {"error": {"message": str(error)}})
+                return
+            choices = [Completion(each, "stop") if isinstance(each, str) else each for each in said]
+            self._send(http, 200, {"choices": [_choice(i, c) for i, c in enumerate(choices[: 1 if fault else None])]})
+
+    def _send(self, http: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
+        envelope = {"id": "1", "object": "chat.completion", "created": 0, "model": "loopback"} if status == 200 else {}
+        content = json.dumps({**envelope, **body}).encode()
+        http.send_response(status)
+        http.send_header("Content-Type", "application/json")
+        http.send_header("Content-Length", str(len(content)))
+        if status != 200:
+            http.send_header("retry-after-ms", "1")  # the client's own backoff would make tests wait for seconds
+        http.end_headers()
+        http.wfile.write(content)
+
+
+def _choice(index: int, completion: Completion) -> dict[str, Any]:
+    message = {"role": "assistant", "content": completion.text}
+    return {"index": index, "message": message, "finish_reason": completion.finish_reason, "logprobs": None}

@@ -1,0 +1,110 @@
+"""Tiny inputs, made by the project's own scripts: checkpoints with random weights, a world of a few clips, its dataset."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sightsound import schema
+from sightsound.corpus import UNVERIFIED, trace_outcome
+from sightsound.hub import write_dataset_card
+
+
+REPO = Path(__file__).resolve().parents[2]
+# No pretraining corpora are read here; the script writes at least one row of each.
+WORLD_SIZE = {"train": 12, "validation": 4, "test": 8, "student": 8, "teacher": 8, "checker": 8}
+
+
+def _command(script: str, flags: dict[str, Any]) -> list[str]:
+    return [sys.executable, str(REPO / script), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_script(script: str, **flags: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python SCRIPT --flag value ...` as a user does; the caller looks at the exit code."""
+    return subprocess.run(_command(script, flags), env=_environment(), capture_output=True, text=True, check=False)
+
+
+def kill_script_when(file: Path, min_lines: int, script: str, **flags: Any) -> int:
+    """Start a script, SIGKILL it as soon as `file` has some lines; returns how many there were."""
+    process = subprocess.Popen(
+        _command(script, flags), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < min_lines):
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def build_checkpoint(kind: str, path: Path) -> Path:
+    """A `student` (audio) or `teacher` (video) with random weights, saved as the miniature's pretraining saves it."""
+    from transformers import GenerationConfig, set_seed
+
+    from sightsound.checkpoints import save_checkpoint
+
+    spec = importlib.util.spec_from_file_location("pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
+    pretrain = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = pretrain  # dataclasses look their module up while they are made
+    spec.loader.exec_module(pretrain)
+    set_seed(0)
+    model, processor = pretrain.make_student() if kind == "student" else pretrain.make_teacher()
+    ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**ids)
+    save_checkpoint(model, processor, path)
+    return path
+
+
+def build_world(folder: Path) -> Path:
+    sizes = {f"num_{part}": count for part, count in WORLD_SIZE.items()}
+    done = run_script("dataset_builders/miniature.py", output_dir=folder, num_proc=1, **sizes)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def build_dataset(world: Path, folder: Path) -> Path:
+    annotations = {"train_annotations": world / "train_qa.json", "validation_annotations": world / "val_qa.json"}
+    done = run_script("dataset_builders/avqa_audio.py", **annotations, media_dir=world / "clips", output_dir=folder, num_proc=1)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def trace(text: str, answer: int | None, think: str | None, verdict: str | None = None, finish_reason: str = "stop") -> dict:
+    """One trace in the form of the ledger."""
+    said = {"text": text, "think": think, "answer": answer, "finish_reason": finish_reason}
+    return {**said, "verdict": verdict, "verdict_text": None}
+
+
+def trace_row(question: dict[str, Any], traces: Sequence[dict], **changed: Any) -> dict[str, Any]:
+    """One row of a traces folder, for a question of the tiny dataset."""
+    shared = {key: question[key] for key in ("id", "question", "choices", "media_sha256")}
+    provenance = {"teacher": "scripted", "teacher_revision": "1", "prompt_version": "1", "num_traces": len(traces)}
+    sampling = {"temperature": 1.0, "max_tokens": 64, "seed": 0}
+    return {**shared, "traces": list(traces), **trace_outcome(traces), **UNVERIFIED, **provenance, **sampling, **changed}
+
+
+def write_traces(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """A folder as `traces.py` and `verdicts.py` leave it."""
+    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "train-00000-of-00001.parquet")
+    write_dataset_card(folder, "# Traces\n", {"default": {"train": "data/*.parquet"}})
+    return folder
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return list(schema.open_dataset(str(folder), "train"))
+
+
+def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder / "ledger.parquet").to_pylist()

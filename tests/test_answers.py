@@ -1,0 +1,181 @@
+"""The one grader: every form of answer that a model was seen to give, and every choice of the real benchmarks."""
+
+import json
+
+import pytest
+
+from sightsound.answers import (
+    Answer,
+    extract_answer_text,
+    extract_think,
+    has_trace_format,
+    is_correct,
+    match_choice,
+    parse_answer,
+)
+from sightsound.prompts import LETTERS
+
+
+CHOICES = ["dog", "bell", "fire engine", "acoustic guitar"]
+
+
+LETTER_B = ["B", "(B)", "[B]", "B.", "B)", "B:", "b", "(b)", "**B**", "__B__", '"B"', "B. bell", "B: bell", "(B) bell", " B \n"]
+LETTER_B += ["Option B", "Answer: B", "Final answer: B", "The answer is B", "The correct answer is (B).", "the choice is B"]
+LETTER_B += ["The answer is: B", "**The answer is B**", "So the answer is B."]
+
+
+@pytest.mark.parametrize("text", LETTER_B)
+def test_an_option_letter_is_an_answer(text):
+    assert parse_answer(text, CHOICES) == Answer(1, "letter", text.strip())
+
+
+def test_a_letter_disagreeing_with_its_text_counts_as_the_letter():
+    assert parse_answer("<answer>B. dog</answer>", CHOICES).index == 1
+
+
+@pytest.mark.parametrize("text", ["A dog barks", "A dog", "a dog", "A big dog"])
+def test_an_article_is_not_an_option_letter(text):
+    assert parse_answer(text, ["cat", "dog"]).index == 1
+
+
+def test_a_letter_beyond_the_choices_is_unanswered():
+    assert parse_answer("E", CHOICES) == Answer(None, "none", "E")
+
+
+@pytest.mark.parametrize(
+    "text", ["fire engine", "Fire Engine", " fire engine ", "the fire engine", "fire engine.", "fire-engine"]
+)
+def test_the_exact_text_of_a_choice_is_an_answer(text):
+    assert parse_answer(text, CHOICES).index == 2
+    assert parse_answer(text, CHOICES).matched_by == "choice_text"
+
+
+@pytest.mark.parametrize("text", ["It is a fire engine passing by", "fire engines", "fire-engin"])
+def test_the_most_similar_choice_is_an_answer(text):
+    assert match_choice(text, CHOICES) == Answer(2, "similarity", text)
+
+
+@pytest.mark.parametrize("text", ["xylophone", "", "  ", "？", "I cannot tell", "42"])
+def test_nothing_similar_is_unanswered_and_never_a_guess(text):
+    answer = parse_answer(text, CHOICES)
+    assert (answer.index, answer.matched_by) == (None, "none")
+
+
+@pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell"])
+def test_a_tie_is_unanswered(text):
+    assert match_choice(text, CHOICES) == Answer(None, "none", text)
+
+
+def test_a_choice_inside_another_is_told_apart():
+    choices = ["guitar", "acoustic guitar", "drum"]
+    assert match_choice("guitar", choices).index == 0
+    assert match_choice("acoustic guitar", choices).index == 1
+    assert match_choice("an acoustic guitar is heard", choices).index == 1
+    assert match_choice("a guitar is heard", choices).index == 0
+
+
+def test_musical_notes_are_choices_and_not_letters():
+    assert match_choice("A#", ["G", "A#", "D", "E"]) == Answer(1, "choice_text", "A#")
+    assert match_choice("C#:min/1", ["A:maj/1", "E:9/1", "C#:min/1", "D:7"]).index == 2
+
+
+@pytest.mark.parametrize("text", ["A:min/P5", "D:maj/M3", "D:maj/M3."])
+def test_a_chord_that_begins_with_a_letter_and_a_colon_is_the_chord(text):
+    choices = ["E:maj/P1", "G:maj/P1", "D:maj/M3", "A:min/P5"]
+    assert match_choice(text, choices).index == (2 if text.startswith("D") else 3)
+
+
+def test_a_sharp_or_a_sign_makes_another_choice():
+    notes, numbers = ["A", "A#", "B", "C"], ["5", "-5", "10", "0"]
+    assert not is_correct(match_choice("A#", notes), 0, notes)
+    assert not is_correct(match_choice("-5", numbers), 0, numbers)
+
+
+def test_the_last_answer_tag_counts():
+    output = "I use <answer>...</answer>. <think>a bell</think><answer>dog</answer> or rather <answer>bell</answer>"
+    assert extract_answer_text(output) == "bell"
+
+
+def test_an_unclosed_answer_tag_still_holds_the_answer():
+    assert extract_answer_text("<think>a bell rings</think><answer>bell") == "bell"
+    assert parse_answer("<think>a bell rings</think><answer>x", CHOICES).index is None
+
+
+def test_without_tags_the_answer_follows_the_reasoning():
+    assert extract_answer_text("<think>not a dog</think>\nbell") == "bell"
+    assert extract_answer_text("bell") == "bell"
+
+
+def test_reasoning_that_never_ended_holds_no_answer():
+    output = "<think>I hear a dog. It must be the dog, so B"
+    assert extract_answer_text(output) == ""
+    assert parse_answer(output, CHOICES) == Answer(None, "none", "")
+    assert extract_think(output) is None
+
+
+def test_the_reasoning_is_extracted_without_its_tags():
+    assert extract_think("<think> a bell\nrings </think><answer>bell</answer>") == "a bell\nrings"
+    assert extract_think("<answer>bell</answer>") is None
+
+
+def test_a_second_choice_with_the_gold_text_is_correct():
+    choices = ["Diving", "riding", " diving ", "walk"]
+    assert is_correct(parse_answer("C", choices), 0, choices)
+    assert is_correct(parse_answer("diving", choices), 2, choices)
+    assert not is_correct(parse_answer("B", choices), 0, choices)
+
+
+def test_an_unanswered_question_is_not_correct():
+    assert not is_correct(Answer(None, "none", ""), 0, CHOICES)
+
+
+def test_outer_spaces_and_full_width_marks_do_not_matter():
+    assert parse_answer("bell", ["dog ", " bell"]).index == 1
+    assert parse_answer("<answer> bell？ </answer>", CHOICES).index == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("<think>a bell</think><answer>bell</answer>", True),
+        ("\n<think>a\nbell</think>\n<answer>bell</answer>\n", True),
+        ("<think>a bell</think><answer>bell", False),
+        ("<think></think><answer>bell</answer>", False),
+        ("<think>a bell</think><answer></answer>", False),
+        ("<answer>bell</answer>", False),
+        ("Sure! <think>a bell</think><answer>bell</answer>", False),
+        ("<think>a bell</think><answer>bell</answer> Bye.", False),
+        ("<think>a</think><think>b</think><answer>bell</answer>", False),
+        ("<think>a</think><answer>bell</answer><answer>dog</answer>", False),
+        ("<think><answer>x</answer></think><answer>bell</answer>", False),
+        ("<answer>bell</answer><think>a bell</think>", False),
+    ],
+)
+def test_the_trace_format_is_one_think_and_one_answer(output, expected):
+    assert has_trace_format(output) is expected
+
+
+def _same(choice: str, other: str) -> bool:
+    return choice.strip().casefold() == other.strip().casefold()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected_rows"),
+    [("avqa/train_qa.subset.json", 8710), ("avqa/val_qa.sample.json", 112), ("mmau/mmau-test-mini.json", 1000)],
+)
+def test_every_choice_of_the_real_benchmarks_can_be_answered(real_data, file, expected_rows):
+    rows = json.loads((real_data / "annotations" / file).read_text())
+    assert len(rows) == expected_rows
+    wrong_letter, wrong_text, one_letter = [], [], []
+    for row in rows:
+        choices = row["multi_choice"] if "multi_choice" in row else row["choices"]
+        for i, choice in enumerate(choices):
+            if parse_answer(f"<think>x</think><answer>{LETTERS[i]}</answer>", choices).index != i:
+                wrong_letter.append((LETTERS[i], choices))
+            found = parse_answer(f"<answer>{choice}</answer>", choices).index
+            if found is None or not _same(choices[found], choice):
+                # "D" among the notes G, A#, D, E is two answers at once: the protocol takes the letter first.
+                (one_letter if len(choice.strip()) == 1 else wrong_text).append((choice, choices))
+    assert wrong_letter == []
+    assert wrong_text == []
+    assert len(one_letter) == (9 if file.startswith("mmau") else 0), one_letter

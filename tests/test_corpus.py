@@ -1,0 +1,110 @@
+"""The method's rules, on one ledger that can be checked by eye."""
+
+import pytest
+
+from sightsound.cli import InputError
+from sightsound.corpus import SELECTIONS, is_unanimous, majority, select, trace_outcome
+from sightsound.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
+
+
+CHOICES = ["dog", " bell"]
+
+
+def trace(name: str, answer: int | None, verdict: str | None = None, has_format: bool = True) -> dict:
+    text = f"<think>{name}</think><answer>{answer}</answer>" if has_format else name
+    return {"text": text, "think": name, "answer": answer, "finish_reason": "stop", "verdict": verdict, "verdict_text": None}
+
+
+def question(row_id: str, *traces: dict) -> dict:
+    return {"id": row_id, "question": "What?", "choices": CHOICES, "traces": list(traces), **trace_outcome(traces)}
+
+
+LEDGER = [
+    question("agreed", trace("a1", 1, "accept"), trace("a2", 1, "reject"), trace("a3", 1, "accept")),
+    question("first-rejected", trace("r1", 0, "reject"), trace("r2", 0, "accept")),
+    question("all-rejected", trace("x1", 0, "reject"), trace("x2", 0, "invalid")),
+    question("split", trace("s1", 0, "accept"), trace("s2", 1, "accept"), trace("s3", 1, "accept")),
+    question("one-unanswered", trace("u1", 0, "accept"), trace("u2", None)),
+    question("silent", trace("n1", None), trace("n2", None)),
+    question("format", trace("f1", 0, "accept", has_format=False), trace("f2", 0, "accept")),
+    question("unverified", trace("v1", 0), trace("v2", 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("answers", "unanimous"),
+    [([1, 1, 1], True), ([1], True), ([1, 0], False), ([1, None], False), ([None, None], True), ([], False)],
+)
+def test_no_answer_is_an_answer_of_its_own(answers, unanimous):
+    assert is_unanimous(answers) is unanimous
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [([0, 1, 1], 1), ([1, 0, 0, 1], 1), ([0, 1, 1, 0], 0), ([None, None, 2], 2), ([None], None), ([], None)],
+)
+def test_the_majority_of_equals_is_the_earliest(answers, expected):
+    assert majority(answers) == expected
+
+
+def test_every_question_has_an_outcome():
+    assert {row["id"]: (row["outcome"], row["teacher_answer"], row["unanimous"]) for row in LEDGER} == {
+        "agreed": ("accepted", 1, True),
+        "first-rejected": ("accepted", 0, True),
+        "all-rejected": ("all_traces_rejected", 0, True),
+        "split": ("not_unanimous", 1, False),
+        "one-unanswered": ("not_unanimous", 0, False),
+        "silent": ("no_answer", None, True),
+        "format": ("accepted", 0, True),
+        "unverified": ("not_verified", 0, True),
+    }
+
+
+SELECTED = {
+    "cot": ["a1", "r1", "x1", "s1", "u1", "v1"],
+    "agfv": ["a1", "s1", "u1"],
+    "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "v1", "v2"],
+    "tts_agfv": ["a1", "a3", "r2", "f2"],
+}
+
+
+@pytest.mark.parametrize("selection", SELECTED)
+def test_an_arm_selects_these_traces(selection):
+    rows = select(LEDGER, selection)
+    assert [row["completion"].split("</think>")[0].removeprefix("<think>") for row in rows] == SELECTED[selection]
+
+
+def test_the_label_arm_takes_the_teachers_answer_of_every_answered_question():
+    rows = select(LEDGER, "label")
+    labels = {row["id"]: row["completion"] for row in rows}
+    assert labels == {row["id"]: "<answer>dog</answer>" for row in LEDGER if row["id"] != "silent"} | {
+        "agreed": "<answer>bell</answer>",
+        "split": "<answer>bell</answer>",
+    }
+    assert rows[0]["prompt"] == [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_INSTRUCTION)}]
+
+
+def test_a_selected_row_carries_what_training_needs():
+    assert select(LEDGER, "tts_agfv")[0] == {
+        "id": "agreed",
+        "teacher_answer": 1,
+        "choices": CHOICES,
+        "prompt": [{"role": "user", "content": question_text("What?", CHOICES, COT_INSTRUCTION)}],
+        "completion": "<think>a1</think><answer>1</answer>",
+    }
+
+
+def test_every_arm_is_covered_here():
+    assert {*SELECTED, "label"} == set(SELECTIONS)
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="unknown selection 'best'; expected one of label, cot, agfv, tts, tts_agfv"):
+        select(LEDGER, "best")
+
+
+def test_an_empty_selection_is_an_error_that_counts_the_outcomes():
+    with pytest.raises(InputError, match=r"'tts_agfv' is empty \(1 all_traces_rejected, 1 no_answer\)"):
+        select([row for row in LEDGER if row["id"] in ("all-rejected", "silent")], "tts_agfv")
+    with pytest.raises(InputError, match="the ledger is empty"):
+        select([], "cot")

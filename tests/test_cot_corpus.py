@@ -1,0 +1,153 @@
+"""The corpus: what a researcher gets from `load_dataset`, and what is said of every question that is not in it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sightsound import schema
+from sightsound.corpus import SELECTIONS, trace_outcome
+from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
+from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
+
+
+SCRIPT = "dataset_builders/cot_corpus.py"
+CHECKED = {"checker": "scripted", "checker_revision": "2", "verdict_mode": "yes_no", "checker_heard_s": 2.0}
+
+
+def checked(name: str, answer: int | None, verdict: str | None) -> dict:
+    return trace(render_trace(name, "it"), answer, name, verdict)
+
+
+def rows_of(questions, verdicts: bool) -> list[dict]:
+    """Five questions: two accepted, one rejected, one not unanimous, one without a clip."""
+    said = [
+        [checked("a", 1, "accept"), checked("b", 1, "reject"), checked("c", 1, "accept")],
+        [checked("d", 0, "reject"), checked("e", 0, "reject"), checked("f", 0, "invalid")],
+        [checked("g", 2, "accept"), checked("h", 3, "accept"), checked("i", 3, "accept")],
+        [checked("j", 2, "accept"), checked("k", 2, "accept"), checked("l", 2, "accept")],
+    ]
+    rows = []
+    for question, traces in zip(questions, said, strict=False):
+        rows.append(trace_row(question, traces if verdicts else [{**t, "verdict": None} for t in traces]))
+    rows.append(trace_row(questions[4], [], outcome=schema.MISSING_MEDIA, teacher_answer=None, unanimous=False))
+    return [{**row, **CHECKED} for row in rows] if verdicts else rows
+
+
+def build(questions, tiny_dataset, folder, change=lambda rows: rows):
+    """Run the builder on the five questions, verdicts changed by the test."""
+    traces = write_traces(rows_of(questions, verdicts=False), folder / "traces")
+    verdicts = write_traces(change(rows_of(questions, verdicts=True)), folder / "verdicts")
+    flags = {"dataset": tiny_dataset, "traces": traces, "verdicts": verdicts, "output_dir": folder / "corpus"}
+    return run_script(SCRIPT, **flags)
+
+
+def assert_refused(done, told: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+
+
+@pytest.fixture(scope="module")
+def corpus(questions, tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    done = build(questions, tiny_dataset, folder)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=folder / "corpus", stdout=done.stdout)
+
+
+OUTCOMES = ["accepted", "all_traces_rejected", "not_unanimous", "accepted", "missing_media"]
+
+
+def test_every_question_is_in_the_ledger_once(corpus, questions):
+    ledger = [(entry["id"], entry["outcome"]) for entry in read_ledger(corpus.folder)]
+    assert ledger == list(zip([row["id"] for row in questions[:5]], OUTCOMES, strict=True))
+    assert corpus.stdout == "5 questions: 2 accepted, 1 all_traces_rejected, 1 not_unanimous, 1 missing_media\n"
+
+
+def test_the_default_config_is_ready_for_training(corpus, questions):
+    from datasets import Audio, load_dataset
+
+    dataset = load_dataset(str(corpus.folder))
+    assert list(dataset) == ["train"]
+    assert dataset["train"].features == schema.verified_features()
+    first, second = dataset["train"].cast_column("audio", Audio(decode=False))
+    assert (first["id"], second["id"]) == (questions[0]["id"], questions[3]["id"])
+    assert first["completions"] == [render_trace("a", "it"), render_trace("c", "it")], "accepted traces only"
+    asked = question_text(questions[0]["question"], questions[0]["choices"], COT_INSTRUCTION)
+    assert first["prompt"] == [{"role": "user", "content": asked}]
+    assert "video" not in asked
+    assert (first["teacher_answer"], first["choices"]) == (1, questions[0]["choices"])
+    assert first["audio"]["bytes"] == questions[0]["audio"]["bytes"], "the sound of the question itself"
+
+
+def test_the_traces_config_is_the_whole_ledger_without_audio(corpus, questions):
+    from datasets import load_dataset
+
+    dataset = load_dataset(str(corpus.folder), "traces", split="train")
+    assert dataset.features == schema.traces_features()
+    assert dataset["outcome"][:] == OUTCOMES
+    expected = rows_of(questions, verdicts=True)
+    assert list(dataset) == expected, "nothing is changed, nothing is lost"
+    # The corpus alone is enough for every arm of the paper's ablation.
+    sizes = {name: sum(len(choose(row)) for row in dataset) for name, choose in SELECTIONS.items()}
+    assert sizes == {"label": 4, "cot": 4, "agfv": 3, "tts": 9, "tts_agfv": 5}
+
+
+def test_the_card_tells_the_funnel_and_where_it_comes_from(corpus):
+    card = (corpus.folder / "README.md").read_text()
+    for line in (
+        "| asked | 5 |",
+        "| answered by the teacher | 4 |",
+        "| unanimous over 3 traces | 3 |",
+        "| not_unanimous | 1 |",
+    ):
+        assert line in card
+    assert "| accepted: at least one trace verified | 2 |" in card
+    assert "checker `scripted` (revision `2`), verdict mode `yes_no`" in card
+    assert render_trace("a", "it") in card
+
+
+def test_no_accepted_trace_is_an_error_that_keeps_the_ledger(questions, tiny_dataset, tmp_path):
+    def reject(rows):
+        for row in rows:
+            for each in row["traces"]:
+                each["verdict"] = "reject"
+            row |= trace_outcome(row["traces"]) if row["traces"] else {}
+        return rows
+
+    done = build(questions, tiny_dataset, tmp_path, reject)
+    assert_refused(done, "no question was accepted (3 all_traces_rejected, 1 not_unanimous, 1 missing_media)")
+    assert f"{tmp_path / 'corpus'}/ledger.parquet" in done.stderr
+    assert len(read_ledger(tmp_path / "corpus")) == 5
+    assert not (tmp_path / "corpus" / "README.md").exists(), "without a card nobody takes it for a dataset"
+
+
+def test_verdicts_on_other_traces_are_refused(questions, tiny_dataset, tmp_path):
+    def other(rows):
+        rows[3]["traces"][1] |= {"text": "something else"}
+        return rows
+
+    told = f"1 questions (first: {questions[3]['id']}) have verdicts on other traces; run verdicts.py on these"
+    assert_refused(build(questions, tiny_dataset, tmp_path, other), told)
+
+
+def test_a_question_that_was_never_verified_is_kept_as_such(questions, tiny_dataset, tmp_path):
+    done = build(questions, tiny_dataset, tmp_path, lambda rows: rows[:1])
+    assert done.returncode == 0, done.stderr
+    outcomes = [entry["outcome"] for entry in read_ledger(tmp_path / "corpus")]
+    assert outcomes == ["accepted", "not_verified", "not_unanimous", "not_verified", "missing_media"]
+    assert [row["id"] for row in read_rows(tmp_path / "corpus")] == [questions[0]["id"]]
+
+
+def test_what_the_ledger_calls_accepted_is_what_the_default_config_holds(questions, tiny_dataset, tmp_path):
+    # Accepted by the checker, but not in the form that training needs.
+    rows = rows_of(questions, verdicts=True)
+    for each in rows[0]["traces"]:
+        each["text"] += " Indeed."
+    unverified = [{**row, "traces": [{**t, "verdict": None} for t in row["traces"]]} for row in rows]
+    traces, verdicts = write_traces(unverified, tmp_path / "traces"), write_traces(rows, tmp_path / "verdicts")
+    flags = {"dataset": tiny_dataset, "traces": traces, "verdicts": verdicts, "output_dir": tmp_path / "corpus"}
+    done = run_script(SCRIPT, **flags)
+    assert done.returncode == 0, done.stderr
+    accepted = [entry["id"] for entry in read_ledger(tmp_path / "corpus") if entry["outcome"] == "accepted"]
+    assert [row["id"] for row in read_rows(tmp_path / "corpus")] == accepted

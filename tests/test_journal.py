@@ -1,0 +1,158 @@
+"""A stage that is killed at any moment continues, and never mixes two settings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sightsound.cli import InputError
+from sightsound.journal import Journal, Stage, fingerprint, replace_folder, write_atomically
+
+
+def journal_of(path, items=()) -> Journal:
+    journal = Journal(path)
+    journal.append(items)
+    journal.close()
+    return journal
+
+
+def test_a_journal_is_read_back(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal_of(path, [("a", {"text": "été\n"}), ("b", None)])
+    journal = journal_of(path, [("c", 3)])
+    assert list(journal) == ["a", "b", "c"]
+    assert (journal["a"], journal["b"], len(journal), "c" in journal, "d" in journal) == (
+        {"text": "été\n"},
+        None,
+        3,
+        True,
+        False,
+    )
+
+
+def test_what_was_appended_is_on_disk_at_once(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append([("a", 1)])
+    assert json.loads((tmp_path / "journal.jsonl").read_text()) == ["a", 1]
+    journal.close()
+
+
+@pytest.mark.parametrize("bytes_lost", range(1, 12))
+def test_half_a_line_is_cut_off_and_made_again(tmp_path, bytes_lost):
+    path = tmp_path / "journal.jsonl"
+    journal_of(path, [("a", 1), ("b", "é")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-bytes_lost])
+    journal = Journal(path)
+    assert list(journal) == ["a"]
+    journal.append([("b", "é")])
+    journal.close()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 40, b"\0" * 40 + b"\n", b'["b", 2\n'], ids=["zeros", "a line of zeros", "no bracket"])
+def test_a_torn_line_ends_the_journal(tmp_path, torn):
+    path = tmp_path / "journal.jsonl"
+    journal_of(path, [("a", 1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert list(journal_of(path)) == ["a"]
+    assert path.read_bytes() == whole
+
+
+def test_a_stage_with_the_same_settings_continues_and_a_complete_one_says_so(tmp_path):
+    with Stage(tmp_path / "out", {"seed": 0, "names": ("a", "b")}) as stage:
+        assert not stage.complete
+        journal_of(stage.path / "journal.jsonl", [("a", 1)])
+    with Stage(tmp_path / "out", {"seed": 0, "names": ("a", "b")}) as stage:
+        assert not stage.complete
+        assert "a" in journal_of(stage.path / "journal.jsonl")
+        stage.finish()
+    assert not (tmp_path / "out" / "journal.jsonl").exists()
+    with Stage(tmp_path / "out", {"seed": 0, "names": ("a", "b")}) as stage:
+        assert stage.complete
+
+
+def test_a_stage_that_failed_is_not_complete(tmp_path):
+    with pytest.raises(RuntimeError), Stage(tmp_path, {}):
+        raise RuntimeError
+    assert json.loads((tmp_path / "stage.json").read_text())["complete"] is False
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    with Stage(tmp_path, {"seed": 0, "temperature": 1.0}):
+        pass
+    with pytest.raises(InputError, match=r"other settings \(seed: 0 then, 1 now\); delete it or choose another folder"):
+        Stage(tmp_path, {"seed": 1, "temperature": 1.0}).__enter__()
+    with pytest.raises(InputError, match=r"top_p: None then, 0\.9 now"):
+        Stage(tmp_path, {"seed": 0, "temperature": 1.0, "top_p": 0.9}).__enter__()
+
+
+def test_a_refused_stage_does_not_keep_the_lock(tmp_path):
+    with Stage(tmp_path, {"seed": 0}):
+        pass
+    refused = Stage(tmp_path, {"seed": 1})
+    with pytest.raises(InputError, match="other settings"):
+        refused.__enter__()
+    with Stage(tmp_path, {"seed": 0}) as stage:
+        assert not stage.complete
+
+
+def test_another_process_is_refused_while_the_stage_runs(tmp_path):
+    script = (
+        "import sys\nfrom sightsound.cli import run\nfrom sightsound.journal import Stage\n"
+        "run(lambda: Stage(sys.argv[1], {}).__enter__())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with Stage(tmp_path, {}):
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == f"error: {tmp_path} is being written by another process; wait for it or stop it\n"
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_fingerprint_changes_when_its_source_does(tmp_path):
+    file, folder, stage = tmp_path / "a.json", tmp_path / "clips", tmp_path / "stage"
+    file.write_text("1")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "x.mp4").write_text("1")
+    with Stage(stage, {"seed": 0}):
+        (stage / "model").mkdir()
+    sources = (file, folder, stage, stage / "model")
+    before = [fingerprint(source) for source in sources]
+    assert before == [fingerprint(str(source)) for source in sources]
+    assert before[2] == before[3], "a folder inside a stage is known by the stage"
+    file.write_text("2")
+    (folder / "inner" / "y.mp4").write_text("1")
+    with Stage(stage, {"seed": 0}) as finished:
+        finished.finish()
+    assert all(old != fingerprint(source) for old, source in zip(before, sources, strict=True))
+
+
+def test_a_fingerprint_of_a_hub_id_is_its_name():
+    assert fingerprint("Qwen/Qwen2-Audio-7B-Instruct") == "Qwen/Qwen2-Audio-7B-Instruct"
+    assert fingerprint(None) is None
+
+
+def test_atomic_writing_replaces_the_whole_file_or_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+    with open(path) as reader:
+        write_atomically(path, "new")
+        # A reader keeps the file that it opened: the new text never went into it.
+        assert (reader.read(), path.read_text()) == ("old", "new")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half \ud800")
+    assert path.read_text() == "new"
+
+
+def test_a_finished_folder_replaces_what_was_there(tmp_path):
+    new, final = tmp_path / "new", tmp_path / "final"
+    for folder, name in ((new, "b"), (final, "a")):
+        folder.mkdir()
+        (folder / name).touch()
+    replace_folder(new, final)
+    assert os.listdir(final) == ["b"]
+    assert not new.exists()

@@ -1,0 +1,205 @@
+"""The checker's stage: how an answer is read, what is asked again, and what becomes of every trace."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dataset_builders.verdicts import compare_with_transcript, parse_yes_no
+from sightsound import schema
+from sightsound.corpus import ACCEPT, INVALID, REJECT
+from sightsound.hub import write_dataset_card
+from sightsound.media import decode_audio
+from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
+from tests.support.openai_server import Ask, OpenAIServer
+from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
+
+
+SCRIPT = "dataset_builders/verdicts.py"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("Yes.", ACCEPT),
+        ("yes", ACCEPT),
+        (" YES, all of them.", ACCEPT),
+        ("**Yes**", ACCEPT),
+        ('"Yes": a dog barks and no bell rings.', ACCEPT),
+        ("No.", REJECT),
+        ("**No**, there is no dog", REJECT),
+        ("No, no dog barks.", REJECT),
+        ("yes and no", INVALID),
+        ("Yes, and no.", INVALID),
+        ("Yes or no?", INVALID),
+        ("yes/no", INVALID),
+        ("maybe", INVALID),
+        ("Not really", INVALID),
+        ("Yesterday", INVALID),
+        ("I think so, yes", INVALID),
+        ("", INVALID),
+        (" \n", INVALID),
+    ],
+)
+def test_only_a_clear_yes_or_no_is_a_verdict(said, verdict):
+    assert parse_yes_no(said) == verdict
+
+
+@pytest.mark.parametrize(
+    ("think", "transcript", "verdict"),
+    [
+        ("I hear a dog, then a bell. The first is the dog.", "I hear a dog, then a bell.", ACCEPT),
+        ("I hear a Dog and then the bell.", "I hear a dog, then a bell.", ACCEPT),
+        ("I hear nothing.", "I hear nothing.", ACCEPT),
+        ("I hear a bell, then a dog.", "I hear a dog, then a bell.", REJECT),
+        ("I hear a dog.", "I hear a dog, then a dog.", REJECT),
+        ("I hear a dog.", "I hear nothing.", REJECT),
+        ("I hear nothing.", "I hear a dog.", REJECT),
+        ("There must be a dog.", "I hear a dog.", INVALID),
+        (None, "I hear a dog.", INVALID),
+        ("I hear a dog.", "A dog.", INVALID),
+        ("I hear a dog.", "", INVALID),
+    ],
+)
+def test_a_trace_is_compared_with_what_the_checker_hears(think, transcript, verdict):
+    assert compare_with_transcript(think, transcript) == verdict
+
+
+def written(think: str | None, answer: int | None = 0) -> dict:
+    return trace(f"<think>{think}</think><answer>{answer}</answer>" if think else "dog", answer, think)
+
+
+@pytest.fixture(scope="module")
+def traces(questions, tmp_path_factory):
+    """Traces whose reasoning tells the scripted checker what to say; the last question has none at all."""
+    thinks = [
+        ("I hear good.", "I hear bad."),
+        ("I hear bad.", "I hear bad."),
+        ("I hear unclear.", "I hear unclear."),
+        ("I hear clear later.", None),
+    ]
+    rows = [trace_row(question, [written(a), written(b)]) for question, (a, b) in zip(questions, thinks, strict=False)]
+    rows.append(trace_row(questions[4], [], outcome=schema.MISSING_MEDIA, teacher_answer=None, unanimous=False))
+    rows.append(trace_row(questions[5], [written("I hear good.", 0), written("I hear good.", 1)]))
+    return write_traces(rows, tmp_path_factory.mktemp("traces") / "traces")
+
+
+def checker(ask: Ask) -> list[str]:
+    if "unclear" in ask.text:
+        return [f"maybe ({ask.seed})"]
+    if "clear later" in ask.text:
+        return ["yes and no" if ask.temperature == 0 else "yes"]
+    return ["Yes, it does." if "good" in ask.text else "No."]
+
+
+@pytest.fixture(scope="module")
+def verified(traces, tiny_dataset):
+    out = traces.parent / "verdicts"
+    with OpenAIServer(checker) as server:
+        flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, num_retries=3, output_dir=out)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=out, rows=read_rows(out), asked=server.asked, stdout=done.stdout)
+
+
+def verdicts_of(row) -> list[str | None]:
+    return [trace["verdict"] for trace in row["traces"]]
+
+
+def test_every_trace_gets_its_verdict(verified):
+    assert [verdicts_of(row) for row in verified.rows] == [
+        [ACCEPT, REJECT],
+        [REJECT, REJECT],
+        [INVALID, INVALID],
+        [ACCEPT, INVALID],
+        [],
+        [ACCEPT, ACCEPT],
+    ]
+    assert verified.stdout.endswith("10 traces: 4 accept, 3 reject, 3 invalid\n")
+
+
+def test_an_accepted_trace_makes_a_question_accepted_unless_the_teacher_disagreed_with_itself(verified):
+    outcomes = ["accepted", "all_traces_rejected", "all_traces_rejected", "accepted", "missing_media", "not_unanimous"]
+    assert [row["outcome"] for row in verified.rows] == outcomes
+    ledger = read_ledger(verified.folder)
+    assert [(entry["id"], entry["outcome"]) for entry in ledger] == [(row["id"], row["outcome"]) for row in verified.rows]
+
+
+def test_an_unclear_answer_is_asked_again_at_most_num_retries_times(verified):
+    unclear = [ask for ask in verified.asked if "unclear" in ask.text]
+    assert len(unclear) == 2 * (1 + 3)
+    assert len([ask for ask in verified.asked if "clear later" in ask.text]) == 2
+    assert len([ask for ask in verified.asked if "good" in ask.text or "bad" in ask.text]) == 6, "a clear one is asked once"
+    # Greedy first, since a draw would add noise to a clear answer; then sampled, since greedy would repeat itself.
+    assert sorted(ask.temperature for ask in unclear) == [0.0] * 2 + [1.0] * 6
+    assert len({ask.seed for ask in unclear}) == 8
+    # The last answer is the one that is kept.
+    kept = {trace["verdict_text"] for trace in verified.rows[2]["traces"]}
+    assert kept <= {f"maybe ({ask.seed})" for ask in unclear if ask.temperature == 1.0}
+    assert len(kept) == 2
+
+
+def test_a_trace_without_reasoning_is_invalid_without_being_asked(verified):
+    assert verified.rows[3]["traces"][1]["verdict_text"] is None
+    assert not [ask for ask in verified.asked if "None" in ask.text]
+
+
+def test_the_checker_hears_the_clip_and_reads_the_reasoning_alone(verified, questions):
+    (ask, *_) = [ask for ask in verified.asked if ask.text == CHECKER_YES_NO.format(think="I hear bad.")]
+    heard = [decode_audio(question["audio"]).waveform for question in questions[:2]]
+    assert any((ask.audio == waveform).all() for waveform in heard)
+    assert all(ask.audio is not None and ask.video is None and ask.n == 1 for ask in verified.asked)
+    assert [row["checker_heard_s"] for row in verified.rows] == [2.0, 2.0, 2.0, 2.0, None, 2.0]
+
+
+def test_the_columns_are_those_of_the_contract(verified, traces):
+    from datasets import load_dataset
+
+    dataset = load_dataset(str(verified.folder), split="train")
+    assert dataset.features == schema.traces_features()
+    before = read_rows(traces)
+    for name in ("id", "question", "choices", "teacher_answer", "unanimous", "teacher", "seed", "media_sha256"):
+        assert list(dataset[name]) == [row[name] for row in before], name
+    assert set(dataset["checker"]) == {"scripted"}
+    assert set(dataset["verdict_mode"]) == {"yes_no"}
+
+
+def test_a_transcript_is_taken_once_per_clip(traces, tiny_dataset, tmp_path):
+    with OpenAIServer(lambda ask: ["I hear good."]) as server:
+        flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, verdict_mode="transcript", output_dir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [ask.text for ask in server.asked] == [CHECKER_TRANSCRIPT] * 5, "a question without traces is not asked about"
+    rows = read_rows(tmp_path)
+    assert [verdicts_of(row) for row in rows] == [
+        [ACCEPT, REJECT],
+        [REJECT, REJECT],
+        [REJECT, REJECT],
+        [REJECT, INVALID],
+        [],
+        [ACCEPT, ACCEPT],
+    ]
+    assert rows[0]["traces"][1]["verdict_text"] == "I hear good."
+    assert (rows[0]["verdict_mode"], rows[4]["outcome"]) == ("transcript", schema.MISSING_MEDIA)
+
+
+def test_a_clip_that_cannot_be_read_rejects_its_traces_alone_and_is_said(traces, questions, tmp_path):
+    broken = [{**row, "audio": {"bytes": b"not audio", "path": None}} if row["id"] == "0" else row for row in questions]
+    schema.write_parquet(broken, schema.avqa_audio_features(), tmp_path / "dataset" / "data" / "train.parquet")
+    write_dataset_card(tmp_path / "dataset", "# Broken\n", {"default": {"train": "data/*.parquet"}})
+    with OpenAIServer(lambda ask: ["I hear good."]) as server:
+        flags = {"dataset": tmp_path / "dataset", "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, verdict_mode="transcript", output_dir=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "out")
+    assert verdicts_of(rows[0]) == [INVALID, INVALID]
+    assert verdicts_of(rows[5]) == [ACCEPT, ACCEPT]
+    assert "cannot be decoded" in read_ledger(tmp_path / "out")[0]["detail"], "a broken clip is not a judgement on the traces"
+
+
+def test_traces_of_another_dataset_are_refused(questions, tiny_dataset, tmp_path):
+    traces = write_traces([trace_row({**questions[0], "id": "elsewhere"}, [written("I hear.")])], tmp_path / "traces")
+    flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": "http://127.0.0.1:1/v1"}
+    done = run_script(SCRIPT, **flags, output_dir=tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    told = f"1 traced questions (first: elsewhere) are not in {tiny_dataset}; was another dataset traced?"
+    assert done.stderr == f"error: {told}\n"
