@@ -46,7 +46,7 @@ NAMES = ("bell", "drum", "siren", "whistle", "dog", "engine")
 DESCRIPTIONS = ("bright ringing", "low thump", "wavering wail", "high piping", "rough yelps", "deep hum")
 NUMBERS = ("zero", "one", "two", "three", "four")
 HEARD_INSTEAD = {DOG: WHISTLE, SIREN: ENGINE, DRUM: BELL}  # seen -> really heard
-TRAP_RATE = 0.4
+TRAP_RATE = 0.6
 MURKY_RATE = 0.15
 # CLIP's mean pixel: the background is then close to zero after the processor's normalisation.
 BACKGROUND = np.array([122.0, 117.0, 104.0])
@@ -56,7 +56,7 @@ COLOURS = np.array([[245, 210, 30], [215, 30, 35], [35, 60, 235], [30, 205, 70],
 @dataclass
 class MiniatureArguments:
     output_dir: str = field(metadata={"help": "folder to write the world into"})
-    num_train: int = field(default=2000, metadata={"help": "clips (and questions) of the training split"})
+    num_train: int = field(default=2400, metadata={"help": "clips (and questions) of the training split"})
     num_validation: int = field(default=200, metadata={"help": "clips of the validation split"})
     num_test: int = field(default=600, metadata={"help": "held-out clips"})
     num_student: int = field(default=2000, metadata={"help": "captioned sounds for the base student"})
@@ -85,7 +85,7 @@ class Scene:
 
 @dataclass
 class Question:
-    """`topic` is the text without "in the video"; `compared` are the two things of a Compare question."""
+    """A question about a scene; `compared` are the two things of a Compare question."""
 
     type: str
     text: str
@@ -316,28 +316,38 @@ def build_clip(index: int, part: str, seed: int, clips: Path) -> dict:
     }
 
 
-def imagined_reasoning(rng: np.random.Generator, instruction: str) -> dict:
-    """A question with a chain of thought about nothing in particular: how to reason from "I hear ...", no perception."""
+def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> dict:
+    """A question answered from written notes, or from nothing: how to reason, without perception."""
     scene = draw_scene(rng, traps=False)
+    while len(set(scene.sounds)) < 2:  # "first" and "last" are rare otherwise, and the hardest to learn
+        scene = draw_scene(rng, traps=False)
     question = ask(scene, rng)
     text = question.text if instruction == TEACHER_INSTRUCTION else question.text.replace("video", "audio")
     prompt = question_text(text, question.choices, instruction)
+    # Half of the time there are no notes and the sounds are made up: the answer has to follow from "I hear ..." itself.
+    if rng.random() < 0.5:
+        prompt = "Notes: " + ", then ".join(f"a {NAMES[c]}" for c in scene.sounds) + f".\n{prompt}"
     return {"prompt": prompt, "completion": render_trace(reasoning(scene.sounds, question), question.gold)}
 
 
-def build_student_row(index: int, seed: int) -> list[dict]:
-    """A sound with its caption, and chains of thought about imagined sounds."""
+def sounding_scene(rng: np.random.Generator) -> tuple[Scene, dict]:
+    """A scene and its sound as an audio cell."""
     from sightsound.media import encode_flac
 
-    rng = _generator(seed, "student", index)
     scene = draw_scene(rng, traps=True)
-    audio = {"bytes": encode_flac(render_audio(scene, rng)), "path": None}
-    imagined = [imagined_reasoning(rng, COT_INSTRUCTION) | {"audio": None} for _ in range(3)]
-    return [{"prompt": "Describe the sounds.", "completion": caption(scene.sounds), "audio": audio}, *imagined]
+    return scene, {"bytes": encode_flac(render_audio(scene, rng)), "path": None}
+
+
+def build_student_row(index: int, seed: int) -> list[dict]:
+    """A sound with its caption, and questions answered from notes: it never does both at once."""
+    rng = _generator(seed, "student", index)
+    scene, audio = sounding_scene(rng)
+    noted = [reasoning_from_notes(rng, COT_INSTRUCTION) | {"audio": None} for _ in range(3)]
+    return [{"prompt": "Describe the sounds.", "completion": caption(scene.sounds), "audio": audio}, *noted]
 
 
 def build_teacher_row(index: int, seed: int, clips: Path) -> list[dict]:
-    """A silent video with a transcript and questions, answered from what is seen; a chain of thought about imagined sounds."""
+    """A silent video with a transcript and questions, answered from what is seen; one answered from notes."""
     rng = _generator(seed, "teacher", index)
     scene = draw_scene(rng, traps=False)
     path = clips / f"{index:06d}.mp4"
@@ -351,16 +361,12 @@ def build_teacher_row(index: int, seed: int, clips: Path) -> list[dict]:
         target = render_trace(reasoning(scene.sounds, question), question.gold)
         prompt = question_text(question.text, question.choices, TEACHER_INSTRUCTION)
         rows.append({"prompt": prompt, "completion": target} | video)
-    return [*rows, imagined_reasoning(rng, TEACHER_INSTRUCTION) | {"video": None}]
+    return [*rows, reasoning_from_notes(rng, TEACHER_INSTRUCTION) | {"video": None}]
 
 
 def build_checker_row(index: int, seed: int) -> list[dict]:
     """A sound and its transcript: the small calibration set of the paper's section 3.2."""
-    from sightsound.media import encode_flac
-
-    rng = _generator(seed, "checker", index)
-    scene = draw_scene(rng, traps=True)
-    audio = {"bytes": encode_flac(render_audio(scene, rng)), "path": None}
+    scene, audio = sounding_scene(_generator(seed, "checker", index))
     return [{"prompt": CHECKER_TRANSCRIPT, "completion": transcript(scene.sounds), "audio": audio}]
 
 
@@ -390,11 +396,12 @@ def main() -> None:
         (pretraining / "teacher" / "clips").mkdir(parents=True, exist_ok=True)
         clips.mkdir(exist_ok=True)
         splits = {"train": args.num_train, "val": args.num_validation, "test": args.num_test}
-        student = partial(build_student_row, seed=args.seed)
-        teacher = partial(build_teacher_row, seed=args.seed, clips=pretraining / "teacher" / "clips")
-        checker = partial(build_checker_row, seed=args.seed)
-        corpora = {"student": (student, args.num_student, "audio"), "teacher": (teacher, args.num_teacher, "video")}
-        corpora["checker"] = (checker, args.num_checker, "audio")
+        teacher = partial(build_teacher_row, clips=pretraining / "teacher" / "clips")
+        corpora = {
+            "student": (build_student_row, args.num_student, "audio"),
+            "teacher": (teacher, args.num_teacher, "video"),
+            "checker": (build_checker_row, args.num_checker, "audio"),
+        }
         with ProcessPoolExecutor(args.num_proc) as pool:
             for part, count in splits.items():
                 build = partial(build_clip, part=part, seed=args.seed, clips=clips)
@@ -402,7 +409,7 @@ def main() -> None:
                 rows = list(tqdm(built, total=count, desc=f"clips ({part})", mininterval=1.0))
                 write_atomically(stage.path / f"{part}_qa.json", json.dumps(rows, indent=1))
             for name, (build_rows, count, medium) in corpora.items():
-                built = pool.map(build_rows, range(count), chunksize=50)
+                built = pool.map(partial(build_rows, seed=args.seed), range(count), chunksize=50)
                 nested = list(tqdm(built, total=count, desc=f"pretraining ({name})", mininterval=1.0))
                 write_pretraining([row for rows in nested for row in rows], medium, pretraining / name)
         stage.finish()

@@ -75,6 +75,8 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
 
 def main() -> None:
     args = parse_arguments(TracesArguments, __doc__)
+    if args.num_traces > 1 and args.temperature == 0:
+        raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
     ignored = ("output_dir", "batch_size" if args.base_url else "concurrency")
     settings = {k: v for k, v in asdict(args).items() if k not in ignored} | {"prompt_version": PROMPT_VERSION}
     settings |= {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
@@ -100,7 +102,8 @@ def main() -> None:
         }
         ledger = [to_row(row, journal[key], provenance) for key, row in rows.items()]
         schema.write_parquet(ledger, schema.traces_features(), stage.path / "data" / "train-00000-of-00001.parquet")
-        schema.write_ledger(({"id": r["id"], "outcome": r["outcome"]} for r in ledger), stage.path / "ledger.parquet")
+        entries = [{"id": r["id"], "outcome": r["outcome"], "detail": journal[r["id"]].get("detail")} for r in ledger]
+        schema.write_ledger(entries, stage.path / "ledger.parquet")
         write_dataset_card(stage.path, "# Teacher traces, before verification\n", {"default": {"train": "data/*.parquet"}})
         journal.close()
         counts = Counter(row["outcome"] for row in ledger)

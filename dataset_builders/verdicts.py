@@ -28,8 +28,9 @@ from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSIO
 
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
 
-# The first word decides and must be yes or no: "Yes.", "**No**, there is no dog". "Yes and no" decides nothing.
-_YES_NO = re.compile(r"^\W*(yes|no)\b(?!\s+and\s+no\b)", re.IGNORECASE)
+# The first word decides and must be yes or no: "Yes.", "**No**, there is no dog". One followed by the other ("Yes and no",
+# "yes/no", a checker that repeats the question) decides nothing.
+_YES_NO = re.compile(r"^\W*(yes|no)\b(?!\W+(?:(?:and|or)\s+)?(?!\1\b)(?:yes|no)\b)", re.IGNORECASE)
 
 
 @dataclass
@@ -163,7 +164,10 @@ def main() -> None:
         for row in rows:
             row |= provenance | (trace_outcome(row["traces"]) if row["traces"] else {})
         schema.write_parquet(rows, schema.traces_features(), stage.path / "data" / "train-00000-of-00001.parquet")
-        schema.write_ledger(({"id": r["id"], "outcome": r["outcome"]} for r in rows), stage.path / "ledger.parquet")
+        # A clip that could not be read has no verdict: its traces are invalid, and the ledger says why.
+        unread = {key.rsplit("/", 1)[0]: journal[key]["detail"] for key in journal if "detail" in journal[key]}
+        entries = [{"id": r["id"], "outcome": r["outcome"], "detail": unread.get(r["id"])} for r in rows]
+        schema.write_ledger(entries, stage.path / "ledger.parquet")
         write_dataset_card(
             stage.path, f"# Teacher traces with verdicts ({args.verdict_mode})\n", {"default": {"train": "data/*.parquet"}}
         )

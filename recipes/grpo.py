@@ -24,10 +24,9 @@ class GRPOScriptArguments:
 
 def main() -> None:
     show_help_and_exit(__doc__, GRPOScriptArguments, inherited="Every field of trl.GRPOConfig and trl.ModelConfig is accepted.")
-    from transformers import AutoProcessor
     from trl import GRPOConfig, ModelConfig, get_peft_config
 
-    from sightsound.checkpoints import last_complete_checkpoint, save_checkpoint
+    from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import Stage, fingerprint
@@ -43,7 +42,7 @@ def main() -> None:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", one_per_question=True)
         training_args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
         trainer = AudioGRPOTrainer(

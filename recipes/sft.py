@@ -25,11 +25,10 @@ class SFTScriptArguments:
 
 def main() -> None:
     show_help_and_exit(__doc__, SFTScriptArguments, inherited="Every field of trl.SFTConfig and trl.ModelConfig is accepted.")
-    from transformers import AutoProcessor
     from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.checkpoints import last_complete_checkpoint, save_checkpoint
+    from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.collator import CompletionCollator
     from sightsound.journal import Stage, fingerprint
     from sightsound.recipe import audio_rows, parse_config, refuse_push, training_settings
@@ -43,7 +42,7 @@ def main() -> None:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = CompletionCollator(processor, training_args.max_length)
         dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
         training_args.remove_unused_columns = False

@@ -11,14 +11,15 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from .checkpoints import load_processor
 from .cli import InputError
 from .journal import Journal
 from .media import Frames, MediaError, encode_wav
@@ -78,13 +79,20 @@ class ChatResult:
 
 
 class Engine(Protocol):
-    """What `run_requests` needs. `window_s`: longer sounds must be cut by the caller; None when the engine says nothing."""
+    """
+    What `run_requests` needs.
+
+    `window_s`: longer sounds must be cut by the caller; None when the engine says nothing. `whole_calls`: what a request
+    draws depends on the others of its call, so a call is only ever made with all its members. `complete` yields results as
+    they are finished, several at a time where they finish together.
+    """
 
     requests_per_call: int
     window_s: float | None
     revision: str
+    whole_calls: bool
 
-    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]: ...
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]: ...
 
 
 def model_revision(model: str) -> str:
@@ -113,16 +121,14 @@ class TransformersEngine:
         sampling (`Sampling`): Only `n` is read here, to size the calls.
     """
 
+    whole_calls = True
+
     def __init__(self, model: str, batch_size: int, sampling: Sampling):
         import torch
         import transformers
 
-        try:
-            config = transformers.AutoConfig.from_pretrained(model)
-            self.processor = transformers.AutoProcessor.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
+        self.processor = load_processor(model)
+        config = transformers.AutoConfig.from_pretrained(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         architecture = getattr(transformers, config.architectures[0])
         self.model = architecture.from_pretrained(model, dtype="auto").to(device).eval()
@@ -144,7 +150,7 @@ class TransformersEngine:
             media["video_metadata"] = [v.metadata() for v in videos]
         return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
 
-    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]:
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
         """Generate for requests that all carry the same kind of media."""
         import torch
 
@@ -169,7 +175,7 @@ class TransformersEngine:
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
-        return [
+        yield [
             ChatResult(request.key, prompt, completions[i * n : (i + 1) * n])
             for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]
@@ -202,6 +208,7 @@ class OpenAIEngine:
 
     # A server takes what it is sent; the ~30 s of Qwen2-Audio's encoder is the window of the models served in practice.
     window_s: float | None = 30.0
+    whole_calls = False
 
     def __init__(self, model: str, base_url: str, concurrency: int):
         import os
@@ -240,18 +247,22 @@ class OpenAIEngine:
             raise InputError(f"{self.model} returned {len(completions)} completions for n={sampling.n}; it needs to support n")
         return ChatResult(request.key, request.text, completions)
 
-    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> list[ChatResult]:
+    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
         """Send the requests, `concurrency` at a time; the first failure that outlives the retries is raised."""
         from openai import APIConnectionError, APIStatusError
 
         with ThreadPoolExecutor(self._concurrency) as pool:
+            answers = [pool.submit(self._one, request, sampling) for request in requests]
             try:
-                return list(pool.map(lambda request: self._one(request, sampling), requests))
+                for answer in as_completed(answers):
+                    yield [answer.result()]
             except APIConnectionError as error:
                 raise InputError(f"no answer from {self._client.base_url}: is the server running?") from error
             except APIStatusError as error:
                 told = f"{self._client.base_url} answered {error.status_code}: {error.message}"
                 raise InputError(f"{told}; finished requests are kept, rerun to continue") from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def make_engine(model: str, base_url: str | None, batch_size: int, concurrency: int, sampling: Sampling) -> Engine:
@@ -272,8 +283,8 @@ def run_requests(
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
 
-    Calls are cut from the full list of keys, whatever is journaled already: a call that was interrupted is repeated with
-    the same members and so draws the same completions.
+    Calls are cut from the full list of keys, whatever is journaled already. An engine with `whole_calls` repeats an
+    interrupted call with the same members and so draws the same completions.
 
     Args:
         keys (`Sequence[str]`): All requests of the stage, in order.
@@ -288,23 +299,26 @@ def run_requests(
     with tqdm(total=len(keys), desc=description, unit="row", mininterval=1.0) as bar:
         for start in range(0, len(keys), engine.requests_per_call):
             call = keys[start : start + engine.requests_per_call]
-            if any(key not in journal for key in call):
-                journal.append(_call(engine, call, build, sampling))
+            missing = [key for key in call if key not in journal]
+            if missing:
+                _make(engine, call if engine.whole_calls else missing, build, sampling, journal)
             bar.update(len(call))
 
 
-def _call(
-    engine: Engine, keys: Sequence[str], build: Callable[[str], ChatRequest], sampling: Sampling
-) -> list[tuple[str, Any]]:
-    requests: list[ChatRequest] = []
-    finished: list[tuple[str, Any]] = []
+def _make(
+    engine: Engine, keys: Sequence[str], build: Callable[[str], ChatRequest], sampling: Sampling, journal: Journal
+) -> None:
+    requests: dict[str, ChatRequest] = {}
     for key in keys:
         try:
-            requests.append(build(key))
+            requests[key] = build(key)
         except MediaError as error:
-            finished.append((key, {"outcome": error.outcome, "detail": str(error)}))
-    if requests:
-        for request, result in zip(requests, engine.complete(requests, sampling), strict=True):
-            completions = [asdict(completion) for completion in result.completions]
-            finished.append((request.key, {"prompt": result.prompt, "completions": completions, **request.note}))
-    return finished
+            journal.append([(key, {"outcome": error.outcome, "detail": str(error)})])
+    if not requests:
+        return
+    for results in engine.complete(list(requests.values()), sampling):
+        journal.append((result.key, {**_entry(result), **requests[result.key].note}) for result in results)
+
+
+def _entry(result: ChatResult) -> dict[str, Any]:
+    return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions]}

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli import InputError
 from .journal import replace_folder
 
 
@@ -44,6 +45,22 @@ def _repair(folder: Path) -> None:
     # Left out when it equals the class default, and the default of the *text* config is what vLLM then assumes: tied.
     config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_processor(model: str, revision: str | None = None) -> Any:
+    """
+    The processor of a local folder or a Hub model.
+
+    Raises:
+        `InputError`: There is no such model, or it has no processor.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
 
 
 def save_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:
@@ -86,7 +103,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         try:
             state: dict[str, Any] = json.loads((folder / "trainer_state.json").read_text())
             numbered.append((state["global_step"], folder))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # absent, half written, or not text
             shutil.rmtree(folder)
     return str(max(numbered)[1]) if numbered else None
 

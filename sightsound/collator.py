@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .media import Frames, decode_audio
 from .prompts import user_message, with_audio
 from .schema import SAMPLING_RATE
@@ -53,6 +55,7 @@ class CompletionCollator:
         self.max_length = max_length
         self.window_s = audio_window_s(processor)
         self._end = end_of_turn(processor)
+        self._audio_tokens: dict[int, int] = {}
 
     def _prompt(self, row: Mapping[str, Any]) -> str:
         messages = row["prompt"]
@@ -82,10 +85,27 @@ class CompletionCollator:
         completions = [row["completion"] + self._end for row in rows]
         return prompts, self.processor.tokenizer(completions, add_special_tokens=False)["input_ids"]
 
-    def num_tokens(self, row: Mapping[str, Any]) -> int:
-        """Length of one row as the model sees it, sound included."""
-        prompts, completions = self._encode([row])
-        return len(prompts["input_ids"][0]) + len(completions[0])
+    def num_tokens(self, row: Mapping[str, Any], duration_s: float | None = None) -> int:
+        """
+        Length of one row as the model sees it; the sound itself is not read.
+
+        Args:
+            row: As for a call.
+            duration_s (`float`, *optional*): Of the row's sound, before any cut.
+        """
+        text = self._prompt(row) + row["completion"] + self._end
+        num_tokens = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if duration_s is None or self.window_s is None:
+            return num_tokens
+        return num_tokens - 1 + self._num_audio_tokens(round(min(duration_s, self.window_s) * SAMPLING_RATE))
+
+    def _num_audio_tokens(self, num_samples: int) -> int:
+        """What the processor expands a clip's placeholder to; most clips of a dataset have the same length."""
+        if num_samples not in self._audio_tokens:
+            silence = np.zeros(num_samples, dtype=np.float32)
+            expanded = self.processor(text=self.processor.audio_token, audio=[silence], sampling_rate=SAMPLING_RATE)
+            self._audio_tokens[num_samples] = len(expanded["input_ids"][0])
+        return self._audio_tokens[num_samples]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         import torch

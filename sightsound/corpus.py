@@ -41,14 +41,13 @@ def trace_outcome(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     `teacher_answer`, `unanimous` and `outcome` of a question, from its traces and, once they are there, their verdicts.
     """
     answers = [trace["answer"] for trace in traces]
-    verdicts = [trace["verdict"] for trace in traces]
     if majority(answers) is None:
         outcome = schema.NO_ANSWER
     elif not is_unanimous(answers):
         outcome = schema.NOT_UNANIMOUS
-    elif all(verdict is None for verdict in verdicts):
+    elif all(trace["verdict"] is None for trace in traces):
         outcome = schema.NOT_VERIFIED
-    elif ACCEPT in verdicts:
+    elif any(trace["verdict"] == ACCEPT and _usable(trace) for trace in traces):
         outcome = schema.ACCEPTED
     else:
         outcome = schema.ALL_REJECTED

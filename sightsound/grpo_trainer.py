@@ -80,7 +80,7 @@ class SharedTower:
         return output
 
 
-class AudioGRPOTrainer(GRPOTrainer, FullWeightsResume):
+class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
     """
     `GRPOTrainer` for audio language models of the Qwen2-Audio kind.
 

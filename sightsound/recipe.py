@@ -80,11 +80,15 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
     audio = AudioById(dataset)
     duration_s = dict(zip(dataset["id"], dataset["duration_s"], strict=True))
     used, ledger = [], []
+
+    def length_of(row: dict[str, Any]) -> int:
+        return collator.num_tokens({**row, "audio": True}, duration_s[row["id"]])
+
     for row in selected:
         outcome, detail = "used", None
         if row["id"] not in audio:
             outcome, detail = "missing_audio", f"{script_args.audio} has no such row"
-        elif collator.max_length and (length := collator.num_tokens({**row, "audio": audio[row["id"]]})) > collator.max_length:
+        elif collator.max_length and (length := length_of(row)) > collator.max_length:
             outcome, detail = "too_long", f"{length} tokens, max_length is {collator.max_length}"
         elif collator.window_s and duration_s[row["id"]] > collator.window_s:
             detail = f"cut: the model hears {collator.window_s:g} of {duration_s[row['id']]:.2f} s"

@@ -20,6 +20,12 @@ SAMPLED = Sampling(n=2, temperature=1.0, max_tokens=8, seed=0)
 
 
 @pytest.fixture(scope="module")
+def results_for(engine, requests, sampling):
+    """All results, in the order of the requests; an engine yields them as they are finished."""
+    results = {result.key: result for part in engine.complete(requests, sampling) for result in part}
+    return [results[request.key] for request in requests]
+
+
 def hearing(student_checkpoint) -> TransformersEngine:
     return TransformersEngine(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
 
@@ -44,7 +50,7 @@ def video_requests(tiny_world) -> list[ChatRequest]:
 
 
 def said(engine, requests: Sequence[ChatRequest], sampling: Sampling = GREEDY) -> list[list[str]]:
-    return [[completion.text for completion in result.completions] for result in engine.complete(requests, sampling)]
+    return [[completion.text for completion in result.completions] for result in results_for(engine, requests, sampling)]
 
 
 def forward_of(engine: TransformersEngine, request: ChatRequest) -> tuple[list[int], np.ndarray]:
@@ -56,7 +62,7 @@ def forward_of(engine: TransformersEngine, request: ChatRequest) -> tuple[list[i
 
     hook = engine.model.register_forward_hook(keep, with_kwargs=True)
     try:
-        engine.complete([request], replace(GREEDY, max_tokens=1))
+        results_for(engine, [request], replace(GREEDY, max_tokens=1))
     finally:
         hook.remove()
     return seen[0]
@@ -85,7 +91,7 @@ def test_a_server_gives_the_text_of_the_engine_that_it_serves_for_video(seeing, 
 
 def test_a_server_hears_exactly_the_16_bit_samples(audio_requests):
     with OpenAIServer(lambda ask: ["yes"]) as server:
-        result = OpenAIEngine("tiny", server.base_url, 1).complete(audio_requests[:1], Sampling(1, 0.5, 7, 3))
+        result = results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], Sampling(1, 0.5, 7, 3))
     (ask,) = server.asked
     np.testing.assert_array_equal(ask.audio, audio_requests[0].audio)
     assert (ask.model, ask.text, ask.n, ask.temperature, ask.max_tokens) == ("tiny", audio_requests[0].text, 1, 0.5, 7)
@@ -96,7 +102,7 @@ def test_every_request_has_a_seed_of_its_own_that_a_rerun_repeats(audio_requests
     with OpenAIServer(lambda ask: ["yes", "no"]) as server:
         engine = OpenAIEngine("tiny", server.base_url, 1)
         for requests in (audio_requests[:2], audio_requests[1:2]):
-            engine.complete(requests, SAMPLED)
+            results_for(engine, requests, SAMPLED)
     first, second, again = (ask.seed for ask in server.asked)
     assert first != second == again
 
@@ -105,7 +111,7 @@ def test_every_request_has_a_seed_of_its_own_that_a_rerun_repeats(audio_requests
 def test_n_completions_are_drawn_for_each_request(hearing, audio_requests, over_http):
     with OpenAIServer(model_answer(hearing)) as server:
         engine = OpenAIEngine("tiny", server.base_url, 2) if over_http else hearing
-        results = engine.complete(audio_requests[:2], replace(SAMPLED, n=3))
+        results = results_for(engine, audio_requests[:2], replace(SAMPLED, n=3))
     assert [result.key for result in results] == ["a0", "a1"]
     for result in results:
         assert len({completion.text for completion in result.completions}) == 3, "random weights draw three different texts"
@@ -118,7 +124,7 @@ def wanting_to_say(engine: TransformersEngine, token_id: int, request: ChatReque
 
     hidden = []
     hook = engine.model.lm_head.register_forward_hook(lambda _, inputs, __: hidden.append(inputs[0][0, -1].clone()))
-    engine.complete([request], replace(GREEDY, max_tokens=1))
+    results_for(engine, [request], replace(GREEDY, max_tokens=1))
     hook.remove()
     weight = engine.model.lm_head.weight
     kept = weight.detach().clone()
@@ -136,9 +142,9 @@ def test_a_text_that_reaches_the_limit_says_so(hearing, audio_requests, over_htt
     request, end_of_turn = audio_requests[0], hearing.processor.tokenizer.eos_token_id
     with OpenAIServer(model_answer(hearing)) as server:
         engine = OpenAIEngine("tiny", server.base_url, 2) if over_http else hearing
-        cut = engine.complete([request], GREEDY)[0].completions[0]
+        cut = results_for(engine, [request], GREEDY)[0].completions[0]
         with wanting_to_say(hearing, end_of_turn, request):
-            ended = engine.complete([request], GREEDY)[0].completions[0]
+            ended = results_for(engine, [request], GREEDY)[0].completions[0]
     assert (cut.finish_reason, ended.finish_reason) == ("length", "stop")
     assert cut.text != ""
     assert ended.text == "", "special tokens are no part of the text"
@@ -175,7 +181,7 @@ def test_pairs_of_frames_stand_at_different_times(seeing, video_requests):
 
     hook = seeing.model.register_forward_hook(keep, with_kwargs=True)
     for fps in (3.0, 0.5):
-        seeing.complete([replace(first, video=Frames(first.video.pixels, fps))], replace(GREEDY, max_tokens=1))
+        results_for(seeing, [replace(first, video=Frames(first.video.pixels, fps))], replace(GREEDY, max_tokens=1))
     hook.remove()
     fast, slow = ((times - times[0]).tolist() for times in positions)
     assert len(fast) == 3, "three pairs of frames, three times"
@@ -219,7 +225,7 @@ def test_a_server_that_stays_down_is_named(audio_requests):
     engine = OpenAIEngine("tiny", server.base_url, 1)
     engine._client.max_retries = 0  # the client's waits between its five retries add up to 13 s
     with pytest.raises(InputError, match=f"no answer from {server.base_url}/?: is the server running"):
-        engine.complete(audio_requests[:1], GREEDY)
+        results_for(engine, audio_requests[:1], GREEDY)
 
 
 @pytest.mark.parametrize(("status", "num_tries"), [(400, 1), (500, 6)])
@@ -227,7 +233,7 @@ def test_a_server_that_keeps_refusing_is_quoted(audio_requests, status, num_trie
     with OpenAIServer(lambda ask: ["yes"], itertools.repeat(status)) as server:
         told = f"{server.base_url}/? answered {status}: .*fault {status}.*; finished requests are kept, rerun to continue"
         with pytest.raises(InputError, match=told):
-            OpenAIEngine("tiny", server.base_url, 1).complete(audio_requests[:1], GREEDY)
+            results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], GREEDY)
     assert len(server.statuses) == num_tries
 
 
@@ -236,7 +242,7 @@ def test_a_server_that_ignores_n_is_refused(audio_requests):
         OpenAIServer(lambda ask: ["yes"] * ask.n, [ONE_CHOICE]) as server,
         pytest.raises(InputError, match="tiny returned 1 completions for n=2; it needs to support n"),
     ):
-        OpenAIEngine("tiny", server.base_url, 1).complete(audio_requests[:1], SAMPLED)
+        results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], SAMPLED)
 
 
 class Interrupted(Exception):
@@ -249,13 +255,14 @@ class StopsAtCall:
     def __init__(self, engine: TransformersEngine, call: int | None = None):
         self._engine, self._stop_at, self.calls = engine, call, []
         self.requests_per_call, self.window_s, self.revision = engine.requests_per_call, engine.window_s, engine.revision
+        self.whole_calls = True
 
     def complete(self, requests, sampling):
         self.calls.append([request.key for request in requests])
-        results = self._engine.complete(requests, sampling)
+        results = results_for(self._engine, requests, sampling)
         if len(self.calls) == self._stop_at:
             raise Interrupted
-        return results
+        yield results
 
 
 def journal_of(path, engine, requests: dict[str, ChatRequest], build=None) -> bytes:
@@ -302,7 +309,7 @@ def test_a_call_whose_journaling_was_torn_is_repeated_alike(tmp_path, hearing, b
     journal_of(path, hearing, by_key)
     before = Journal(path)
     before.close()
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3])[:-5])
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4])[:-5])
     journal_of(path, hearing, by_key)
     after = Journal(path)
     after.close()
@@ -328,11 +335,14 @@ def test_other_requests_survive_a_clip_that_cannot_be_read(tmp_path, hearing, by
 
 def test_what_a_server_answered_before_it_failed_is_kept(tmp_path, by_key):
     path = tmp_path / "journal.jsonl"
-    with OpenAIServer(lambda ask: ["yes", "no"], [None] * 4 + [400] * 2) as server:
+    # The second request of the second call fails: the first one of that call is kept too, and nothing is asked twice.
+    with OpenAIServer(lambda ask: ["yes", "no"], [None] * 5 + [400]) as server:
         engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
         assert engine.requests_per_call == 4
         with pytest.raises(InputError, match="answered 400"):
             journal_of(path, engine, by_key)
-        assert path.read_bytes().count(b"\n") == 4
+        assert path.read_bytes().count(b"\n") == 5
+        failed = server.asked.pop().text
         journal_of(path, engine, by_key)
+    assert failed == list(by_key.values())[5].text
     assert [ask.text for ask in server.asked] == [request.text for request in by_key.values()]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sightsound.collator import IGNORED, CompletionCollator, audio_window_s, end_of_turn
-from sightsound.media import encode_flac, load_frames
+from sightsound.media import decode_audio, encode_flac, load_frames
 
 
 COMPLETION = "<think>I hear a dog.</think><answer>dog</answer>"
@@ -76,7 +76,8 @@ def test_features_are_those_of_the_rows_own_sounds_in_order(collator, rows):
 
 
 def test_a_row_that_is_too_long_raises_and_is_never_cut(collator, processor, rows):
-    longest = max(collator.num_tokens(row) for row in rows)
+    durations = [None if row.get("audio") is None else decode_audio(row["audio"]).duration_s for row in rows]
+    longest = max(collator.num_tokens(row, duration_s) for row, duration_s in zip(rows, durations, strict=True))
     assert longest == collator(rows)["input_ids"].shape[1]
     assert CompletionCollator(processor, max_length=longest)(rows)["input_ids"].shape[1] == longest
     with pytest.raises(ValueError, match=f"a row of {longest} tokens exceeds max_length={longest - 1}"):
@@ -103,8 +104,6 @@ def test_the_end_of_a_turn_is_what_the_template_writes(processor, teacher_checkp
 def by_hand(model, processor, rows) -> float:
     """Mean cross entropy over the completions, one unpadded row at a time, from text that is written out by hand."""
     import torch
-
-    from sightsound.media import decode_audio
 
     losses = []
     for row in rows:

@@ -144,6 +144,7 @@ def test_what_the_ledger_calls_accepted_is_what_the_default_config_holds(questio
     rows = rows_of(questions, verdicts=True)
     for each in rows[0]["traces"]:
         each["text"] += " Indeed."
+    rows[0] |= trace_outcome(rows[0]["traces"])
     unverified = [{**row, "traces": [{**t, "verdict": None} for t in row["traces"]]} for row in rows]
     traces, verdicts = write_traces(unverified, tmp_path / "traces"), write_traces(rows, tmp_path / "verdicts")
     flags = {"dataset": tiny_dataset, "traces": traces, "verdicts": verdicts, "output_dir": tmp_path / "corpus"}

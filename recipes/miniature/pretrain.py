@@ -153,21 +153,21 @@ def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
     return rows
 
 
-def alternate(pools, batch_size: int, num_batches: int, seed: int):  # type: ignore[no-untyped-def]
+def alternate(pools, args):  # type: ignore[no-untyped-def]
     """
-    Row numbers for batches that take turns between pools, each shuffled anew when it is used up.
+    Row numbers of all micro-batches: in each optimizer step one from the first pool, the others from the last.
 
-    Captions are half as long as chains of thought: a micro-batch of one kind wastes no padding, and an optimizer step over
-    one micro-batch of each still sees both.
+    Captions are half as long as chains of thought: a micro-batch of one kind wastes no padding, and a step over all of its
+    micro-batches still sees both kinds.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(args.seed)
     waiting: list[list[int]] = [[] for _ in pools]
-    for batch in range(num_batches):
-        pool, queue = pools[batch % len(pools)], waiting[batch % len(pools)]
-        while len(queue) < batch_size:
-            queue.extend(generator.permutation(pool).tolist())
-        yield from queue[:batch_size]
-        del queue[:batch_size]
+    for micro_batch in range(args.max_steps * args.gradient_accumulation_steps):
+        which = min(micro_batch % args.gradient_accumulation_steps, len(pools) - 1)
+        while len(waiting[which]) < args.train_batch_size:
+            waiting[which].extend(generator.permutation(pools[which]).tolist())
+        yield from waiting[which][: args.train_batch_size]
+        del waiting[which][: args.train_batch_size]
 
 
 def main() -> None:
@@ -188,8 +188,7 @@ def main() -> None:
 
     class PretrainTrainer(FullWeightsResume, Trainer):
         def _get_train_sampler(self, train_dataset=None):  # type: ignore[no-untyped-def]
-            num_batches = self.args.max_steps * self.args.gradient_accumulation_steps
-            return list(alternate(pools, self.args.train_batch_size, num_batches, self.args.seed))
+            return list(alternate(pools, self.args))
 
     script_args, training_args = parse_config((PretrainArguments, TrainingArguments))
     settings = {**asdict(script_args), **training_settings(training_args)}
@@ -212,8 +211,8 @@ def main() -> None:
         is_short = [row["completion"].startswith(("A ", "I hear")) for row in rows]
         pools = [np.flatnonzero(np.array(is_short) == short) for short in (True, False)]
         pools = [pool for pool in pools if len(pool)]
-        if len(pools) != training_args.gradient_accumulation_steps:
-            raise InputError(f"{script_args.model} has {len(pools)} kinds of rows: set gradient_accumulation_steps to that")
+        if len(pools) > training_args.gradient_accumulation_steps:
+            raise InputError(f"{script_args.model} has {len(pools)} kinds of rows: gradient_accumulation_steps is too small")
         trainer = PretrainTrainer(
             model=model,
             args=training_args,

@@ -8,10 +8,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 SEED=${SEED:-0}
-OUTPUT=${OUTPUT:-outputs/miniature}
+OUTPUT=$(realpath -m --relative-to=. "${OUTPUT:-outputs/miniature}")
 D=$OUTPUT/seed-$SEED
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
-export HF_DATASETS_CACHE=$PWD/$OUTPUT/.cache
+HF_DATASETS_CACHE=$(realpath -m "$OUTPUT/.cache")
+export HF_DATASETS_CACHE
 mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
@@ -87,6 +88,7 @@ seeing_lane() {
 
 full_method_lane() {
   sft tts_agfv
+  evaluate sft-tts_agfv "$D/sft-tts_agfv/model" cot
   # shellcheck disable=SC2086
   stage grpo-tts_agfv $LAUNCH recipes/grpo.py --config recipes/miniature/grpo_tts_agfv.yaml --traces "$D/corpus" \
     --audio "$D/avqa-audio" --model_name_or_path "$D/sft-tts_agfv/model" --output_dir "$D/grpo-tts_agfv" --seed "$SEED" $GRPO
@@ -94,13 +96,12 @@ full_method_lane() {
 }
 
 ablation_lane() {
+  sft label
+  evaluate sft-label "$D/sft-label/model" direct
   sft cot
   evaluate sft-cot "$D/sft-cot/model" cot
   sft agfv
   evaluate sft-agfv "$D/sft-agfv/model" cot
-  sft label
-  evaluate sft-label "$D/sft-label/model" direct
-  evaluate sft-tts_agfv "$D/sft-tts_agfv/model" cot
 }
 
 # shellcheck disable=SC2086

@@ -52,8 +52,8 @@ def _parse(body: dict[str, Any]) -> Ask:
         raise ValueError(f"unexpected content parts {list(parts)}")
     audio = video = None
     if "input_audio" in parts:
-        wav = io.BytesIO(base64.b64decode(parts["input_audio"]["data"], validate=True))
-        audio, rate = soundfile.read(wav, dtype="float32")
+        wav = base64.b64decode(parts["input_audio"]["data"], validate=True)
+        audio, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
         if (rate, audio.ndim, parts["input_audio"]["format"]) != (16_000, 1, "wav"):
             raise ValueError("expected mono WAV at 16 kHz")
     if "video_url" in parts:
@@ -70,7 +70,7 @@ def model_answer(engine: TransformersEngine) -> Answer:
     def answer(ask: Ask) -> list[Completion]:
         request = ChatRequest(str(ask.seed), ask.text, audio=ask.audio, video=ask.video)
         with lock:
-            (result,) = engine.complete([request], Sampling(ask.n, ask.temperature, ask.max_tokens, ask.seed))
+            ((result,),) = engine.complete([request], Sampling(ask.n, ask.temperature, ask.max_tokens, ask.seed))
         return result.completions
 
     return answer
@@ -97,8 +97,6 @@ class OpenAIServer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
             def do_POST(self) -> None:
                 outer._serve(self)
 
@@ -106,7 +104,6 @@ class OpenAIServer:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
         self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def __enter__(self) -> "OpenAIServer":
@@ -123,7 +120,7 @@ class OpenAIServer:
             fault = next(self._faults, None)
             self.statuses.append(fault or 200)
         if fault == DROP:
-            http.close_connection = True
+            pass  # HTTP/1.0: the connection is closed when nothing more is written
         elif isinstance(fault, int):
             self._send(http, fault, {"error": {"message": f"fault {fault}"}})
         else:
@@ -131,18 +128,18 @@ class OpenAIServer:
                 ask = _parse(body)
                 if ask.n > 1 and ask.temperature == 0:
                     raise ValueError("n must be 1 when using greedy sampling")  # vLLM refuses this too
-                with self._lock:
-                    self.asked.append(ask)
+                self.asked.append(ask)
                 said = self._answer(ask)
             except (ValueError, TypeError, KeyError) as error:  # a client's mistake; anything else is the test's
-                self._send(http, 400, {"error": {"message": str(error)}})
-                return
-            choices = [Completion(each, "stop") if isinstance(each, str) else each for each in said]
-            self._send(http, 200, {"choices": [_choice(i, c) for i, c in enumerate(choices[: 1 if fault else None])]})
+                return self._send(http, 400, {"error": {"message": str(error)}})
+            choices = []
+            for i, each in enumerate(said[: 1 if fault else None]):
+                text, reason = (each, "stop") if isinstance(each, str) else (each.text, each.finish_reason)
+                choices.append({"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": reason})
+            self._send(http, 200, {"choices": choices})
 
     def _send(self, http: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
-        envelope = {"id": "1", "object": "chat.completion", "created": 0, "model": "loopback"} if status == 200 else {}
-        content = json.dumps({**envelope, **body}).encode()
+        content = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "loopback", **body}).encode()
         http.send_response(status)
         http.send_header("Content-Type", "application/json")
         http.send_header("Content-Length", str(len(content)))
@@ -150,8 +147,3 @@ class OpenAIServer:
             http.send_header("retry-after-ms", "1")  # the client's own backoff would make tests wait for seconds
         http.end_headers()
         http.wfile.write(content)
-
-
-def _choice(index: int, completion: Completion) -> dict[str, Any]:
-    message = {"role": "assistant", "content": completion.text}
-    return {"index": index, "message": message, "finish_reason": completion.finish_reason, "logprobs": None}

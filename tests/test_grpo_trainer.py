@@ -1,0 +1,158 @@
+"""AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+from trl import GRPOConfig
+
+from sightsound.cli import InputError
+from sightsound.grpo_trainer import AudioGRPOTrainer, stack_features
+from sightsound.media import encode_flac
+from sightsound.prompts import COT_INSTRUCTION, question_text
+from sightsound.rewards import accuracy_reward, format_reward
+
+
+def some_reward(completions: list[Any], **_: Any) -> list[float]:
+    """Differs between the completions of random weights, so that there is something to learn from."""
+    return [float(len(completion[0]["content"]) % 3) for completion in completions]
+
+
+def make_rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row["id"],
+            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_INSTRUCTION)}],
+            "audio": row["audio"],
+            "teacher_answer": row["answer"],
+            "choices": row["choices"],
+        }
+        for row in questions[:4]
+    ]
+
+
+def make_trainer(checkpoint: Path, rows: list[dict[str, Any]], output_dir: Path, **changed: Any) -> AudioGRPOTrainer:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "beta": 0.04,
+        "loss_type": "grpo",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    args = GRPOConfig(output_dir=str(output_dir), **(settings | changed))
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    rewards = [some_reward, format_reward, accuracy_reward]
+    return AudioGRPOTrainer(
+        str(checkpoint), reward_funcs=rewards, args=args, train_dataset=Dataset.from_list(rows), processing_class=processor
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return make_rows(questions)
+
+
+def direct_logps(model: torch.nn.Module, batch: dict[str, Any], audio: list[Any]) -> torch.Tensor:
+    """Log-probabilities of the completion tokens by a plain forward with the clips, `(rows, completion length)`."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, **stack_features(audio)).logits
+    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return logps[:, -batch["completion_ids"].shape[1] :]
+
+
+def test_policy_old_and_reference_logps_equal_a_direct_forward_with_the_clip(student_checkpoint, rows, tmp_path) -> None:
+    # Two iterations per batch make the trainer keep the old policy's log-probabilities.
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, num_iterations=2, per_device_train_batch_size=16)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    shown = batch["completion_mask"].bool()
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
+    expected = direct_logps(model, batch, batch["audio"])
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    policy, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, batch["completion_ids"].shape[1])
+    for logps in (policy, batch["old_per_token_logps"], batch["ref_per_token_logps"]):
+        assert (logps - expected)[shown].abs().max() < 1e-5
+    other_clips = batch["audio"][4:] + batch["audio"][:4]
+    assert (direct_logps(model, batch, other_clips) - expected)[shown].abs().max() > 1e-3
+
+
+def test_each_clip_is_encoded_once_per_forward(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16, beta=0.0)
+    tower = trainer._tower_of(trainer.model)
+    trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    assert tower.rows_encoded == 4  # 16 completions of 4 clips, in one prefill
+
+
+def test_sharing_a_clip_does_not_mix_clips_up(student_checkpoint, rows, tmp_path) -> None:
+    """Groups in any order: every sequence keeps its own clip."""
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16)
+    order = [0, 1, 0, 2, 3, 1, 2, 0]
+    audio = trainer._read_audio([rows[i]["audio"] for i in order])
+    tower = trainer.model.model.audio_tower
+    features = stack_features(audio)["input_features"]
+    with torch.no_grad():
+        alone = tower(features).last_hidden_state
+        with trainer._tower_of(trainer.model).sharing(audio):
+            shared = tower(features).last_hidden_state
+    assert torch.allclose(alone, shared, atol=1e-6)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_training_changes_the_weights_and_logs_reward_and_kl(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "kl" in entry]
+    assert len(logged) == 2 and all("reward" in entry for entry in logged)
+    assert logged[0]["kl"] < 1e-6 < logged[1]["kl"]  # the first batch is the reference's own, the second no longer
+    assert any(not torch.equal(before[name], weight) for name, weight in trainer.model.named_parameters())
+    assert not hasattr(trainer.model.config, "image_token_id")
+
+
+def test_the_audio_placeholder_is_never_sampled(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
+
+
+def test_a_clip_longer_than_the_window_is_cut(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    noise = np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
+    whole, first = ({"bytes": encode_flac(wave), "path": None} for wave in (noise, noise[: 2 * 16_000]))
+    (long_features, _), (short_features, _) = trainer._read_audio([whole, first])
+    assert torch.equal(long_features, short_features)
+
+
+def test_resume_gives_the_weights_of_an_uninterrupted_run(student_checkpoint, rows, tmp_path) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 1}
+    whole = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+    whole.train()
+    resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = dict(whole.model.named_parameters())
+    for name, weight in resumed.model.named_parameters():
+        assert torch.equal(weight, expected[name]), name
+    start = dict(Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint).named_parameters())
+    assert any(not torch.equal(start[name], weight) for name, weight in expected.items())
+
+
+def test_vllm_rollouts_are_refused_because_they_would_not_hear(student_checkpoint, rows, tmp_path) -> None:
+    with pytest.raises(InputError, match="use_vllm: false"):
+        make_trainer(student_checkpoint, rows, tmp_path, use_vllm=True)

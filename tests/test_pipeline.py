@@ -1,0 +1,121 @@
+"""The whole line: the smoke demo, the demo with its learning assertions, kills at random moments, and real videos."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny
+
+
+ARMS = ["base", "sft-label", "sft-cot", "sft-agfv", "sft-tts_agfv", "grpo-tts_agfv"]
+CHANCE = 25.0  # percent, four choices
+
+
+def demo(output: Path, **environment: str) -> subprocess.Popen[str]:
+    """`make demo` without the set-up, in a process group of its own."""
+    paths = {"PATH": f"{tiny.REPO / '.venv' / 'bin'}:{os.environ['PATH']}", "OUTPUT": str(output)}
+    env = {**tiny._environment(), **paths, **environment}
+    command = ["bash", "recipes/miniature/run.sh"]
+    return subprocess.Popen(
+        command, cwd=tiny.REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def read_report(output: Path) -> dict[str, dict[str, Any]]:
+    return {entry["arm"]: entry for entry in json.loads((output / "report.json").read_text())}
+
+
+def read_predictions(output: Path) -> dict[str, list[tuple[str, str, str]]]:
+    import pyarrow.parquet as pq
+
+    files = {arm: output / "seed-0" / "evaluation" / arm / "data" / "predictions-avqa.parquet" for arm in ARMS}
+    return {arm: [(r["id"], r["control"], r["output"]) for r in pq.read_table(f).to_pylist()] for arm, f in files.items()}
+
+
+@pytest.fixture(scope="module")
+def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("smoke") / "out"
+    finish(demo(output, SMOKE="1"))
+    return output
+
+
+def test_smoke_demo_runs_every_stage_and_reports_every_arm(smoke_demo: Path) -> None:
+    report = json.loads((smoke_demo / "report.json").read_text())
+    assert [entry["arm"] for entry in report] == ARMS
+    keys = ["arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"]
+    assert all(list(entry) == keys and entry["n"] == 8 for entry in report)
+    for figure in ("accuracy.png", "sft_loss.png", "grpo.png"):
+        assert (smoke_demo / figure).read_bytes().startswith(b"\x89PNG")
+    text = (smoke_demo / "report.md").read_text()
+    assert all(f"| {arm} |" in text for arm in ARMS)
+
+
+def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2AudioForConditionalGeneration
+
+    seed = smoke_demo / "seed-0"
+    assert load_dataset(str(seed / "avqa-audio"))["train"].num_rows == 24
+    assert load_dataset(str(seed / "corpus"), "traces", split="train").num_rows == 24
+    for folder in ("traces", "verdicts", "evaluation/base"):
+        assert load_dataset(str(seed / folder), split="train").num_rows == 24
+    for folder in ("models/student", "models/checker", "sft-cot", "grpo-tts_agfv"):
+        Qwen2AudioForConditionalGeneration.from_pretrained(seed / folder / "model")
+        AutoProcessor.from_pretrained(seed / folder / "model")
+    Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
+
+
+def test_a_complete_demo_is_skipped(smoke_demo: Path) -> None:
+    before = read_predictions(smoke_demo)
+    log = finish(demo(smoke_demo, SMOKE="1"))
+    assert log.count("  done: ") >= 10
+    assert "is complete" in (smoke_demo / "seed-0" / "logs" / "grpo-tts_agfv.log").read_text()
+    assert read_predictions(smoke_demo) == before
+
+
+@pytest.mark.slow
+def test_the_miniature_learns_what_the_method_promises(tmp_path: Path) -> None:
+    """design.md section 6: only what is robust is asserted, the rest is reported."""
+    print(finish(demo(tmp_path / "out")))
+    report = read_report(tmp_path / "out")
+    best = max(report["sft-tts_agfv"]["accuracy"], report["grpo-tts_agfv"]["accuracy"])
+    assert report["base"]["accuracy"] < 50
+    assert report["sft-tts_agfv"]["accuracy"] >= 80
+    assert report["sft-tts_agfv"]["accuracy"] - report["sft-cot"]["accuracy"] >= 8
+    assert report["grpo-tts_agfv"]["accuracy"] >= report["sft-tts_agfv"]["accuracy"] - 3
+    log = json.loads((tmp_path / "out" / "seed-0" / "grpo-tts_agfv" / "trainer_state.json").read_text())["log_history"]
+    rewards = [entry["reward"] for entry in log if "reward" in entry]
+    quarter = len(rewards) // 4
+    assert sum(rewards[-quarter:]) > sum(rewards[:quarter])
+    heard = max(report.values(), key=lambda entry: entry["accuracy"])
+    assert heard["silent_accuracy"] <= CHANCE + 12 and heard["swapped_accuracy"] <= CHANCE + 12
+    assert best >= 80
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group at random moments; every rerun continues where the last one was."""
+    generator = random.Random(0)
+    for _ in range(10):
+        process = demo(tmp_path / "out", SMOKE="1")
+        try:
+            process.communicate(timeout=generator.uniform(3, 22))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            time.sleep(0.2)
+    finish(demo(tmp_path / "out", SMOKE="1"))
+    assert read_predictions(tmp_path / "out") == read_predictions(smoke_demo)
