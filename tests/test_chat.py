@@ -19,13 +19,13 @@ GREEDY = Sampling(n=1, temperature=0.0, max_tokens=12, seed=0)
 SAMPLED = Sampling(n=2, temperature=1.0, max_tokens=8, seed=0)
 
 
-@pytest.fixture(scope="module")
 def results_for(engine, requests, sampling):
     """All results, in the order of the requests; an engine yields them as they are finished."""
     results = {result.key: result for part in engine.complete(requests, sampling) for result in part}
     return [results[request.key] for request in requests]
 
 
+@pytest.fixture(scope="module")
 def hearing(student_checkpoint) -> TransformersEngine:
     return TransformersEngine(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
 
@@ -342,7 +342,5 @@ def test_what_a_server_answered_before_it_failed_is_kept(tmp_path, by_key):
         with pytest.raises(InputError, match="answered 400"):
             journal_of(path, engine, by_key)
         assert path.read_bytes().count(b"\n") == 5
-        failed = server.asked.pop().text
         journal_of(path, engine, by_key)
-    assert failed == list(by_key.values())[5].text
     assert [ask.text for ask in server.asked] == [request.text for request in by_key.values()]

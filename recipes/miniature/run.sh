@@ -16,11 +16,13 @@ export HF_DATASETS_CACHE
 mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
-WORLD="" PRETRAIN="" TRAIN="" GRPO="" EVALUATE="" # what SMOKE makes smaller
+WORLD="" PRETRAIN="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
 if [ -n "${SMOKE:-}" ]; then
-  WORLD="--num_train 24 --num_validation 4 --num_test 8 --num_student 32 --num_teacher 32 --num_checker 16"
-  PRETRAIN="--max_steps 2 --per_device_train_batch_size 8"
-  TRAIN="--max_steps 2 --per_device_train_batch_size 4"
+  WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
+  # Enough for teacher and checker to agree now and then: without one accepted trace there is nothing to train on.
+  PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
+  TRACES="--num_traces 2 --temperature 0.2"
+  SFT="--max_steps 2 --per_device_train_batch_size 4"
   GRPO="--max_steps 2 --per_device_train_batch_size 8 --num_generations 4"
 fi
 
@@ -60,14 +62,13 @@ pretrain() { # MODEL [FLAGS]
 sft() { # ARM
   # shellcheck disable=SC2086
   stage "sft-$1" $LAUNCH recipes/sft.py --config recipes/miniature/sft_$1.yaml --traces "$D/corpus" \
-    --audio "$D/avqa-audio" --model_name_or_path "$D/models/student/model" --output_dir "$D/sft-$1" --seed "$SEED" $TRAIN
+    --audio "$D/avqa-audio" --model_name_or_path "$D/models/student/model" --output_dir "$D/sft-$1" --seed "$SEED" $SFT
 }
 
 evaluate() { # ARM MODEL METHOD
-  # shellcheck disable=SC2086
   stage "evaluate-$1" python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split test --model "$2" \
     --modality audio --method "$3" --controls silent swapped --max_tokens 64 --batch_size 256 --arm "$1" \
-    --seed "$SEED" --output_dir "$D/evaluation/$1" $EVALUATE
+    --seed "$SEED" --output_dir "$D/evaluation/$1"
 }
 
 hearing_lane() {
@@ -77,13 +78,11 @@ hearing_lane() {
 }
 
 seeing_lane() {
-  stage avqa-audio python dataset_builders/avqa_audio.py --train_annotations "$D/world/train_qa.json" \
-    --validation_annotations "$D/world/val_qa.json" --test_annotations "$D/world/test_qa.json" \
-    --media_dir "$D/world/clips" --output_dir "$D/avqa-audio" --num_proc 1
   pretrain teacher
+  # shellcheck disable=SC2086
   stage traces python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$D/world/clips" \
     --model "$D/models/teacher/model" --num_traces 4 --temperature 1.0 --max_tokens 64 --num_frames 6 --batch_size 256 \
-    --seed "$SEED" --output_dir "$D/traces"
+    --seed "$SEED" --output_dir "$D/traces" $TRACES
 }
 
 full_method_lane() {
@@ -106,6 +105,9 @@ ablation_lane() {
 
 # shellcheck disable=SC2086
 stage world python dataset_builders/miniature.py --output_dir "$D/world" --seed "$SEED" $WORLD
+stage avqa-audio python dataset_builders/avqa_audio.py --train_annotations "$D/world/train_qa.json" \
+  --validation_annotations "$D/world/val_qa.json" --test_annotations "$D/world/test_qa.json" \
+  --media_dir "$D/world/clips" --output_dir "$D/avqa-audio"
 both hearing_lane seeing_lane
 stage verdicts python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --split train --traces "$D/traces" \
   --checker "$D/models/checker/model" --verdict_mode transcript --max_tokens 32 --batch_size 256 --output_dir "$D/verdicts"
