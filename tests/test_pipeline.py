@@ -79,7 +79,7 @@ def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path)
     Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_complete_demo_is_skipped(smoke_demo: Path) -> None:
     before = read_predictions(smoke_demo)
     log = finish(demo(smoke_demo, SMOKE="1"))
@@ -107,7 +107,7 @@ def test_the_miniature_learns_what_the_method_promises(tmp_path: Path) -> None:
     assert best >= 80
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path) -> None:
     """SIGKILL to the whole process group at random moments; every rerun continues where the last one was."""
     generator = random.Random(0)
