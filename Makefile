@@ -12,7 +12,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup
