@@ -45,9 +45,9 @@ class SharedTower:
     """
 
     def __init__(self, model: torch.nn.Module):
-        tower = next(module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "audio_tower")
-        tower.register_forward_pre_hook(self._reduce, with_kwargs=True)
-        tower.register_forward_hook(self._expand)
+        self.module = next(module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "audio_tower")
+        self.module.register_forward_pre_hook(self._reduce, with_kwargs=True)
+        self.module.register_forward_hook(self._expand)
         self._first: torch.Tensor | None = None
         self._clip: torch.Tensor | None = None
         self.rows_encoded = 0
@@ -149,13 +149,7 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
 
     def _num_audio_tokens(self, mask: torch.Tensor) -> int:
         """Tokens of a clip after the tower's convolution and pooling, as the model itself counts them."""
-        tower = self.accelerator.unwrap_model(self.model).get_submodule(self._tower_name)
-        return int(tower._get_feat_extract_output_lengths(mask.sum())[1])
-
-    @property
-    def _tower_name(self) -> str:
-        model = self.accelerator.unwrap_model(self.model)
-        return next(name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] == "audio_tower")
+        return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with self._tower_of(self.model).sharing(self._audio):
