@@ -237,8 +237,13 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def transcript(sounds: list[int]) -> str:
-    """ "I hear a dog, then a bell." """
-    return "I hear " + ", then ".join(f"a {NAMES[c]}" for c in sounds) + "." if sounds else "I hear nothing."
+    """
+    "I hear dog, then bell."
+
+    Without articles: what precedes the first sound then differs from what precedes the others, and that one attention
+    head of a tiny model can use.
+    """
+    return "I hear " + ", then ".join(NAMES[c] for c in sounds) + "." if sounds else "I hear nothing."
 
 
 def reasoning(sounds: list[int], question: Question) -> str:
@@ -319,14 +324,16 @@ def build_clip(index: int, part: str, seed: int, clips: Path) -> dict:
 def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> dict:
     """A question answered from written notes, or from nothing: how to reason, without perception."""
     scene = draw_scene(rng, traps=False)
-    while len(set(scene.sounds)) < 2:  # "first" and "last" are rare otherwise, and the hardest to learn
+    # "First" and "last" are rare otherwise, and the hardest to learn; but some clips have one sound, and a student that
+    # has never written "one" cannot learn to with LoRA on its layers alone: its output head would not know the word.
+    while len(set(scene.sounds)) < 2 and rng.random() < 0.75:
         scene = draw_scene(rng, traps=False)
     question = ask(scene, rng)
     text = question.text if instruction == TEACHER_INSTRUCTION else question.text.replace("video", "audio")
     prompt = question_text(text, question.choices, instruction)
     # Half of the time there are no notes and the sounds are made up: the answer has to follow from "I hear ..." itself.
     if rng.random() < 0.5:
-        prompt = "Notes: " + ", then ".join(f"a {NAMES[c]}" for c in scene.sounds) + f".\n{prompt}"
+        prompt = "Notes: " + ", then ".join(NAMES[c] for c in scene.sounds) + f".\n{prompt}"
     return {"prompt": prompt, "completion": render_trace(reasoning(scene.sounds, question), question.gold)}
 
 

@@ -93,18 +93,16 @@ def test_the_miniature_learns_what_the_method_promises(tmp_path: Path) -> None:
     """design.md section 6: only what is robust is asserted, the rest is reported."""
     print(finish(demo(tmp_path / "out")))
     report = read_report(tmp_path / "out")
-    best = max(report["sft-tts_agfv"]["accuracy"], report["grpo-tts_agfv"]["accuracy"])
     assert report["base"]["accuracy"] < 50
     assert report["sft-tts_agfv"]["accuracy"] >= 80
     assert report["sft-tts_agfv"]["accuracy"] - report["sft-cot"]["accuracy"] >= 8
     assert report["grpo-tts_agfv"]["accuracy"] >= report["sft-tts_agfv"]["accuracy"] - 3
     log = json.loads((tmp_path / "out" / "seed-0" / "grpo-tts_agfv" / "trainer_state.json").read_text())["log_history"]
     rewards = [entry["reward"] for entry in log if "reward" in entry]
-    # Whether the reward rises at a step size that leaves greedy accuracy alone is within noise here: reported, not asserted.
-    assert len(rewards) == 30 and max(rewards) <= 2.0
+    first, second = rewards[: len(rewards) // 2], rewards[-(len(rewards) // 2) :]  # two epochs: the same questions in both
+    assert sum(second) > sum(first)
     heard = max(report.values(), key=lambda entry: entry["accuracy"])
     assert heard["silent_accuracy"] <= CHANCE + 12 and heard["swapped_accuracy"] <= CHANCE + 12
-    assert best >= 80
 
 
 @pytest.mark.soak
