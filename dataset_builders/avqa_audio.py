@@ -24,7 +24,7 @@ from typing import Any
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, read_json, run
 from sightsound.hub import write_dataset_card
-from sightsound.journal import Stage, fingerprint
+from sightsound.journal import Stage, fingerprint, leave_with_parent
 from sightsound.media import VIDEO_NAME, MediaError, MediaFolder, encode_flac, is_silent, load_clip, sha256_of
 
 
@@ -40,8 +40,8 @@ class AvqaAudioArguments:
     train_annotations: str | None = field(default=None, metadata={"help": "train_qa.json"})
     validation_annotations: str | None = field(default=None, metadata={"help": "val_qa.json"})
     test_annotations: str | None = field(default=None, metadata={"help": "held-out questions; AVQA publishes none"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N annotations of each split"})
-    num_proc: int = field(default=2, metadata={"help": "processes"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N annotations of each split", "minimum": 1})
+    num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
     def annotations(self) -> dict[str, str]:
         files = {
@@ -127,7 +127,7 @@ def build_shard(shard: tuple[str, list[tuple[Any, bool]]], folder: str, media: M
     Write one shard of a split: its rows and, last, its part of the ledger, which marks the shard as done.
 
     Args:
-        shard: Its name (`train-00000-of-00004`) and its annotations, each with whether its id was seen before.
+        shard: Its name (`train-00000-of-00004`) and its annotations, each with whether its id stands in an earlier one.
     """
     name, annotations = shard
     ledger_path = Path(folder) / "ledger" / f"{name}.parquet"
@@ -142,7 +142,7 @@ def build_shard(shard: tuple[str, list[tuple[Any, bool]]], folder: str, media: M
         }
         try:
             if is_repeated:
-                raise RowError(schema.DUPLICATE_ID, "the id stands in an earlier row, which was kept")
+                raise RowError(schema.DUPLICATE_ID, "the id stands in an earlier row")
             rows.append(build_row(annotation, media))
         except RowError as error:
             entry |= {"outcome": error.outcome, "detail": str(error)}
@@ -152,13 +152,17 @@ def build_shard(shard: tuple[str, list[tuple[Any, bool]]], folder: str, media: M
 
 
 def shards_of(split: str, annotations: list[Any]) -> Iterator[tuple[str, list[tuple[Any, bool]]]]:
-    """Cut a split into shards, marking repeated ids."""
+    """Cut a split into shards, marking repeated ids. A row that is bad by itself neither takes an id nor repeats one."""
     seen: set[str] = set()
     marked = []
     for annotation in annotations:
-        key = str(annotation.get("id")) if isinstance(annotation, dict) else None
-        marked.append((annotation, key in seen))
-        if key is not None:
+        try:
+            check_annotation(annotation)
+        except RowError:  # `build_row` raises it again, and the ledger tells it
+            marked.append((annotation, False))
+        else:
+            key = str(annotation["id"])
+            marked.append((annotation, key in seen))
             seen.add(key)
     count = max(1, -(-len(marked) // ROWS_PER_SHARD))
     for i in range(count):
@@ -182,9 +186,6 @@ def write_coverage(stage: Stage, splits: list[str]) -> Counter[str]:
 
 def main() -> None:
     args = parse_arguments(AvqaAudioArguments, __doc__)
-    for name, value in (("num_proc", args.num_proc), ("limit", args.limit)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: expected at least 1")
     annotations = args.annotations()
     settings = {k: v for k, v in asdict(args).items() if k not in ("output_dir", "num_proc")}
     settings |= {f"{split}_annotations": fingerprint(path) for split, path in annotations.items()}
@@ -204,7 +205,7 @@ def main() -> None:
                 )
             shards += shards_of(split, rows[: args.limit])
         build = partial(build_shard, folder=str(stage.path), media=media)
-        with ProcessPoolExecutor(args.num_proc) as pool:
+        with ProcessPoolExecutor(args.num_proc, initializer=leave_with_parent) as pool:
             for _ in tqdm(pool.map(build, shards), total=len(shards), desc="shards", unit="shard", mininterval=1.0):
                 pass
         counts = write_coverage(stage, list(annotations))

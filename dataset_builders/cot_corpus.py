@@ -93,6 +93,8 @@ def main() -> None:
             return
         verdicts = {row["id"]: row for row in schema.open_dataset(args.verdicts, "train")}
         rows = join(list(schema.open_dataset(args.traces, "train")), verdicts)
+        dataset = schema.open_dataset(args.dataset, args.split)
+        schema.check_same_clips(rows, dataset, f"split '{args.split}' of {args.dataset}")
         ledger = ({"id": row["id"], "outcome": row["outcome"]} for row in rows)
         schema.write_ledger(ledger, stage.path / "ledger.parquet")
         data = stage.path / "data"
@@ -102,8 +104,7 @@ def main() -> None:
         print(f"{len(rows)} questions: {told}")
         if not accepted:
             raise InputError(f"no question was accepted ({told}); {stage.path}/ledger.parquet tells every one's outcome")
-        audio = schema.AudioById(schema.open_dataset(args.dataset, args.split))
-        write_verified(accepted, audio, data / "verified")
+        write_verified(accepted, schema.AudioById(dataset), data / "verified")
         write_dataset_card(
             stage.path,
             render_card("dataset_traces.md", **card_values(rows, accepted)),

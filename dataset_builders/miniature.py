@@ -24,7 +24,7 @@ import numpy as np
 
 from sightsound.cli import parse_arguments, run
 from sightsound.hub import write_dataset_card
-from sightsound.journal import Stage, write_atomically
+from sightsound.journal import Stage, leave_with_parent, write_atomically
 from sightsound.prompts import (
     CHECKER_TRANSCRIPT,
     COT_INSTRUCTION,
@@ -56,14 +56,14 @@ COLOURS = np.array([[245, 210, 30], [215, 30, 35], [35, 60, 235], [30, 205, 70],
 @dataclass
 class MiniatureArguments:
     output_dir: str = field(metadata={"help": "folder to write the world into"})
-    num_train: int = field(default=2400, metadata={"help": "clips (and questions) of the training split"})
-    num_validation: int = field(default=200, metadata={"help": "clips of the validation split"})
-    num_test: int = field(default=600, metadata={"help": "held-out clips"})
-    num_student: int = field(default=2000, metadata={"help": "captioned sounds for the base student"})
-    num_teacher: int = field(default=3000, metadata={"help": "silent videos for the teacher"})
-    num_checker: int = field(default=500, metadata={"help": "transcribed sounds for the checker"})
+    num_train: int = field(default=2400, metadata={"help": "clips (and questions) of the training split", "minimum": 0})
+    num_validation: int = field(default=200, metadata={"help": "clips of the validation split", "minimum": 0})
+    num_test: int = field(default=600, metadata={"help": "held-out clips", "minimum": 0})
+    num_student: int = field(default=2000, metadata={"help": "captioned sounds for the base student", "minimum": 0})
+    num_teacher: int = field(default=3000, metadata={"help": "silent videos for the teacher", "minimum": 0})
+    num_checker: int = field(default=500, metadata={"help": "transcribed sounds for the checker", "minimum": 0})
     seed: int = field(default=0, metadata={"help": "a world is a function of its seed"})
-    num_proc: int = field(default=2, metadata={"help": "processes"})
+    num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 
 @dataclass
@@ -409,7 +409,7 @@ def main() -> None:
             "teacher": (teacher, args.num_teacher, "video"),
             "checker": (build_checker_row, args.num_checker, "audio"),
         }
-        with ProcessPoolExecutor(args.num_proc) as pool:
+        with ProcessPoolExecutor(args.num_proc, initializer=leave_with_parent) as pool:
             for part, count in splits.items():
                 build = partial(build_clip, part=part, seed=args.seed, clips=clips)
                 built = pool.map(build, range(count), chunksize=50)

@@ -33,15 +33,17 @@ class TracesArguments:
     output_dir: str = field(metadata={"help": "where to write the traces"})
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
-    num_traces: int = field(default=8, metadata={"help": "traces per question"})
+    num_traces: int = field(default=8, metadata={"help": "traces per question", "minimum": 1})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
-    max_tokens: int = field(default=512, metadata={"help": "per trace; a trace that reaches it is cut (finish_reason length)"})
-    num_frames: int = field(default=16, metadata={"help": "frames per video"})
+    max_tokens: int = field(
+        default=512, metadata={"help": "per trace; a trace that reaches it is cut (finish_reason length)", "minimum": 1}
+    )
+    num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
-    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process"})
-    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url"})
+    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
+    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "of the sampling"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
 
 
 def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:

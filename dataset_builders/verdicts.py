@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 from sightsound import schema
 from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
-from sightsound.cli import InputError, parse_arguments, run
+from sightsound.cli import parse_arguments, run
 from sightsound.corpus import ACCEPT, INVALID, REJECT, TraceRow, trace_outcome
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint
@@ -42,10 +42,10 @@ class VerdictsArguments:
     split: str = field(default="train", metadata={"help": "split of the dataset that was traced"})
     base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
     verdict_mode: str = field(default=YES_NO_MODE, metadata={"help": "how to check", "choices": [YES_NO_MODE, TRANSCRIPT_MODE]})
-    num_retries: int = field(default=2, metadata={"help": "how often an unclear yes/no is asked again"})
-    max_tokens: int = field(default=64, metadata={"help": "per verdict or transcript"})
-    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests in flight at --base_url"})
+    num_retries: int = field(default=2, metadata={"help": "how often an unclear yes/no is asked again", "minimum": 0})
+    max_tokens: int = field(default=64, metadata={"help": "per verdict or transcript", "minimum": 1})
+    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
+    concurrency: int = field(default=16, metadata={"help": "requests in flight at --base_url", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "of the repeated questions"})
 
 
@@ -149,11 +149,7 @@ def main() -> None:
         rows = list(schema.open_dataset(args.traces, "train"))
         dataset = schema.open_dataset(args.dataset, args.split)
         audio = schema.AudioById(dataset)
-        unknown = [row["id"] for row in rows if row["id"] not in audio]
-        if unknown:
-            raise InputError(
-                f"{len(unknown)} traced questions (first: {unknown[0]}) are not in {args.dataset}; was another dataset traced?"
-            )
+        schema.check_same_clips(rows, dataset, f"split '{args.split}' of {args.dataset}")
         engine = make_engine(
             args.checker, args.base_url, args.batch_size, args.concurrency, Sampling(1, 0.0, args.max_tokens, 0)
         )

@@ -43,12 +43,12 @@ class RunArguments:
     media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, for --modality video"})
     base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
-    max_tokens: int = field(default=512, metadata={"help": "per answer"})
-    num_frames: int = field(default=16, metadata={"help": "frames per video"})
+    max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
+    num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
-    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process"})
-    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions"})
+    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
+    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
 
 
@@ -59,6 +59,7 @@ class RequestBuilder:
         self.rows = rows
         self._texts = rows.remove_columns("audio")
         self._audio = rows.select_columns(["audio"])
+        self._clips = list(rows["video_id"])
         self._engine = engine
         self._args = args
         self._instruction = INSTRUCTIONS[args.modality, args.method]
@@ -76,12 +77,19 @@ class RequestBuilder:
         row = self.row(key)
         if self._args.modality == VIDEO:
             return self._video_request(key, row)
-        # Half the dataset away: another clip, the same one for every model, never the clip itself.
-        source = (int(number) + max(1, len(self.rows) // 2)) % len(self.rows) if control == SWAPPED else int(number)
+        source = self._other_clip(int(number)) if control == SWAPPED else int(number)
         heard = decode_audio(self._audio[source]["audio"], self._engine.window_s)
         waveform = np.zeros_like(heard.waveform) if control == SILENT else heard.waveform
         text = question_text(row["question"], row["choices"], self._instruction)
         return ChatRequest(key, text, audio=waveform, note={"heard_s": heard.heard_s})
+
+    def _other_clip(self, number: int) -> int:
+        """Row of another clip, the same one for every model: half the dataset away, or the next that is not this clip."""
+        clips, count = self._clips, len(self.rows)
+        for step in range(count // 2, count // 2 + count):
+            if clips[(number + step) % count] != clips[number]:
+                return (number + step) % count
+        raise InputError("--controls swapped needs questions on at least two clips")
 
     def _video_request(self, key: str, row: dict[str, Any]) -> ChatRequest:
         clip = self._media.find(video_name(row)) if self._media else None

@@ -11,7 +11,7 @@ Rewards: +1 when the answer is the teacher's, +1 for the format. KL to the model
 
 from dataclasses import asdict, dataclass, field
 
-from sightsound.cli import run, show_help_and_exit
+from sightsound.cli import InputError, run, show_help_and_exit
 
 
 @dataclass
@@ -23,18 +23,22 @@ class GRPOScriptArguments:
 
 
 def main() -> None:
-    show_help_and_exit(__doc__, GRPOScriptArguments, inherited="Every field of trl.GRPOConfig and trl.ModelConfig is accepted.")
+    show_help_and_exit(
+        __doc__,
+        GRPOScriptArguments,
+        inherited="Also accepted: every field of trl.GRPOConfig; model and LoRA fields of trl.ModelConfig.",
+    )
     from trl import GRPOConfig, ModelConfig, get_peft_config
 
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_push, training_settings
+    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
     from sightsound.rewards import accuracy_reward, format_reward
 
     script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
-    refuse_push(training_args)
+    refuse_what_would_be_ignored(training_args, model_args)
     settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
     for name in ("traces", "audio", "model_name_or_path"):
         settings[name] = fingerprint(settings[name])
@@ -44,7 +48,14 @@ def main() -> None:
             return
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", one_per_question=True)
-        training_args.model_init_kwargs = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+        prompts_per_step = training_args.generation_batch_size // training_args.num_generations
+        if len(dataset) < prompts_per_step:
+            raise InputError(f"{len(dataset)} questions do not fill one batch of {prompts_per_step}: TRL would train on none")
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "dtype": model_args.dtype,
+            "attn_implementation": model_args.attn_implementation,
+        }
         trainer = AudioGRPOTrainer(
             model_args.model_name_or_path,
             reward_funcs=[accuracy_reward, format_reward],
@@ -55,12 +66,11 @@ def main() -> None:
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
         trainer.save_state()
-        if trainer.accelerator.is_main_process:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            if model_args.use_peft:
-                model.save_pretrained(stage.path / "adapter")
-                model = model.merge_and_unload()
-            save_checkpoint(model, processor, stage.path / "model")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if model_args.use_peft:
+            model.save_pretrained(stage.path / "adapter")
+            model = model.merge_and_unload()
+        save_checkpoint(model, processor, stage.path / "model")
         stage.finish()
 
 

@@ -24,17 +24,21 @@ class SFTScriptArguments:
 
 
 def main() -> None:
-    show_help_and_exit(__doc__, SFTScriptArguments, inherited="Every field of trl.SFTConfig and trl.ModelConfig is accepted.")
+    show_help_and_exit(
+        __doc__,
+        SFTScriptArguments,
+        inherited="Also accepted: every field of trl.SFTConfig; model and LoRA fields of trl.ModelConfig.",
+    )
     from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
     from trl.trainer.utils import create_model_from_path
 
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.collator import CompletionCollator
     from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_push, training_settings
+    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
 
     script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
-    refuse_push(training_args)
+    refuse_what_would_be_ignored(training_args, model_args)
     settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
     for name in ("traces", "audio", "model_name_or_path"):
         settings[name] = fingerprint(settings[name])
@@ -49,7 +53,10 @@ def main() -> None:
         training_args.dataset_kwargs = {"skip_prepare_dataset": True}
         trainer = SFTTrainer(
             model=create_model_from_path(
-                model_args.model_name_or_path, revision=model_args.model_revision, dtype=model_args.dtype
+                model_args.model_name_or_path,
+                revision=model_args.model_revision,
+                dtype=model_args.dtype,
+                attn_implementation=model_args.attn_implementation,
             ),
             args=training_args,
             train_dataset=dataset,
@@ -59,13 +66,12 @@ def main() -> None:
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
         trainer.save_state()
-        if trainer.accelerator.is_main_process:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            if model_args.use_peft:
-                model.save_pretrained(stage.path / "adapter")
-                processor.save_pretrained(stage.path / "adapter")
-                model = model.merge_and_unload()
-            save_checkpoint(model, processor, stage.path / "model")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if model_args.use_peft:
+            model.save_pretrained(stage.path / "adapter")
+            processor.save_pretrained(stage.path / "adapter")
+            model = model.merge_and_unload()
+        save_checkpoint(model, processor, stage.path / "model")
         stage.finish()
 
 

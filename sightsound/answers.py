@@ -14,8 +14,8 @@ from difflib import SequenceMatcher
 from .prompts import LETTERS
 
 
-# Below this the closest choice is no longer an alignment but a guess. Half of the characters in common, in order, is
-# where one-word distractors of MMAU start to be confused with each other.
+# Below this the closest choice is no longer an alignment but a guess. With fewer than three in five characters in common,
+# in order, one-word distractors of MMAU start to be confused with each other.
 MIN_SIMILARITY = 0.6
 
 # The last tag counts: models quote the format before they use it. An unclosed tag is an answer cut at the token limit.
@@ -25,11 +25,19 @@ _TRACE = re.compile(
     r"\s*<think>(?:(?!</?think>|</?answer>).)+</think>\s*<answer>(?:(?!</?think>|</?answer>).)+</answer>\s*", re.DOTALL
 )
 
-# "B", "(B)", "B.", "B: dog", "**B**", "Option B", "The answer is B": the letter alone, or closed by punctuation. A bare
-# letter before a word is not one: "A dog barks" begins with an article.
+# The letter begins the text, or follows words that say an answer comes: "I think the answer is B". Only affirming ones:
+# "it is not option B" and "rather than option B" choose nothing.
+_LETTER_CUE = (
+    r"(?:^[\s*_\"']*|\b(?:(?:answer|option|choice)[*_]*\s*(?:is(?![a-z])|:)"
+    r"|(?:is|choose|pick|select|with)\s+(?=(?:the\s+)?(?:option|choice)\b))[\s:*_\"']*)"
+    r"(?:(?:so|the|correct|final|answer|option|choice|is)(?![a-z])[\s:*_\"']*)*"
+)
+# "(B)", "B", "B.", "B: dog", "B, because", "**B**": the letter alone, at the end of a line or closed by punctuation. A bare
+# letter before a word is not one: "A dog barks" begins with an article. Nor are "B-flat", the chord "D:maj" and the list
+# "B, C"; the "I" in "B, I think" lists nothing.
 _LETTER = re.compile(
-    r"^[*_\"']*(?:so\s+)?(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)?[*_]*\s*(?:is)?\s*:?\s*"
-    r"[*_\"']*(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|([A-Z])\s*(?:[.):\]\"']|[*_]+|$))",
+    _LETTER_CUE + r"(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]"
+    r"|([A-Z])(?:[*_\"']|\s*[.!)\]]|\s*[,;](?!\s*(?-i:[A-HJ-Z])\b)|\s*[:-](?!\w)|[^\S\n]*\n|\s*$))",
     re.IGNORECASE,
 )
 
@@ -71,15 +79,26 @@ def extract_answer_text(output: str) -> str:
 
 
 def _normalise(text: str) -> str:
-    # "#", "+" and a leading "-" carry meaning: A# is not A, -5 is not 5.
-    words = re.sub(r"[^\w\s#+-]|(?<=\w)-(?=\w)", " ", text.casefold()).split()
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+    # "#", "+", "%", a leading "-" and the marks inside a number carry meaning: A# is not A, -5 is not 5, 1.5 is not 1/5.
+    words = re.sub(r"(?!(?<=\d)[-.,:/]\d)(?:[^\w\s#+%-]|(?<=\w)-(?=\w))", " ", text.casefold()).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words).replace(" %", "%")
+
+
+def _numerals(text: str) -> list[str]:
+    return [word for word in text.split() if any(map(str.isdigit, word))]
 
 
 def _similarity(answer: str, choice: str) -> float:
-    """1.0 when the answer contains the choice as whole words, else the ratio of matching characters."""
+    """
+    1.0 when the answer contains the choice as whole words, else the ratio of matching characters.
+
+    Characters say nothing where they mislead: 10 is no kind of 1, and what is added in front of a word reverses it (unhappy).
+    """
     if f" {choice} " in f" {answer} ":
         return 1.0
+    shorter, longer = sorted((answer, choice), key=len)
+    if _numerals(answer) != _numerals(choice) or re.search(rf"\w{re.escape(shorter)}(?!\w)", longer):
+        return 0.0
     return SequenceMatcher(None, answer, choice, autojunk=False).ratio()
 
 
@@ -99,7 +118,7 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     exact = text.strip().removesuffix(".").casefold()
     if len(exact) > 1 and exact in plain:
         return Answer(plain.index(exact), "choice_text", text)
-    letter = _LETTER.match(text)
+    letter = _LETTER.search(text)
     if letter:
         index = LETTERS.index(next(group for group in letter.groups() if group).upper())
         if index < len(choices):
@@ -126,7 +145,8 @@ def parse_answer(output: str, choices: Sequence[str]) -> Answer:
 
 def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
     """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
-    return answer.index is not None and _normalise(choices[answer.index]) == _normalise(choices[gold])
+    # Punctuation counts here: 5% and 5 are two choices.
+    return answer.index is not None and choices[answer.index].casefold().split() == choices[gold].casefold().split()
 
 
 def has_trace_format(output: str) -> bool:

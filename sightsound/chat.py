@@ -11,6 +11,7 @@ import base64
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -21,10 +22,10 @@ import numpy as np
 
 from .checkpoints import load_processor
 from .cli import InputError
-from .journal import Journal
+from .journal import Journal, fingerprint
 from .media import Frames, MediaError, encode_wav
 from .prompts import user_message
-from .schema import SAMPLING_RATE
+from .schema import REFUSED, SAMPLING_RATE
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class ChatResult:
-    """The completions of one request, and the exact prompt that they answer."""
+    """The completions of one request and the exact prompt that they answer; or, in `refused`, why the server will not."""
 
     key: str
     prompt: str
     completions: list[Completion]
+    refused: str | None = None
 
 
 class Engine(Protocol):
@@ -95,17 +97,6 @@ class Engine(Protocol):
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]: ...
 
 
-def model_revision(model: str) -> str:
-    """The commit of a Hub model, or the fingerprint of a local folder."""
-    from .journal import fingerprint
-
-    if Path(model).is_dir():
-        return fingerprint(model) or ""
-    from huggingface_hub import HfApi
-
-    return HfApi().model_info(model).sha or ""
-
-
 def _seed_of(seed: int, keys: Sequence[str]) -> int:
     """A seed for these requests alone, so that a batch draws the same completions whenever it is (re)run."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()[:4], "big")
@@ -116,7 +107,7 @@ class TransformersEngine:
     A model in this process, batched.
 
     Args:
-        model (`str`): Local folder or Hub id of an audio or vision language model (or of an adapter on one).
+        model (`str`): Local folder or Hub id of an audio or vision language model.
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
     """
@@ -135,7 +126,8 @@ class TransformersEngine:
         self.requests_per_call = max(1, batch_size // sampling.n)
         extractor = getattr(self.processor, "feature_extractor", None)
         self.window_s = float(extractor.chunk_length) if extractor is not None else None
-        self.revision = model_revision(model)
+        # The commit that was loaded, which need not be the Hub's newest.
+        self.revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
         # A sampled placeholder would ask the next forward for a clip that is not there.
         names = ("audio_token_id", "image_token_id", "video_token_id")
         self._placeholders = [i for i in (getattr(config, name, None) for name in names) if i is not None]
@@ -181,16 +173,16 @@ class TransformersEngine:
         ]
 
 
-def _data_url(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
 def _png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+# What is wrong with the request and not with the server: asked again, it would be refused again.
+_REFUSALS = (400, 413, 422)
 
 
 class OpenAIEngine:
@@ -248,21 +240,43 @@ class OpenAIEngine:
         return ChatResult(request.key, request.text, completions)
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
-        """Send the requests, `concurrency` at a time; the first failure that outlives the retries is raised."""
+        """
+        Send the requests, `concurrency` at a time.
+
+        A request that the server refuses as such (400, 413, 422) is a result. The first other failure that outlives the
+        retries is raised, after what is in flight has been answered: that was paid for.
+        """
         from openai import APIConnectionError, APIStatusError
 
+        failure: APIConnectionError | APIStatusError | None = None
+        stopped = threading.Event()
+
+        def ask(request: ChatRequest) -> ChatResult | None:
+            return None if stopped.is_set() else self._one(request, sampling)
+
         with ThreadPoolExecutor(self._concurrency) as pool:
-            answers = [pool.submit(self._one, request, sampling) for request in requests]
+            answers = {pool.submit(ask, request): request for request in requests}
             try:
                 for answer in as_completed(answers):
-                    yield [answer.result()]
-            except APIConnectionError as error:
-                raise InputError(f"no answer from {self._client.base_url}: is the server running?") from error
-            except APIStatusError as error:
-                told = f"{self._client.base_url} answered {error.status_code}: {error.message}"
-                raise InputError(f"{told}; finished requests are kept, rerun to continue") from error
+                    request = answers[answer]
+                    try:
+                        result = answer.result()
+                    except (APIConnectionError, APIStatusError) as error:
+                        if getattr(error, "status_code", None) in _REFUSALS:
+                            yield [ChatResult(request.key, request.text, [], refused=str(error))]
+                        else:
+                            failure = failure or error
+                            stopped.set()
+                        continue
+                    if result is not None:
+                        yield [result]
             finally:
-                pool.shutdown(cancel_futures=True)
+                stopped.set()
+        if isinstance(failure, APIStatusError):
+            told = f"{self._client.base_url} answered {failure.status_code}: {failure.message}"
+            raise InputError(f"{told}; finished requests are kept, rerun to continue") from failure
+        if failure is not None:
+            raise InputError(f"no answer from {self._client.base_url}: is the server running?") from failure
 
 
 def make_engine(model: str, base_url: str | None, batch_size: int, concurrency: int, sampling: Sampling) -> Engine:
@@ -316,8 +330,15 @@ def _make(
             journal.append([(key, {"outcome": error.outcome, "detail": str(error)})])
     if not requests:
         return
+    refused: list[ChatResult] = []
     for results in engine.complete(list(requests.values()), sampling):
-        journal.append((result.key, {**_entry(result), **requests[result.key].note}) for result in results)
+        refused += [result for result in results if result.refused]
+        answered = [result for result in results if not result.refused]
+        journal.append((result.key, {**_entry(result), **requests[result.key].note}) for result in answered)
+    # A server that has not answered a single request does not dislike this one: it is set up for something else.
+    if refused and not any("completions" in entry for entry in journal.entries.values()):
+        raise InputError(f"the server refuses every request: {refused[0].refused}")
+    journal.append((result.key, {"outcome": REFUSED, "detail": result.refused}) for result in refused)
 
 
 def _entry(result: ChatResult) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
     hints = typing.get_type_hints(arguments)
     for field in dataclasses.fields(arguments):
         kind, several = _element_type(hints[field.name])
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = field.default is dataclasses.MISSING
         options: dict[str, Any] = {"help": field.metadata.get("help", "").replace("%", "%%"), "required": required}
-        if not required and field.default not in (None, False, dataclasses.MISSING):
+        if not required and field.default not in (None, False):
             options["help"] += f" (default: {field.default})"
         if "choices" in field.metadata:
             options["choices"] = field.metadata["choices"]
@@ -52,10 +52,15 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
             parser.add_argument(f"--{field.name}", action="store_true", **options)
         else:
             default = None if required else field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
             nargs = "+" if several else None
             parser.add_argument(f"--{field.name}", type=kind, nargs=nargs, default=default, **options)
+
+
+def _check_minimums(parser: argparse.ArgumentParser, arguments: type, parsed: argparse.Namespace) -> None:
+    for field in dataclasses.fields(arguments):
+        value, minimum = getattr(parsed, field.name), field.metadata.get("minimum")
+        if None not in (value, minimum) and value < minimum:
+            parser.error(f"argument --{field.name}: expected at least {minimum}, found {value}")
 
 
 def parse_arguments(arguments: type[T], description: str | None, argv: list[str] | None = None) -> T:
@@ -63,13 +68,15 @@ def parse_arguments(arguments: type[T], description: str | None, argv: list[str]
     Parse `--field value` flags into a dataclass.
 
     Args:
-        arguments (`type`): A dataclass; `help` and `choices` are read from each field's metadata.
+        arguments (`type`): A dataclass; `help`, `choices` and `minimum` are read from each field's metadata.
         description (`str`): Shown above the flags by `--help`; scripts pass their `__doc__`.
         argv (`list[str]`, *optional*): Defaults to `sys.argv[1:]`.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_fields(parser, arguments)
-    return arguments(**vars(parser.parse_args(argv)))
+    parsed = parser.parse_args(argv)
+    _check_minimums(parser, arguments, parsed)
+    return arguments(**vars(parsed))
 
 
 def show_help_and_exit(description: str | None, *arguments: type, inherited: str) -> None:

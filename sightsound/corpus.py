@@ -22,6 +22,9 @@ TraceRow = dict[str, Any]
 # What a row says of its verification before there was one.
 UNVERIFIED = {"checker": None, "checker_revision": None, "verdict_mode": None, "checker_heard_s": None}
 
+# The checker accepted a trace, but none that has the format to be trained on.
+BAD_FORMAT = "bad_format"
+
 ACCEPT, REJECT, INVALID = "accept", "reject", "invalid"
 
 
@@ -49,6 +52,8 @@ def trace_outcome(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
         outcome = schema.NOT_VERIFIED
     elif any(trace["verdict"] == ACCEPT and _usable(trace) for trace in traces):
         outcome = schema.ACCEPTED
+    elif any(trace["verdict"] == ACCEPT for trace in traces):
+        outcome = BAD_FORMAT
     else:
         outcome = schema.ALL_REJECTED
     return {"teacher_answer": majority(answers), "unanimous": is_unanimous(answers), "outcome": outcome}

@@ -9,8 +9,10 @@ rerun of a complete stage does nothing; other settings are refused, because half
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -43,22 +45,66 @@ def fingerprint(source: str | Path | None) -> str | None:
     """
     What an input is, as a short string that changes when the input does.
 
-    A folder that a stage wrote (or a folder inside one, such as `merged/`) is known by its `stage.json`, which in turn
-    holds the fingerprints of its own inputs. Any other folder is known by its file names and sizes, a file by its bytes,
-    a Hub id by its name.
+    A folder that a stage wrote is known by its `stage.json`, which holds the fingerprints of its own inputs and a digest of
+    what was written; a folder inside one, such as `model/`, by that and its name. Any other folder is known by its files'
+    names, sizes and times of change (weights keep their size when they are trained again), a file by its bytes, a Hub id
+    by its name.
+
+    Raises:
+        `InputError`: The stage that writes the folder has not finished: what is there now is a part.
     """
     if source is None:
         return None
     path = Path(source)
-    for candidate in (path / STAGE_FILE, path.parent / STAGE_FILE):
-        if path.is_dir() and candidate.is_file():
-            return hashlib.sha256(candidate.read_bytes()).hexdigest()[:16]
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    if path.is_dir():
-        names = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in path.rglob("*") if file.is_file())
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-    return str(source)
+        return _short_digest(path.read_bytes())
+    if not path.is_dir():
+        return str(source)
+    if (path / STAGE_FILE).is_file() and not _is_complete(path):
+        raise InputError(f"{path} is not complete; rerun the stage that writes it")
+    for folder in (path, path.parent):
+        if (folder / STAGE_FILE).is_file() and _is_complete(folder):
+            return _short_digest((folder / STAGE_FILE).read_bytes() + str(path.relative_to(folder)).encode())
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    told = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return _short_digest("\n".join(told).encode())
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _is_complete(folder: Path) -> bool:
+    return bool(json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))["complete"])
+
+
+def _digest_of_results(folder: Path) -> str:
+    """Of the data and weights in a folder; checkpoints to resume from, logs and cards are left out."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        if file.suffix in (".parquet", ".safetensors") and not relative.parts[0].startswith("checkpoint-"):
+            digest.update(str(relative).encode())
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def leave_with_parent() -> None:
+    """
+    Initializer for the workers of a process pool: end when the main process does, also when it was killed.
+
+    Forked workers hold the stage's lock too: orphans that wait for work for ever would keep a rerun out.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stage:
@@ -111,13 +157,13 @@ class Stage:
             told = "; ".join(f"{n}: {recorded.get(n)!r} then, {self.settings.get(n)!r} now" for n in changed)
             raise InputError(f"{self.path} was started with other settings ({told}); delete it or choose another folder")
 
-    def _write(self, complete: bool) -> None:
-        text = json.dumps({"settings": self.settings, "complete": complete}, indent=2, sort_keys=True)
+    def _write(self, complete: bool, **results: str) -> None:
+        text = json.dumps({"settings": self.settings, "complete": complete, **results}, indent=2, sort_keys=True)
         write_atomically(self.path / STAGE_FILE, text + "\n")
 
     def finish(self) -> None:
-        """Mark the folder as complete; the journal has served its purpose and goes."""
-        self._write(complete=True)
+        """Mark the folder as complete, with a digest of what it holds; the journal has served its purpose and goes."""
+        self._write(complete=True, results=_digest_of_results(self.path))
         (self.path / JOURNAL_FILE).unlink(missing_ok=True)
         self.complete = True
 
@@ -153,9 +199,6 @@ class Journal:
 
     def __getitem__(self, key: str) -> Any:
         return self.entries[key]
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

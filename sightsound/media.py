@@ -160,6 +160,8 @@ def load_clip(
     samples = np.concatenate(chunks)[first : None if end_s is None else round(end_s * rate)]
     if len(samples) == 0:
         raise MediaError(CORRUPT_MEDIA, f"the sound ends at {num_samples / rate:.2f} s, before {start_s:g} s")
+    if not np.isfinite(samples).all():
+        raise MediaError(CORRUPT_MEDIA, "the sound holds samples that are not finite numbers")
     mono = torch.from_numpy(samples)
     return resample(mono, rate, sampling_rate).numpy() if rate != sampling_rate else mono.numpy()
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli import InputError
+from .prompts import PROMPT_VERSION
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainingArguments
+    from trl import ModelConfig
 
     from .collator import CompletionCollator
 
-# Where results go, how they are reported and what `TrainingArguments` derives from the machine: a rerun may differ in these.
+# Where results go and how they are reported: a rerun may differ in these.
 _NOT_SETTINGS = (
     "output_dir",
     "logging",
@@ -33,23 +36,54 @@ def parse_config(dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
     Args:
         dataclasses (`tuple[type, ...]`): The script's own arguments and TRL's configs.
     """
+    import yaml
     from trl import TrlParser
 
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:  # argparse would print every field there is
+            raise ValueError(message)
+
     try:
-        return TrlParser(dataclasses).parse_args_and_config()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"{error}; see --help for the fields that this recipe accepts") from error
+        return Parser(dataclasses).parse_args_and_config()
+    except (ValueError, TypeError, FileNotFoundError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{told}; see --help for the fields that this recipe accepts") from error
 
 
 def training_settings(arguments: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that change the result, for `Stage`."""
-    return {k: v for k, v in arguments.to_dict().items() if not k.startswith(_NOT_SETTINGS)}
+    """The training arguments that change the result, and the version of the prompts, for `Stage`."""
+    settings = {k: v for k, v in arguments.to_dict().items() if not k.startswith(_NOT_SETTINGS)}
+    return settings | {"prompt_version": PROMPT_VERSION}
 
 
-def refuse_push(arguments: TrainingArguments) -> None:
-    """`Trainer.push_to_hub` would upload `training_args.bin`, a pickle."""
-    if arguments.push_to_hub:
+# What the recipes read of `ModelConfig`; anything else would be accepted and do nothing.
+_MODEL_FIELDS = (
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "attn_implementation",
+    "use_peft",
+    "lora_",
+    "use_rslora",
+)
+
+
+def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """
+    Refuse settings that these recipes do not carry out.
+
+    Raises:
+        `InputError`: `push_to_hub` (`Trainer` would upload `training_args.bin`, a pickle), several processes, or a field of
+            `ModelConfig` that is not read.
+    """
+    if training_args.push_to_hub:
         raise InputError("push_to_hub is not supported by this recipe: upload the finished `model/` folder instead")
+    if training_args.world_size > 1:
+        raise InputError(f"expected one process, found {training_args.world_size}: this version trains on one; see README")
+    defaults = type(model_args)()
+    for name, value in asdict(model_args).items():
+        if not name.startswith(_MODEL_FIELDS) and value != getattr(defaults, name):
+            raise InputError(f"{name}: {value} is not supported by this recipe; leave it out")
 
 
 def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, one_per_question: bool = False) -> Dataset:
@@ -71,13 +105,16 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
     from datasets import Dataset
 
     from .corpus import select
-    from .schema import AudioById, open_dataset, write_ledger
+    from .schema import AudioById, check_same_clips, open_dataset, write_ledger
 
-    selected = select(open_dataset(script_args.traces, "train", "traces"), script_args.selection)
+    rows = open_dataset(script_args.traces, "train", "traces")
+    selected = select(rows, script_args.selection)
     if one_per_question:
         selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]
     dataset = open_dataset(script_args.audio, script_args.split)
     audio = AudioById(dataset)
+    traced = (row for row in rows.select_columns(["id", "media_sha256"]) if row["id"] in audio)
+    check_same_clips(traced, dataset, f"split '{script_args.split}' of {script_args.audio}")
     duration_s = dict(zip(dataset["id"], dataset["duration_s"], strict=True))
     used, ledger = [], []
 

@@ -27,6 +27,7 @@ DUPLICATE_ID = "duplicate_id"
 WRONG_CHOICE_COUNT = "wrong_choice_count"
 ANSWER_OUT_OF_RANGE = "answer_out_of_range"
 MISSING_MEDIA = "missing_media"
+REFUSED = "refused"  # by the server, for good: its content policy, or longer than the model takes
 CORRUPT_MEDIA = "corrupt_media"
 NO_AUDIO = "no_audio"
 SILENT = "silent"
@@ -211,6 +212,27 @@ def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
         if isinstance(feature, Audio):
             dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
     return dataset
+
+
+def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: str) -> None:
+    """
+    Make sure that traces were written about the clips of this dataset: ids alone may repeat across splits and datasets.
+
+    Args:
+        rows (`Iterable[dict]`): With `id` and `media_sha256`.
+        dataset (`Dataset`): An avqa-audio split.
+        source (`str`): Its name, for the message.
+
+    Raises:
+        `InputError`: A row's id is not in the dataset, or stands there for another clip.
+    """
+    known = dict(zip(dataset["id"], dataset["media_sha256"], strict=True))
+    other = [row["id"] for row in rows if known.get(row["id"]) != row["media_sha256"]]
+    if other:
+        raise InputError(
+            f"{len(other)} traced questions (first: {other[0]}) are not in {source}, or not about the same clip; was another "
+            "dataset or split traced?"
+        )
 
 
 class AudioById:

@@ -22,6 +22,9 @@ CHOICES = ["dog", "bell", "fire engine", "acoustic guitar"]
 LETTER_B = ["B", "(B)", "[B]", "B.", "B)", "B:", "b", "(b)", "**B**", "__B__", '"B"', "B. bell", "B: bell", "(B) bell", " B \n"]
 LETTER_B += ["Option B", "Answer: B", "Final answer: B", "The answer is B", "The correct answer is (B).", "the choice is B"]
 LETTER_B += ["The answer is: B", "**The answer is B**", "So the answer is B."]
+LETTER_B += ["B\nIt is not a dog.", "B\nbecause it rings", "B, the dog's owner rings", "B, I think", "B; not a dog", "B - bell"]
+LETTER_B += ["The answer is option B.", "I think the answer is B", "It is no dog, so the correct answer is: **B**. It rings."]
+LETTER_B += ["I think it is option B.", "I would go with choice (B).", "A dog barks? No, the final answer is B!"]
 
 
 @pytest.mark.parametrize("text", LETTER_B)
@@ -33,9 +36,18 @@ def test_a_letter_disagreeing_with_its_text_counts_as_the_letter():
     assert parse_answer("<answer>B. dog</answer>", CHOICES).index == 1
 
 
-@pytest.mark.parametrize("text", ["A dog barks", "A dog", "a dog", "A big dog"])
+@pytest.mark.parametrize(
+    "text", ["A dog barks", "A dog", "a dog", "A big dog", "A **dog** barks", "The answer is a 'dog'", "A-grade dog"]
+)
 def test_an_article_is_not_an_option_letter(text):
     assert parse_answer(text, ["cat", "dog"]).index == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["B or C", "B, C", "It is not option B.", "The answer is not B.", "It is C rather than option B."]
+)
+def test_a_letter_that_is_not_chosen_is_unanswered(text):
+    assert match_choice(text, CHOICES) == Answer(None, "none", text)
 
 
 def test_a_letter_beyond_the_choices_is_unanswered():
@@ -61,6 +73,30 @@ def test_nothing_similar_is_unanswered_and_never_a_guess(text):
     assert (answer.index, answer.matched_by) == (None, "none")
 
 
+@pytest.mark.parametrize(
+    ("text", "choices", "index"),
+    [
+        ("10", ["1", "2", "3", "4"], None),
+        ("5", ["-5", "15"], None),
+        ("5%", ["5", "50"], None),
+        ("5 %", ["5", "5%"], 1),
+        ("1.5 seconds", ["5 seconds", "15 seconds"], None),
+        ("10-20 seconds", ["10 seconds", "20 seconds"], None),
+        ("3 dogs", ["2 dogs", "4 dogs"], None),
+        ("It rings 10 times", ["1", "10"], 1),
+    ],
+)
+def test_a_numeral_is_matched_whole_or_not_at_all(text, choices, index):
+    assert match_choice(text, choices).index == index
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"), [("unhappy", ["happy", "sad"]), ("unhappy man", ["happy man", "sad"]), ("male", ["female", "child"])]
+)
+def test_a_choice_with_something_in_front_is_another_word(text, choices):
+    assert match_choice(text, choices).index is None
+
+
 @pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell"])
 def test_a_tie_is_unanswered(text):
     assert match_choice(text, CHOICES) == Answer(None, "none", text)
@@ -79,10 +115,10 @@ def test_musical_notes_are_choices_and_not_letters():
     assert match_choice("C#:min/1", ["A:maj/1", "E:9/1", "C#:min/1", "D:7"]).index == 2
 
 
-@pytest.mark.parametrize("text", ["A:min/P5", "D:maj/M3", "D:maj/M3."])
+@pytest.mark.parametrize("text", ["A:min/P5", "D:maj/M3", "D:maj/M3.", "The answer is D:maj/M3"])
 def test_a_chord_that_begins_with_a_letter_and_a_colon_is_the_chord(text):
     choices = ["E:maj/P1", "G:maj/P1", "D:maj/M3", "A:min/P5"]
-    assert match_choice(text, choices).index == (2 if text.startswith("D") else 3)
+    assert match_choice(text, choices).index == (2 if "D" in text else 3)
 
 
 def test_a_sharp_or_a_sign_makes_another_choice():
@@ -123,6 +159,11 @@ def test_a_second_choice_with_the_gold_text_is_correct():
     assert is_correct(parse_answer("C", choices), 0, choices)
     assert is_correct(parse_answer("diving", choices), 2, choices)
     assert not is_correct(parse_answer("B", choices), 0, choices)
+
+
+@pytest.mark.parametrize("choices", [["1.5", "1/5"], ["5%", "5"], ["A", "the A"]])
+def test_another_text_is_another_choice(choices):
+    assert not is_correct(Answer(0, "letter", "A"), 1, choices)
 
 
 def test_an_unanswered_question_is_not_correct():

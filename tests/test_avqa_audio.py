@@ -69,6 +69,11 @@ ROWS = {
     "answer is text": (annotation(10, "06GyG4-wONQ_000006", answer="bell"), "answer_out_of_range"),
     "repeated": (annotation(1, "06GyG4-wONQ_000006"), "duplicate_id"),
     "path": (annotation(11, "../../../secret_000006"), "bad_annotation"),
+    "missing, then repeated": (annotation(2, "06GyG4-wONQ_000006"), "duplicate_id"),
+    "bad, then good": (annotation(8, "06GyG4-wONQ_000006"), "built"),
+    "repeated and bad": (annotation(8, "06GyG4-wONQ_000006", answer=4), "answer_out_of_range"),
+    "null": (annotation(None, "06GyG4-wONQ_000006"), "bad_annotation"),
+    "null again": (annotation(None, "06GyG4-wONQ_000006"), "bad_annotation"),
     "not an object": ("a string", "bad_annotation"),
     "no question": ({k: v for k, v in annotation(12, "06GyG4-wONQ_000006").items() if k != "question_text"}, "bad_annotation"),
     "good elsewhere": (annotation(13, "-HXwnBVE19E_000002", answer=0), "built"),
@@ -97,7 +102,7 @@ def test_every_annotation_is_in_the_ledger_once_with_its_outcome(built):
         (row_id, outcome) for row_id, (_, outcome) in zip(ids, ROWS.values(), strict=True)
     ]
     assert all((e["detail"] is None) == (e["outcome"] == "built") for e in entries)
-    assert "15 annotations: " in done.stdout
+    assert "20 annotations: " in done.stdout
     card = (folder / "out" / "README.md").read_text()
     assert all(f"| {outcome} | {count} |" in card for outcome, count in Counter(e["outcome"] for e in entries).items())
 
@@ -109,7 +114,7 @@ def test_the_dataset_loads_as_the_published_one(built):
     loaded = datasets.load_dataset(str(folder / "out"), split="train")
     assert loaded.column_names == COLUMNS
     assert loaded.features == avqa_audio_features()
-    first, second = open_dataset(str(folder / "out"), "train")
+    first, _, second = open_dataset(str(folder / "out"), "train")
     assert {k: v for k, v in first.items() if k not in ("audio", "media_sha256", "duration_s")} == {
         "id": "1",
         "video_id": "06GyG4-wONQ",

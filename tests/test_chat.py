@@ -1,6 +1,8 @@
 """Both engines answer alike, hear what they are given, survive failures, and continue after an interruption."""
 
 import itertools
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -228,7 +230,7 @@ def test_a_server_that_stays_down_is_named(audio_requests):
         results_for(engine, audio_requests[:1], GREEDY)
 
 
-@pytest.mark.parametrize(("status", "num_tries"), [(400, 1), (500, 6)])
+@pytest.mark.parametrize(("status", "num_tries"), [(401, 1), (500, 6)])
 def test_a_server_that_keeps_refusing_is_quoted(audio_requests, status, num_tries):
     with OpenAIServer(lambda ask: ["yes"], itertools.repeat(status)) as server:
         told = f"{server.base_url}/? answered {status}: .*fault {status}.*; finished requests are kept, rerun to continue"
@@ -336,11 +338,54 @@ def test_other_requests_survive_a_clip_that_cannot_be_read(tmp_path, hearing, by
 def test_what_a_server_answered_before_it_failed_is_kept(tmp_path, by_key):
     path = tmp_path / "journal.jsonl"
     # The second request of the second call fails: the first one of that call is kept too, and nothing is asked twice.
-    with OpenAIServer(lambda ask: ["yes", "no"], [None] * 5 + [400]) as server:
+    with OpenAIServer(lambda ask: ["yes", "no"], [None] * 5 + [401]) as server:
         engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
         assert engine.requests_per_call == 4
-        with pytest.raises(InputError, match="answered 400"):
+        with pytest.raises(InputError, match="answered 401"):
             journal_of(path, engine, by_key)
         assert path.read_bytes().count(b"\n") == 5
         journal_of(path, engine, by_key)
     assert [ask.text for ask in server.asked] == [request.text for request in by_key.values()]
+
+
+def test_a_request_that_the_server_refuses_is_an_outcome_and_holds_nobody_up(tmp_path, by_key):
+    path, keys = tmp_path / "journal.jsonl", list(by_key)
+    with OpenAIServer(lambda ask: ["yes", "no"], [None, 400]) as server:
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
+        journal_of(path, engine, by_key)
+        journal_of(path, engine, by_key)
+    assert len(server.statuses) == len(keys), "nothing is asked twice"
+    journal = Journal(path)
+    journal.close()
+    assert journal[keys[1]]["outcome"] == "refused" and "fault 400" in journal[keys[1]]["detail"]
+    assert all("completions" in journal[key] for key in keys if key != keys[1])
+
+
+def test_a_server_that_refuses_everything_stops_the_stage(tmp_path, by_key):
+    path = tmp_path / "journal.jsonl"
+    with OpenAIServer(lambda ask: ["yes", "no"], itertools.repeat(422)) as server:
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
+        with pytest.raises(InputError, match=r"the server refuses every request: .*422"):
+            journal_of(path, engine, by_key)
+    assert path.read_bytes() == b""
+
+
+def test_what_is_in_flight_when_a_request_fails_is_kept(tmp_path, by_key):
+    """All four are with the server when the last of them fails: the others were paid for."""
+    path, failing = tmp_path / "journal.jsonl", threading.Event()
+
+    def faults():
+        yield from [None, None, None]
+        failing.set()
+        yield 401
+
+    def answer(ask):
+        assert failing.wait(timeout=60)
+        time.sleep(0.3)  # the 401 is there first
+        return ["yes", "no"]
+
+    with OpenAIServer(answer, faults()) as server:
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=4)
+        with pytest.raises(InputError, match="answered 401"):
+            journal_of(path, engine, dict(list(by_key.items())[:4]))
+    assert path.read_bytes().count(b"\n") == 3

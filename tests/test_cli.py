@@ -15,16 +15,19 @@ from sightsound.cli import InputError, parse_arguments, read_json, run
 @dataclass
 class Arguments:
     output_dir: str
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata={"minimum": 1})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy; 50 % of runs use 1"})
     controls: list[str] | None = field(default=None, metadata={"choices": ["silent", "swapped"]})
-    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    sizes: list[int] | None = None
+    num_retries: int = field(default=2, metadata={"minimum": 0})
     verbose: bool = False
 
 
 def test_flags_become_typed_fields():
     flags = "--output_dir out --limit 3 --temperature 0 --controls silent swapped --sizes 4 5 --verbose"
-    assert parse_arguments(Arguments, "", flags.split()) == Arguments("out", 3, 0.0, ["silent", "swapped"], [4, 5], True)
+    assert parse_arguments(Arguments, "", flags.split()) == Arguments(
+        "out", 3, 0.0, ["silent", "swapped"], [4, 5], verbose=True
+    )
 
 
 def test_flags_that_are_not_given_keep_their_defaults():
@@ -45,6 +48,8 @@ def test_help_shows_the_description_and_the_defaults(capsys):
     [
         ([], "--output_dir"),
         (["--output_dir", "o", "--limit", "many"], "invalid int value: 'many'"),
+        (["--output_dir", "o", "--limit", "0"], "--limit: expected at least 1, found 0"),
+        (["--output_dir", "o", "--num_retries", "-1"], "--num_retries: expected at least 0, found -1"),
         (["--output_dir", "o", "--controls", "loud"], "invalid choice: 'loud'"),
         (["--output_dir", "o", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],

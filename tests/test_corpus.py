@@ -27,6 +27,7 @@ LEDGER = [
     question("one-unanswered", trace("u1", 0, "accept"), trace("u2", None)),
     question("silent", trace("n1", None), trace("n2", None)),
     question("format", trace("f1", 0, "accept", has_format=False), trace("f2", 0, "accept")),
+    question("no-format", trace("b1", 0, "accept", has_format=False), trace("b2", 0, "reject")),
     question("unverified", trace("v1", 0), trace("v2", 0)),
 ]
 
@@ -56,6 +57,7 @@ def test_every_question_has_an_outcome():
         "one-unanswered": ("not_unanimous", 0, False),
         "silent": ("no_answer", None, True),
         "format": ("accepted", 0, True),
+        "no-format": ("bad_format", 0, True),
         "unverified": ("not_verified", 0, True),
     }
 
@@ -63,7 +65,7 @@ def test_every_question_has_an_outcome():
 SELECTED = {
     "cot": ["a1", "r1", "x1", "s1", "u1", "v1"],
     "agfv": ["a1", "s1", "u1"],
-    "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "v1", "v2"],
+    "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "b2", "v1", "v2"],
     "tts_agfv": ["a1", "a3", "r2", "f2"],
 }
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,7 +25,7 @@ def test_a_journal_is_read_back(tmp_path):
     journal_of(path, [("a", {"text": "été\n"}), ("b", None)])
     journal = journal_of(path, [("c", 3)])
     assert list(journal) == ["a", "b", "c"]
-    assert (journal["a"], journal["b"], len(journal), "c" in journal, "d" in journal) == (
+    assert (journal["a"], journal["b"], len(journal.entries), "c" in journal, "d" in journal) == (
         {"text": "été\n"},
         None,
         3,
@@ -118,17 +120,59 @@ def test_a_fingerprint_changes_when_its_source_does(tmp_path):
     file.write_text("1")
     (folder / "inner").mkdir(parents=True)
     (folder / "inner" / "x.mp4").write_text("1")
-    with Stage(stage, {"seed": 0}):
-        (stage / "model").mkdir()
-    sources = (file, folder, stage, stage / "model")
+    write_stage(stage, b"weights 1")
+    sources = (file, folder, stage, stage / "model", stage / "checkpoint-1")
     before = [fingerprint(source) for source in sources]
     assert before == [fingerprint(str(source)) for source in sources]
-    assert before[2] == before[3], "a folder inside a stage is known by the stage"
+    assert len(set(before)) == len(before), "a folder inside a stage is not the stage, nor another folder of it"
     file.write_text("2")
-    (folder / "inner" / "y.mp4").write_text("1")
-    with Stage(stage, {"seed": 0}) as finished:
-        finished.finish()
+    (folder / "inner" / "x.mp4").write_text("2")  # as large as before
+    shutil.rmtree(stage)
+    write_stage(stage, b"weights 2")  # the same settings, other results
     assert all(old != fingerprint(source) for old, source in zip(before, sources, strict=True))
+
+
+def write_stage(folder, weights):
+    with Stage(folder, {"seed": 0}) as stage:
+        for name in ("model", "checkpoint-1"):
+            (folder / name).mkdir()
+            (folder / name / "model.safetensors").write_bytes(weights)
+        stage.finish()
+
+
+def test_the_same_results_have_the_same_fingerprint(tmp_path):
+    for name in "ab":
+        write_stage(tmp_path / name, b"weights")
+    (tmp_path / "b" / "README.md").write_text("a card is no result")
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+
+
+def test_a_stage_that_is_not_complete_cannot_be_built_on(tmp_path):
+    with Stage(tmp_path, {"seed": 0}):
+        pass
+    with pytest.raises(InputError, match="is not complete; rerun the stage that writes it"):
+        fingerprint(tmp_path)
+
+
+def test_workers_leave_with_their_parent_and_let_go_of_the_lock(tmp_path):
+    script = (
+        "import sys, time\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "from sightsound.journal import Stage, leave_with_parent\n"
+        "with Stage(sys.argv[1], {}), ProcessPoolExecutor(2, initializer=leave_with_parent) as pool:\n"
+        "    list(pool.map(abs, range(8)))\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.kill()  # the main process alone, as the kernel does when memory runs out
+    process.wait()
+    process.stdout.close()
+    for _ in range(100):
+        try:
+            with Stage(tmp_path, {}):
+                return
+        except InputError:
+            time.sleep(0.1)
+    pytest.fail("the workers of a killed process still hold the lock")
 
 
 def test_a_fingerprint_of_a_hub_id_is_its_name():

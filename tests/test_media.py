@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import tone
 
 from sightsound.cli import InputError
@@ -78,6 +79,13 @@ def test_no_audio_stream_and_a_silent_one_are_told_apart(tmp_path, write_clip):
     assert outcome_of(write_clip(tmp_path / "none.mp4", tracks=[])) == "no_audio"
     assert is_silent(load_clip(str(write_clip(tmp_path / "silent.mp4", [(0.0, 44_100, 2)]))))
     assert not is_silent(tone(440, 16_000, 0.1) / 1000)
+
+
+def test_samples_that_are_not_numbers_are_corrupt(tmp_path):
+    waveform = tone(440, 16_000, 0.1)
+    waveform[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", waveform, 16_000, subtype="FLOAT")
+    assert outcome_of(tmp_path / "nan.wav") == "corrupt_media"
 
 
 def test_a_file_that_cannot_be_decoded_is_corrupt(tmp_path, write_clip):

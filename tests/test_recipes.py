@@ -116,7 +116,16 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
     assert len(tiny.read_ledger(tmp_path / "run")) == 12  # one per question, not per trace
 
 
-@pytest.mark.parametrize("flags", [{"selection": "nonsense"}, {"no_such_field": "1"}, {"push_to_hub": "true"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"selection": "nonsense"},
+        {"no_such_field": "1"},
+        {"push_to_hub": "true"},
+        {"load_in_4bit": "true"},
+        {"max_steps": "few"},
+    ],
+)
 def test_bad_arguments_are_one_clear_line(flags, corpus, tiny_dataset, student_checkpoint, tmp_path) -> None:
     recipe = [sys.executable, "recipes/sft.py", "--config", str(MINIATURE / "sft_cot.yaml")]
     inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": student_checkpoint, "output_dir": tmp_path / "run"}
@@ -125,6 +134,44 @@ def test_bad_arguments_are_one_clear_line(flags, corpus, tiny_dataset, student_c
     assert done.returncode == 2, done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
     assert (last.startswith("error: ") and next(iter(flags)) in last) or "nonsense" in last
+
+
+@pytest.mark.parametrize(
+    "text", ["selection: cot", "selection: [cot", "- selection"], ids=["fields missing", "no YAML", "a list"]
+)
+def test_an_unusable_config_is_one_clear_line(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from trl import ModelConfig, SFTConfig
+
+    from sightsound.cli import InputError
+    from sightsound.recipe import parse_config
+
+    monkeypatch.syspath_prepend(str(REPO / "recipes"))
+    import sft
+
+    (tmp_path / "recipe.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(InputError, match=r"see --help for the fields that this recipe accepts$") as refused:
+        parse_config((sft.SFTScriptArguments, SFTConfig, ModelConfig))
+    assert "\n" not in str(refused.value)
+
+
+def test_several_processes_are_refused() -> None:
+    from types import SimpleNamespace
+
+    from trl import ModelConfig
+
+    from sightsound.cli import InputError
+    from sightsound.recipe import refuse_what_would_be_ignored
+
+    with pytest.raises(InputError, match="expected one process, found 2"):
+        refuse_what_would_be_ignored(SimpleNamespace(push_to_hub=False, world_size=2), ModelConfig())
+
+
+def test_grpo_on_too_few_questions_for_a_batch_is_refused(corpus, tiny_dataset, student_checkpoint, tmp_path) -> None:
+    inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": student_checkpoint, "output_dir": tmp_path / "run"}
+    done = launch("grpo", config=MINIATURE / "grpo_tts_agfv.yaml", **inputs, per_device_train_batch_size=104)
+    assert "12 questions do not fill one batch of 13" in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_every_arm_has_a_recipe_that_its_dataclasses_parse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,10 +196,12 @@ def test_a_clip_that_cannot_be_read_rejects_its_traces_alone_and_is_said(traces,
     assert "cannot be decoded" in read_ledger(tmp_path / "out")[0]["detail"], "a broken clip is not a judgement on the traces"
 
 
-def test_traces_of_another_dataset_are_refused(questions, tiny_dataset, tmp_path):
-    traces = write_traces([trace_row({**questions[0], "id": "elsewhere"}, [written("I hear.")])], tmp_path / "traces")
+@pytest.mark.parametrize("changed", [{"id": "elsewhere"}, {"media_sha256": "0" * 64}])
+def test_traces_of_another_dataset_are_refused(changed, questions, tiny_dataset, tmp_path):
+    row = {**questions[0], **changed}
+    traces = write_traces([trace_row(row, [written("I hear.")])], tmp_path / "traces")
     flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": "http://127.0.0.1:1/v1"}
     done = run_script(SCRIPT, **flags, output_dir=tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    told = f"1 traced questions (first: elsewhere) are not in {tiny_dataset}; was another dataset traced?"
-    assert done.stderr == f"error: {told}\n"
+    told = f"1 traced questions (first: {row['id']}) are not in split 'train' of {tiny_dataset}, or not about the same clip"
+    assert done.stderr.startswith(f"error: {told}; was another dataset or split traced?")

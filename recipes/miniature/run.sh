@@ -43,13 +43,22 @@ stage() {
   printf '  done: %s, %d s\n' "$name" $((SECONDS - start))
 }
 
-# both LANE LANE: two functions side by side; the first failure stops the run
+# both LANE LANE: two functions side by side; the first failure, or an interrupt, stops both with all that they started
 both() {
-  "$1" & local first=$!
-  TQDM_POSITION=1 "$2" & local second=$!
-  wait -n || { kill $first $second 2>/dev/null || true; exit 1; }
-  wait -n || exit 1
+  set -m # each lane gets a process group of its own
+  "$1" & lanes=($!)
+  TQDM_POSITION=1 "$2" & lanes+=($!)
+  set +m
+  wait -n || { stop_lanes; exit 1; }
+  wait -n || { stop_lanes; exit 1; }
+  lanes=()
 }
+lanes=()
+stop_lanes() {
+  local lane
+  for lane in "${lanes[@]}"; do kill -- "-$lane" 2>/dev/null || true; done
+}
+trap 'stop_lanes; exit 130' INT TERM
 
 pretrain() { # MODEL [FLAGS]
   local model=$1
