@@ -67,31 +67,35 @@ def rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return make_rows(questions)
 
 
-def direct_logps(model: torch.nn.Module, batch: dict[str, Any], audio: list[Any]) -> torch.Tensor:
+def direct_logps(model: torch.nn.Module, batch: dict[str, Any], audio: list[Any], temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities of the completion tokens by a plain forward with the clips, `(rows, completion length)`."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, **stack_features(audio)).logits
-    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    logps = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
     return logps[:, -batch["completion_ids"].shape[1] :]
 
 
-def test_policy_old_and_reference_logps_equal_a_direct_forward_with_the_clip(student_checkpoint, rows, tmp_path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_policy_old_and_reference_logps_equal_a_direct_forward_with_the_clip(
+    student_checkpoint, rows, tmp_path, temperature
+) -> None:
     # Two iterations per batch make the trainer keep the old policy's log-probabilities.
-    trainer = make_trainer(student_checkpoint, rows, tmp_path, num_iterations=2, per_device_train_batch_size=16)
+    settings = {"num_iterations": 2, "per_device_train_batch_size": 16, "temperature": temperature}
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, **settings)
     trainer.model.train()
     batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
     shown = batch["completion_mask"].bool()
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
-    expected = direct_logps(model, batch, batch["audio"])
+    expected = direct_logps(model, batch, batch["audio"], temperature)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     policy, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, batch["completion_ids"].shape[1])
     for logps in (policy, batch["old_per_token_logps"], batch["ref_per_token_logps"]):
         assert (logps - expected)[shown].abs().max() < 1e-5
     other_clips = batch["audio"][4:] + batch["audio"][:4]
-    assert (direct_logps(model, batch, other_clips) - expected)[shown].abs().max() > 1e-3
+    assert (direct_logps(model, batch, other_clips, temperature) - expected)[shown].abs().max() > 1e-3
 
 
 def test_each_clip_is_encoded_once_per_forward(student_checkpoint, rows, tmp_path) -> None:

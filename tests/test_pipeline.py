@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from tests.support import tiny
 
 
-ARMS = ["base", "sft-label", "sft-cot", "sft-agfv", "sft-tts_agfv", "grpo-tts_agfv"]
+SMOKE_ARMS = ["base", "sft-label", "sft-tts_agfv", "grpo-tts_agfv"]
 CHANCE = 25.0  # percent, four choices
 
 
@@ -26,6 +25,16 @@ def demo(output: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=tiny.REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def kill_session(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to all that the demo started: its lanes have process groups of their own, but one session."""
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and os.getsid(int(folder.name)) == process.pid:
+                os.kill(int(folder.name), signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it ended by itself
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -41,7 +50,7 @@ def read_report(output: Path) -> dict[str, dict[str, Any]]:
 def read_predictions(output: Path) -> dict[str, list[tuple[str, str, str]]]:
     import pyarrow.parquet as pq
 
-    files = {arm: output / "seed-0" / "evaluation" / arm / "data" / "predictions-avqa.parquet" for arm in ARMS}
+    files = {arm: output / "seed-0" / "evaluation" / arm / "data" / "predictions-avqa.parquet" for arm in SMOKE_ARMS}
     return {arm: [(r["id"], r["control"], r["output"]) for r in pq.read_table(f).to_pylist()] for arm, f in files.items()}
 
 
@@ -54,13 +63,13 @@ def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_smoke_demo_runs_every_stage_and_reports_every_arm(smoke_demo: Path) -> None:
     report = json.loads((smoke_demo / "report.json").read_text())
-    assert [entry["arm"] for entry in report] == ARMS
+    assert [entry["arm"] for entry in report] == SMOKE_ARMS
     keys = ["arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"]
     assert all(list(entry) == keys and entry["n"] == 8 for entry in report)
     for figure in ("accuracy.png", "sft_loss.png", "grpo.png"):
         assert (smoke_demo / figure).read_bytes().startswith(b"\x89PNG")
     text = (smoke_demo / "report.md").read_text()
-    assert all(f"| {arm} |" in text for arm in ARMS)
+    assert all(f"| {arm} |" in text for arm in SMOKE_ARMS)
 
 
 def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path) -> None:
@@ -73,13 +82,13 @@ def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path)
     assert load_dataset(str(seed / "corpus"), split="train").num_rows >= 1
     for folder, count in (("traces", 200), ("verdicts", 200), ("evaluation/base", 3 * 8)):
         assert load_dataset(str(seed / folder), split="train").num_rows == count
-    for folder in ("models/student", "models/checker", "sft-cot", "grpo-tts_agfv"):
+    for folder in ("models/student", "models/checker", "sft-label", "grpo-tts_agfv"):
         Qwen2AudioForConditionalGeneration.from_pretrained(seed / folder / "model")
         AutoProcessor.from_pretrained(seed / folder / "model")
     Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_complete_demo_is_skipped(smoke_demo: Path) -> None:
     before = read_predictions(smoke_demo)
     log = finish(demo(smoke_demo, SMOKE="1"))
@@ -105,17 +114,16 @@ def test_the_miniature_learns_what_the_method_promises(tmp_path: Path) -> None:
     assert heard["silent_accuracy"] <= CHANCE + 12 and heard["swapped_accuracy"] <= CHANCE + 12
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path) -> None:
-    """SIGKILL to the whole process group at random moments; every rerun continues where the last one was."""
+    """SIGKILL to everything at random moments; every rerun continues where the last one was."""
     generator = random.Random(0)
     for _ in range(10):
         process = demo(tmp_path / "out", SMOKE="1")
         try:
-            process.communicate(timeout=generator.uniform(3, 22))
+            process.communicate(timeout=generator.uniform(5, 75))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_session(process)
             process.communicate()
-            time.sleep(0.2)
     finish(demo(tmp_path / "out", SMOKE="1"))
     assert read_predictions(tmp_path / "out") == read_predictions(smoke_demo)

@@ -16,8 +16,10 @@ export HF_DATASETS_CACHE
 mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
+ABLATIONS="label cot agfv"
 WORLD="" PRETRAIN="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
 if [ -n "${SMOKE:-}" ]; then
+  ABLATIONS=label # the same commands as the other arms
   WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
   # Enough for teacher and checker to agree now and then: without one accepted trace there is nothing to train on.
   PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
@@ -104,12 +106,12 @@ full_method_lane() {
 }
 
 ablation_lane() {
-  sft label
-  evaluate sft-label "$D/sft-label/model" direct
-  sft cot
-  evaluate sft-cot "$D/sft-cot/model" cot
-  sft agfv
-  evaluate sft-agfv "$D/sft-agfv/model" cot
+  local arm method
+  for arm in $ABLATIONS; do
+    if [ "$arm" = label ]; then method=direct; else method=cot; fi
+    sft "$arm"
+    evaluate "sft-$arm" "$D/sft-$arm/model" $method
+  done
 }
 
 # shellcheck disable=SC2086
@@ -130,6 +132,6 @@ for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
   for run in "$OUTPUT"/seed-*/evaluation/"$arm"; do
     if [ -f "$run/results.json" ]; then runs+=("$run"); fi
   done
-  if [ "$arm" != base ]; then training+=("$D/$arm"); fi
+  if [ -f "$D/$arm/trainer_state.json" ]; then training+=("$D/$arm"); fi
 done
 python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --output_dir "$OUTPUT"
