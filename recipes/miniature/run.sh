@@ -17,12 +17,13 @@ mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
 ABLATIONS="label cot agfv"
-WORLD="" PRETRAIN="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
+WORLD="" PRETRAIN="" STUDENT="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
 if [ -n "${SMOKE:-}" ]; then
   ABLATIONS=label # the same commands as the other arms
   WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
   # Enough for teacher and checker to agree now and then: without one accepted trace there is nothing to train on.
   PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
+  STUDENT="--max_steps 30"
   TRACES="--num_traces 2 --temperature 0.2"
   SFT="--max_steps 2 --per_device_train_batch_size 4"
   GRPO="--max_steps 2 --per_device_train_batch_size 8 --num_generations 4"
@@ -83,7 +84,8 @@ evaluate() { # ARM MODEL METHOD
 }
 
 hearing_lane() {
-  pretrain student
+  # shellcheck disable=SC2086
+  pretrain student $STUDENT
   pretrain checker --init_from "$D/models/student/model"
   evaluate base "$D/models/student/model" cot
 }
