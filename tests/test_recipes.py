@@ -193,5 +193,5 @@ def test_every_arm_has_a_recipe_that_its_dataclasses_parse(monkeypatch: pytest.M
         assert training_args.gradient_checkpointing is False
     monkeypatch.setattr(sys, "argv", ["grpo.py", "--config", str(MINIATURE / "grpo_tts_agfv.yaml"), *required])
     _, grpo_args, _ = parse_config((grpo.GRPOScriptArguments, GRPOConfig, ModelConfig))
-    assert (grpo_args.loss_type, grpo_args.beta, grpo_args.temperature) == ("grpo", 0.04, 1.0)
+    assert (grpo_args.loss_type, grpo_args.beta) == ("grpo", 0.04)
     assert grpo_args.scale_rewards == "group" and not grpo_args.use_bias_correction_kl
