@@ -109,11 +109,11 @@ def run(main: Callable[[], None]) -> None:
 def read_json(path: str) -> Any:
     """Parse a JSON file that a user named; an `InputError` says what is wrong with it."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark first
             return json.load(file)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give the path of an existing JSON file") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); give the path of a JSON file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); was the download cut short?") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, endless nesting
+        raise InputError(f"{path} is not JSON that can be read ({error}); was the download cut short?") from error

@@ -80,11 +80,16 @@ def test_any_other_error_keeps_its_traceback():
 def test_json_that_cannot_be_read_is_bad_input(tmp_path):
     (tmp_path / "cut.json").write_text('[{"id": 1')
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "long.json").write_text("9" * 5_000)
     (tmp_path / "good.json").write_text('["é"]')
-    assert read_json(str(tmp_path / "good.json")) == ["é"]
-    for name, told in (("none.json", "does not exist"), ("cut.json", "is not JSON"), ("latin.json", "is not JSON")):
-        with pytest.raises(InputError, match=told):
-            read_json(str(tmp_path / name))
+    (tmp_path / "bom.json").write_text('["é"]', encoding="utf-8-sig")
+    assert read_json(str(tmp_path / "good.json")) == read_json(str(tmp_path / "bom.json")) == ["é"]
+    with pytest.raises(InputError, match="does not exist"):
+        read_json(str(tmp_path / "none.json"))
+    for name in ("cut", "latin", "deep", "long"):
+        with pytest.raises(InputError, match="is not JSON that can be read"):
+            read_json(str(tmp_path / f"{name}.json"))
     with pytest.raises(InputError):
         read_json(str(tmp_path))
 

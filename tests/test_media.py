@@ -72,7 +72,7 @@ def test_a_part_of_a_clip_is_cut_where_it_was_asked(tmp_path, write_clip):
     # Away from the edges, where the resampler sees the cut.
     assert np.abs(part[200:-200] - whole[8_200 : 24_000 - 200]).max() < 1e-3
     assert len(load_clip(path, start_s=1.5, max_duration_s=10.0)) == 8_000, "trimmed, never padded"
-    assert outcome_of(path, start_s=2.5) == "corrupt_media"
+    assert outcome_of(path, start_s=2.5) == "too_short"
 
 
 def test_no_audio_stream_and_a_silent_one_are_told_apart(tmp_path, write_clip):
