@@ -7,7 +7,8 @@ Changing a column here is a breaking change for people who call `load_dataset`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,40 @@ from .cli import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+    from pyarrow import Table
 
 SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
 ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
 
-# Outcome of an annotation row in avqa-audio: built, or why not.
+# Rows with sound that are Python objects at a time; the rest of a row group waits as Arrow tables, which is one copy less.
+AUDIO_CHUNK_ROWS = 10
+
+# Outcome of an annotation row in avqa-audio and the benchmarks: built, or why not.
 BUILT = "built"
 BAD_ANNOTATION = "bad_annotation"
 DUPLICATE_ID = "duplicate_id"
 WRONG_CHOICE_COUNT = "wrong_choice_count"
 ANSWER_OUT_OF_RANGE = "answer_out_of_range"
+ANSWER_NOT_A_CHOICE = "answer_not_a_choice"
 MISSING_MEDIA = "missing_media"
-REFUSED = "refused"  # by the server, for good: its content policy, or longer than the model takes
 CORRUPT_MEDIA = "corrupt_media"
 NO_AUDIO = "no_audio"
 SILENT = "silent"
+TOO_SHORT = "too_short"
+BUILD_OUTCOMES = {
+    BUILT: "in the dataset",
+    MISSING_MEDIA: "no clip of that name in the media folder",
+    CORRUPT_MEDIA: "the clip cannot be decoded",
+    NO_AUDIO: "the clip has no audio stream",
+    SILENT: "the audio stream carries nothing",
+    TOO_SHORT: "no sound worth the name is left of the clip, or the video ends before the question's seconds",
+    BAD_ANNOTATION: "the annotation lacks something, or holds what cannot be used",
+    DUPLICATE_ID: "the id stands in an earlier row",
+    WRONG_CHOICE_COUNT: "not the number of choices that the benchmark has",
+    ANSWER_OUT_OF_RANGE: "the answer is no index into the choices",
+    ANSWER_NOT_A_CHOICE: "the answer is none of the choices",
+}
+REFUSED = "refused"  # by the server, for good: its content policy, or longer than the model takes
 
 # Outcome of a question in the traces corpus: accepted, or why not.
 ACCEPTED = "accepted"
@@ -62,6 +82,33 @@ def avqa_audio_features() -> Features:
             "media_sha256": Value("string"),
         }
     )
+
+
+def music_avqa_features() -> Features:
+    """
+    MUSIC-AVQA: the columns of avqa-audio and its own.
+
+    `question_relation` repeats `modality` and `question_type` is the official one, so that evaluation breaks both down;
+    `template` is the official question before its placeholders were filled; `in_paper` marks the four types that the paper
+    evaluates on.
+    """
+    from datasets import Features, Value
+
+    own = {"modality": Value("string"), "template": Value("string"), "in_paper": Value("bool")}
+    return Features({**avqa_audio_features(), **own})
+
+
+def mmau_features() -> Features:
+    """
+    MMAU: the columns of avqa-audio and its own.
+
+    `question_type` repeats `task` (sound, speech, music: the columns of the paper's Table 2), `question_relation` repeats
+    `category`; `source_dataset` is MMAU's field `dataset`.
+    """
+    from datasets import Features, Value
+
+    own = ("task", "difficulty", "category", "sub_category", "source_dataset")
+    return Features({**avqa_audio_features(), **{name: Value("string") for name in own}})
 
 
 def traces_features() -> Features:
@@ -150,43 +197,58 @@ def ledger_features() -> Features:
     return Features({"id": Value("string"), "outcome": Value("string"), "detail": Value("string")})
 
 
-def write_parquet(rows: Sequence[dict[str, Any]], features: Features, path: Path) -> None:
+def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path) -> None:
     """
-    Write rows with the features in the file's metadata, atomically.
+    Write rows with the features in the file's metadata, atomically and with no more than one row group in memory.
 
     Audio is given as `{"bytes", "path"}` and stored as such: `Dataset.to_parquet` would keep local paths of anything else,
     and encoding through the feature would need torchcodec and a system ffmpeg.
-    """
-    import pyarrow.parquet as pq
-    from datasets import Audio, Dataset
 
-    columns = {name: [row[name] for row in rows] for name in features}
+    Args:
+        rows (`Iterable[dict]`): Read as they are written, so that a generator's rows need not be in memory together.
+        features (`Features`): Every one of them is a key of every row; further keys are left out.
+        path (`Path`): Its folder is created when missing.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Audio
+
+    chunk_rows = AUDIO_CHUNK_ROWS if any(isinstance(feature, Audio) for feature in features.values()) else ROW_GROUP_ROWS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    remaining = iter(rows)
+    try:
+        with pq.ParquetWriter(temporary, _to_table([], features).schema) as writer:
+            # `datasets` cannot read an empty row group, but a file without any.
+            while group := list(_tables(islice(remaining, ROW_GROUP_ROWS), features, chunk_rows)):
+                writer.write_table(pa.concat_tables(group), row_group_size=ROW_GROUP_ROWS)
+                group.clear()  # or it would be kept until the next one is complete
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tables(rows: Iterator[dict[str, Any]], features: Features, chunk_rows: int) -> Iterator[Table]:
+    while chunk := list(islice(rows, chunk_rows)):
+        yield _to_table(chunk, features)
+
+
+def _to_table(rows: list[dict[str, Any]], features: Features) -> Table:
+    from datasets import Audio, Dataset, Value
+
     plain = features.copy()
     audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
     for name in audio:
-        plain[name] = {"bytes": _value("binary"), "path": _value("string")}
-    dataset = Dataset.from_dict(columns, features=plain)
+        plain[name] = {"bytes": Value("binary"), "path": Value("string")}
+    dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=plain)
     for name in audio:
         dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
-    table = dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # `datasets` cannot read an empty row group, but a file without any.
-    with pq.ParquetWriter(temporary, table.schema) as writer:
-        if len(table):
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    os.replace(temporary, path)
-
-
-def _value(dtype: str) -> Any:
-    from datasets import Value
-
-    return Value(dtype)
+    return dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)
 
 
 def write_ledger(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Write `ledger.parquet`: `id`, `outcome` and `detail` of every input row."""
-    write_parquet([{"detail": None, **row} for row in rows], ledger_features(), path)
+    write_parquet(({"detail": None, **row} for row in rows), ledger_features(), path)
 
 
 def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:

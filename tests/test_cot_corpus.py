@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from dataset_builders import cot_corpus
 from sightsound import schema
 from sightsound.corpus import SELECTIONS, trace_outcome
 from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
@@ -105,6 +107,30 @@ def test_the_card_tells_the_funnel_and_where_it_comes_from(corpus):
     assert "| accepted: at least one trace verified | 2 |" in card
     assert "checker `scripted` (revision `2`), verdict mode `yes_no`" in card
     assert render_trace("a", "it") in card
+
+
+def test_the_card_tells_columns_sizes_and_the_command(corpus):
+    card = (corpus.folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "other" and "states no licence" in card
+    rows = {info["config_name"]: info["splits"][0]["num_examples"] for info in front["dataset_info"]}
+    assert rows == {"verified": 2, "traces": 5}
+    assert [feature["name"] for feature in front["dataset_info"][1]["features"]] == list(schema.verified_features())
+    assert f"\npython {SCRIPT} --dataset " in card
+    assert '"audio": "(FLAC, 16 kHz, mono)"' in card
+    assert "{{" not in card and "{%" not in card
+
+
+def test_a_finished_corpus_can_still_be_published(corpus, tiny_dataset, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr("sightsound.hub.publish_dataset", lambda *given: sent.append(given) or "build-1", raising=False)
+    flags = {"dataset": tiny_dataset, "output_dir": corpus.folder, "push_to_hub": "lab/traces"}
+    flags |= {name: corpus.folder.parent / name for name in ("traces", "verdicts")}
+    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr("sys.argv", [SCRIPT, *given])
+    cot_corpus.main()
+    assert sent == [(corpus.folder, "lab/traces", False)]
+    assert "published: lab/traces, revision build-1" in capsys.readouterr().out
 
 
 def test_no_accepted_trace_is_an_error_that_keeps_the_ledger(questions, tiny_dataset, tmp_path):

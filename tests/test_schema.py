@@ -1,5 +1,8 @@
 """What is written is what is read, whatever `datasets` has in its cache."""
 
+import subprocess
+import sys
+
 import pytest
 from conftest import tone
 
@@ -56,6 +59,55 @@ def test_a_missing_column_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(KeyError, match="choices"):
         schema.write_parquet([row], schema.avqa_audio_features(), tmp_path / "x.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_written_as_they_come_and_in_small_groups(tmp_path):
+    import pyarrow.parquet as pq
+
+    sound = encode_flac(tone(440.0, 16_000, 0.1))
+    rows = ({**avqa_row("a"), "id": str(i), "audio": {"bytes": sound, "path": f"{i}.flac"}} for i in range(250))
+    schema.write_parquet(rows, schema.avqa_audio_features(), tmp_path / "x.parquet")
+    metadata = pq.read_metadata(tmp_path / "x.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [100, 100, 50]
+    assert pq.read_table(tmp_path / "x.parquet")["id"].to_pylist() == [str(i) for i in range(250)]
+
+
+MEMORY = """
+import os, resource, sys
+from pathlib import Path
+from sightsound import schema
+
+def write(count):
+    row = {name: "x" for name in schema.avqa_audio_features()}
+    row |= {"start_s": 0.0, "duration_s": 1.0, "choices": ["a"], "answer": 0}
+    rows = (row | {"audio": {"bytes": os.urandom(200_000), "path": "x.flac"}} for _ in range(count))
+    schema.write_parquet(rows, schema.avqa_audio_features(), Path(sys.argv[1]))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+few, many = write(100), write(1000)
+print(many / few)
+"""
+
+
+def test_ten_times_the_rows_take_no_more_memory(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "x.parquet")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1.1
+
+
+def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path):
+    def rows():
+        yield from (avqa_row(str(i)) for i in range(150))
+        raise OSError("the disk is gone")
+
+    schema.write_parquet([avqa_row("a")], schema.avqa_audio_features(), tmp_path / "x.parquet")
+    before = (tmp_path / "x.parquet").read_bytes()
+    with pytest.raises(OSError, match="the disk is gone"):
+        schema.write_parquet(rows(), schema.avqa_audio_features(), tmp_path / "x.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+    assert (tmp_path / "x.parquet").read_bytes() == before
 
 
 def test_two_folders_of_one_name_are_not_confused(tmp_path):

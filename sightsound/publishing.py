@@ -1,0 +1,91 @@
+"""What every builder of a published dataset has: the flags to publish it, and what its card says by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .cli import InputError
+
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+PACKAGES = ("datasets", "av", "torchaudio", "soundfile")  # what the bytes of a dataset depend on
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
+
+
+@dataclass(kw_only=True)
+class PublishArguments:
+    push_to_hub: str | None = field(default=None, metadata={"help": "publish the finished dataset as ORG/NAME"})
+    private: bool = field(default=False, metadata={"help": "publish to a private repository"})
+
+    def __post_init__(self) -> None:
+        # Now, and not after hours of building.
+        if self.push_to_hub is not None and not REPO_ID.fullmatch(self.push_to_hub):
+            raise InputError(f"--push_to_hub {self.push_to_hub}: expected ORG/NAME, such as my-lab/avqa-audio")
+        if self.private and self.push_to_hub is None:
+            raise InputError("--private says how to publish; give --push_to_hub ORG/NAME as well")
+
+    def publish(self, folder: Path) -> None:
+        """Upload a finished dataset folder, if that was asked for."""
+        if self.push_to_hub is not None:
+            from .hub import publish_dataset
+
+            revision = publish_dataset(folder, self.push_to_hub, self.private)
+            print(f"published: {self.push_to_hub}, revision {revision}")
+
+
+def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dict[str, Features]) -> Any:
+    """
+    The front matter's `dataset_info`: columns, rows and bytes of every config, as `push_to_hub` would write it.
+
+    Args:
+        folder (`Path`): Holds the data files already.
+        configs (`dict`): As for `hub.write_dataset_card`.
+        features (`dict`): Columns of each config.
+    """
+    import pyarrow.parquet as pq
+    from datasets import DatasetInfo
+    from datasets.info import DatasetInfosDict
+    from datasets.splits import SplitDict, SplitInfo
+    from huggingface_hub import DatasetCardData
+
+    infos = {}
+    for config, splits in configs.items():
+        files = {split: sorted(folder.glob(pattern)) for split, pattern in splits.items()}
+        described = SplitDict()
+        for split, paths in files.items():
+            parts = [pq.read_metadata(path) for path in paths]
+            groups = [part.row_group(i).total_byte_size for part in parts for i in range(part.num_row_groups)]
+            described[split] = SplitInfo(split, num_bytes=sum(groups), num_examples=sum(part.num_rows for part in parts))
+        infos[config] = DatasetInfo(
+            features=features[config],
+            splits=described,
+            download_size=sum(path.stat().st_size for paths in files.values() for path in paths),
+            dataset_size=sum(split.num_bytes for split in described.values()),
+        )
+    card = DatasetCardData()
+    DatasetInfosDict(infos).to_dataset_card_data(card)
+    return card["dataset_info"]
+
+
+def provenance() -> dict[str, Any]:
+    """How this run was started and on what, for the card. The script is named as in the repository: no path of a machine."""
+    script, repo = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
+    shown = script.relative_to(repo).as_posix() if script.is_relative_to(repo) else script.name
+    versions = {"sightsound": __version__} | {name: version(name) for name in PACKAGES}
+    return {"command": shlex.join(["python", shown, *sys.argv[1:]]), "versions": versions}
+
+
+def as_json(row: dict[str, Any]) -> str:
+    """A row as the card shows it: columns in their order, text as it is."""
+    return json.dumps(row, indent=2, ensure_ascii=False)
