@@ -96,6 +96,9 @@ def card_values(rows: list[TraceRow], accepted: list[TraceRow], settings: dict[s
 
 def build(args: CotCorpusArguments, stage: Stage) -> None:
     verdicts = {row["id"]: row for row in schema.open_dataset(args.verdicts, "train")}
+    unverified = any(row["outcome"] == schema.NOT_VERIFIED for row in verdicts.values())
+    if unverified and not any(row["checker"] for row in verdicts.values()):
+        raise InputError(f"{args.verdicts} holds no verdicts; give the output of verdicts.py")
     rows = join(list(schema.open_dataset(args.traces, "train")), verdicts)
     dataset = schema.open_dataset(args.dataset, args.split)
     schema.check_same_clips(rows, dataset, f"split '{args.split}' of {args.dataset}")

@@ -419,6 +419,9 @@ def main() -> None:
                 built = pool.map(partial(build_rows, seed=args.seed), range(count), chunksize=50)
                 nested = list(tqdm(built, total=count, desc=f"pretraining ({name})", mininterval=1.0))
                 write_pretraining([row for rows in nested for row in rows], medium, pretraining / name)
+        configs = {name: {"train": f"pretraining/{name}/data/*.parquet"} for name in corpora}
+        text = "# The miniature's world\n\nClips and questions in AVQA's format, and what the models are pretrained on.\n"
+        write_dataset_card(stage.path, text, configs)
         stage.finish()
 
 

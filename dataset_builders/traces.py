@@ -109,9 +109,13 @@ def main() -> None:
         write_dataset_card(stage.path, "# Teacher traces, before verification\n", {"default": {"train": "data/*.parquet"}})
         journal.close()
         counts = Counter(row["outcome"] for row in ledger)
-        print(f"{len(ledger)} questions: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common()))
+        told = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
+        print(f"{len(ledger)} questions: {told}")
         if not any(row["teacher_answer"] is not None for row in ledger):
-            raise InputError(f"{args.model} answered none of {len(ledger)} questions; look at `text` in {stage.path}/data")
+            raise InputError(
+                f"{args.model} answered none of {len(ledger)} questions ({told}); {stage.path} has every one's outcome and what "
+                "was written: mend --media_dir or --model, delete that folder and start again"
+            )
         stage.finish()
 
 

@@ -95,7 +95,7 @@ def plot_curves(logs: dict[str, list[dict[str, Any]]], metrics: dict[str, str], 
         for name, log in logs.items():
             points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name)
+                axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set(xlabel="step", ylabel=label)
         if axes.lines:
             axes.legend()

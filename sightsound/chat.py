@@ -118,6 +118,8 @@ class TransformersEngine:
         import torch
         import transformers
 
+        if (Path(model) / "adapter_config.json").is_file():
+            raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
         self.processor = load_processor(model)
         config = transformers.AutoConfig.from_pretrained(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +128,7 @@ class TransformersEngine:
         self.requests_per_call = max(1, batch_size // sampling.n)
         extractor = getattr(self.processor, "feature_extractor", None)
         self.window_s = float(extractor.chunk_length) if extractor is not None else None
+        self._takes = {"audio": extractor is not None, "video": getattr(self.processor, "video_processor", None) is not None}
         # The commit that was loaded, which need not be the Hub's newest.
         self.revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
         # A sampled placeholder would ask the next forward for a clip that is not there.
@@ -134,9 +137,12 @@ class TransformersEngine:
 
     def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
         media: dict[str, Any] = {}
-        if requests[0].media == "audio":
+        kind = requests[0].media
+        if kind and not self._takes[kind]:  # a processor without it would drop the clips and say nothing
+            raise InputError(f"a {type(self.model).__name__} takes no {kind}; give a model that does")
+        if kind == "audio":
             media = {"audio": [r.audio for r in requests], "sampling_rate": SAMPLING_RATE}
-        elif requests[0].media == "video":
+        elif kind == "video":
             videos = [r.video for r in requests if r.video is not None]
             media = {"videos": [v.pixels for v in videos], "do_sample_frames": False}
             media["video_metadata"] = [v.metadata() for v in videos]

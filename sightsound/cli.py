@@ -72,7 +72,8 @@ def parse_arguments(arguments: type[T], description: str | None, argv: list[str]
         description (`str`): Shown above the flags by `--help`; scripts pass their `__doc__`.
         argv (`list[str]`, *optional*): Defaults to `sys.argv[1:]`.
     """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # An abbreviation that is clear today is another flag's once there is one more.
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     _add_fields(parser, arguments)
     parsed = parser.parse_args(argv)
     _check_minimums(parser, arguments, parsed)

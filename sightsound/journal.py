@@ -116,7 +116,8 @@ class Stage:
         settings (`dict[str, Any]`): JSON-serialisable; everything that changes the result, nothing that does not.
 
     Raises:
-        `InputError`: The folder was started with other settings, or another process is writing to it.
+        `InputError`: The folder was started with other settings, holds files of another origin, or another process is
+            writing to it.
     """
 
     def __init__(self, output_dir: str | Path, settings: dict[str, Any]):
@@ -143,6 +144,10 @@ class Stage:
                 raise
             self.complete = recorded["complete"]
         else:
+            foreign = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+            if foreign:
+                self._lock.close()
+                raise InputError(f"{self.path} holds files already (first: {foreign[0]}); choose a new or empty folder")
             self._write(complete=False)
         return self
 

@@ -148,6 +148,11 @@ def test_no_accepted_trace_is_an_error_that_keeps_the_ledger(questions, tiny_dat
     assert not (tmp_path / "corpus" / "README.md").exists(), "without a card nobody takes it for a dataset"
 
 
+def test_traces_in_place_of_verdicts_are_refused(questions, tiny_dataset, tmp_path):
+    done = build(questions, tiny_dataset, tmp_path, lambda _: rows_of(questions, verdicts=False))
+    assert_refused(done, "holds no verdicts; give the output of verdicts.py")
+
+
 def test_verdicts_on_other_traces_are_refused(questions, tiny_dataset, tmp_path):
     def other(rows):
         rows[3]["traces"][1] |= {"text": "something else"}

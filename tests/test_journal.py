@@ -83,6 +83,16 @@ def test_a_stage_that_failed_is_not_complete(tmp_path):
     assert json.loads((tmp_path / "stage.json").read_text())["complete"] is False
 
 
+def test_a_folder_with_files_of_another_origin_is_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("my notes")
+    with pytest.raises(InputError, match=r"holds files already \(first: README.md\)"), Stage(tmp_path, {}):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "README.md"]
+    (tmp_path / "README.md").unlink()
+    with Stage(tmp_path, {}) as stage:
+        assert not stage.complete
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     with Stage(tmp_path, {"seed": 0, "temperature": 1.0}):
         pass
