@@ -113,8 +113,8 @@ def main() -> None:
         print(f"{len(ledger)} questions: {told}")
         if not any(row["teacher_answer"] is not None for row in ledger):
             raise InputError(
-                f"{args.model} answered none of {len(ledger)} questions ({told}); {stage.path} has every one's outcome and what "
-                "was written: mend --media_dir or --model, delete that folder and start again"
+                f"{args.model} answered none of {len(ledger)} questions ({told}); {stage.path} has every one's outcome and "
+                "what was written: mend --media_dir or --model, delete that folder and start again"
             )
         stage.finish()
 

@@ -43,6 +43,8 @@ MIN_DURATION_S = 0.2
 # The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
 # would crowd the clip out of any model's context.
 MAX_TEXT_CHARACTERS = 25_000
+# Their headers tell no length, and what ffmpeg guesses from the bit rate at the beginning can be seconds off.
+LENGTH_IS_GUESSED = ("aac", "mp3")
 MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
 
 
@@ -182,7 +184,9 @@ def _ends_s(path: str) -> float | None:
 
     try:
         with av.open(path) as container:
-            return None if container.duration is None else container.duration / av.time_base
+            if container.duration is None or container.format.name in LENGTH_IS_GUESSED:
+                return None
+            return container.duration / av.time_base
     except (av.FFmpegError, OSError):
         return None
 
@@ -327,11 +331,20 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
     """
     settings = {"media_dir": args.media_dir, "limit": args.limit}
     settings |= {f"{split}_annotations": fingerprint(path) for split, path in annotations.items()}
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {args.output_dir} cannot be made a folder ({error}); choose another") from error
     with Stage(args.output_dir, settings) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
         else:
-            _build(dataset, args, annotations, stage, card_values)
+            try:
+                _build(dataset, args, annotations, stage, card_values)
+            except InputError:
+                if not any((stage.path / part).exists() for part in ("ledger", "data")):
+                    stage.forget_settings()  # nothing was kept: the corrected command may have others
+                raise
         args.publish(stage.path)
 
 
@@ -349,6 +362,8 @@ def _build(
             raise InputError(
                 f"{path}: expected a list of annotations as in {dataset.official_file}, found {type(rows).__name__}"
             )
+        if not rows:
+            raise InputError(f"{path} holds no annotations; was its list written to the end?")
         shards += shards_of(split, list(judge(dataset, rows[: args.limit])))
         sources.append({"split": split, "file": Path(path).name, "rows": len(rows), "sha256": sha256_of(path)})
     build = partial(build_shard, dataset=dataset, folder=stage.path, media=media)
@@ -364,7 +379,8 @@ def _build(
     told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     print(f"{total} annotations: {told}\n\n{coverage_table(counts)}")
     if not outcomes[schema.BUILT]:
-        shutil.rmtree(stage.path / "ledger")  # a rerun looks for clips again
+        for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
+            shutil.rmtree(stage.path / part)
         raise InputError(
             f"no row could be built from {total} annotations ({told}); expected clips such as "
             f"{args.media_dir}/{dataset.example_clip}; {stage.path}/ledger.parquet tells every row's outcome"

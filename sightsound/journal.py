@@ -135,14 +135,16 @@ class Stage:
             self._lock.close()
             raise InputError(f"{self.path} is being written by another process; wait for it or stop it") from error
         file = self.path / STAGE_FILE
-        if file.is_file():
-            recorded = json.loads(file.read_text(encoding="utf-8"))
+        recorded = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if recorded is not None and recorded["settings"] is not None:
             try:
                 self._refuse_other_settings(recorded["settings"])
             except InputError:
                 self._lock.close()
                 raise
             self.complete = recorded["complete"]
+        elif recorded is not None:
+            self._write(complete=False)
         else:
             foreign = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
             if foreign:
@@ -165,6 +167,10 @@ class Stage:
     def _write(self, complete: bool, **results: str) -> None:
         text = json.dumps({"settings": self.settings, "complete": complete, **results}, indent=2, sort_keys=True)
         write_atomically(self.path / STAGE_FILE, text + "\n")
+
+    def forget_settings(self) -> None:
+        """Let a rerun have other settings, for a stage that failed before it made anything worth keeping."""
+        write_atomically(self.path / STAGE_FILE, json.dumps({"settings": None, "complete": False}) + "\n")
 
     def finish(self) -> None:
         """Mark the folder as complete, with a digest of what it holds; the journal has served its purpose and goes."""

@@ -24,16 +24,19 @@ from .schema import CORRUPT_MEDIA, NO_AUDIO, NO_VIDEO, SAMPLING_RATE, TOO_SHORT
 
 if TYPE_CHECKING:
     from av import AudioFrame
+    from av.audio import AudioStream
     from av.container import InputContainer
     from av.video import VideoStream
 
 CLIP_DURATION_S = 10.0  # of every AVQA question (VGGSound's clip length)
 # 11 characters of YouTube's alphabet and the start second; anything else could name a path outside the media folder.
-VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_(\d{6})")
+VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})")
 # Of several files for one clip the first of these wins: a video has sound too, a sound has no video.
 MEDIA_EXTENSIONS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".opus")
 # Quieter than the lowest bit of 16-bit audio: a track that exists but carries nothing.
 SILENCE_PEAK = 1 / 32768
+# A cut-off .mp4 may decode without an error up to where it was cut; whole ones end within a few frames of their header's word.
+MAX_MISSING_S = 0.5
 # The filter of ffmpeg's own resampler (libswresample's defaults: 32 taps, cutoff 0.97, Kaiser window with beta 9): what is
 # extracted here sounds as what others extract with ffmpeg. torchaudio's default lets more of the upper band through.
 _LIKE_FFMPEG = {"lowpass_filter_width": 16, "rolloff": 0.97, "resampling_method": "sinc_interp_kaiser", "beta": 9.0}
@@ -67,12 +70,29 @@ def video_name(row: dict[str, Any]) -> str:
     return f"{row['video_id']}_{row['start_s']:06.0f}"
 
 
+def _files(root: str) -> Iterator[tuple[str, str]]:
+    """Folder and name of every file. Links to folders are followed, each folder once, and never to one that holds the root."""
+
+    def identity(folder: str | Path) -> tuple[int, int]:
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
+
+    seen = {identity(parent) for parent in Path(root).resolve().parents}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if identity(folder) in seen:
+            subfolders.clear()
+            continue
+        seen.add(identity(folder))
+        subfolders.sort()
+        yield from ((folder, name) for name in sorted(names))
+
+
 class MediaFolder:
     """
     Finds the clip of a name; the folder is listed once.
 
     Args:
-        root (`str`): Searched at any depth; only file names are compared, so an annotation cannot leave it.
+        root (`str`): Searched at any depth, through links too; only file names are compared, so an annotation cannot leave it.
     """
 
     def __init__(self, root: str):
@@ -81,14 +101,13 @@ class MediaFolder:
         self.root = root
         self._by_stem: dict[str, str] = {}
         rank: dict[str, int] = {}
-        for folder, _, names in sorted(os.walk(root)):
-            for name in sorted(names):
-                stem, extension = os.path.splitext(name)
-                if extension.lower() not in MEDIA_EXTENSIONS:
-                    continue
-                preference = MEDIA_EXTENSIONS.index(extension.lower())
-                if preference < rank.get(stem, len(MEDIA_EXTENSIONS)):
-                    rank[stem], self._by_stem[stem] = preference, os.path.join(folder, name)
+        for folder, name in _files(root):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() not in MEDIA_EXTENSIONS:
+                continue
+            preference = MEDIA_EXTENSIONS.index(extension.lower())
+            if preference < rank.get(stem, len(MEDIA_EXTENSIONS)):
+                rank[stem], self._by_stem[stem] = preference, os.path.join(folder, name)
 
     def find(self, name: str) -> Clip | None:
         """The clip of that name; of AVQA's `<id>_<6-digit start>` also `<id>_<start>`, or a part of the video `<id>`."""
@@ -114,6 +133,18 @@ def _open(path: str) -> InputContainer:
         raise MediaError(CORRUPT_MEDIA, f"cannot be opened: {error}") from error
 
 
+def _check_whole(container: InputContainer, stream: AudioStream, last: AudioFrame | None) -> None:
+    """Raise `MediaError` when an .mp4 ends before its header says. Of other formats few tell a stream's length for certain."""
+    if "mp4" not in container.format.name or stream.duration is None or stream.time_base is None:
+        return
+    if last is None or last.time is None:
+        return
+    told_s = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+    ends_s = last.time + last.samples / last.sample_rate
+    if ends_s < told_s - MAX_MISSING_S:
+        raise MediaError(CORRUPT_MEDIA, f"the sound breaks off at {ends_s:.2f} s of {told_s:.2f} s")
+
+
 def load_clip(
     path: str, sampling_rate: int = SAMPLING_RATE, start_s: float = 0.0, max_duration_s: float | None = None
 ) -> np.ndarray:
@@ -133,21 +164,21 @@ def load_clip(
         `np.ndarray`: shape `(num_samples,)`, nominally in [-1, 1]; lossy codecs overshoot.
 
     Raises:
-        `MediaError`: No audio stream, or the file cannot be decoded.
+        `MediaError`: No audio stream, or the file cannot be decoded to its end (or to the end of the part).
     """
     import av
     import torch
     from torchaudio.functional import resample
 
     with _open(path) as container:
-        stream = container.streams.best("audio")
+        stream = cast("AudioStream | None", container.streams.best("audio"))
         if stream is None:
             raise MediaError(NO_AUDIO, "the file has no audio stream")
         to_float = av.AudioResampler(format="fltp")  # sample format only; the rate is torchaudio's business
         end_s = None if max_duration_s is None else start_s + max_duration_s
         chunks, num_samples, rate = [], 0, 0
         try:
-            for frame in cast("Iterator[AudioFrame]", container.decode(stream)):
+            for frame in container.decode(stream):
                 for converted in to_float.resample(frame):
                     chunks.append(converted.to_ndarray().mean(axis=0))
                     num_samples += len(chunks[-1])
@@ -156,6 +187,8 @@ def load_clip(
                     raise MediaError(CORRUPT_MEDIA, "the sampling rate changes on the way")
                 if end_s is not None and num_samples >= end_s * rate:
                     break
+            else:
+                _check_whole(container, stream, frame if chunks else None)
         except av.FFmpegError as error:
             raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
     if not chunks:

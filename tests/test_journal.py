@@ -93,6 +93,15 @@ def test_a_folder_with_files_of_another_origin_is_left_alone(tmp_path):
         assert not stage.complete
 
 
+def test_a_stage_that_kept_nothing_can_be_run_with_other_settings(tmp_path):
+    with Stage(tmp_path, {"limit": 1}) as stage:
+        stage.forget_settings()
+    with Stage(tmp_path, {"limit": 2}) as stage:
+        assert not stage.complete
+    with pytest.raises(InputError, match="limit: 2 then, 3 now"), Stage(tmp_path, {"limit": 3}):
+        pass
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     with Stage(tmp_path, {"seed": 0, "temperature": 1.0}):
         pass
