@@ -30,6 +30,7 @@ from sightsound.audio_dataset import (
     expect_id,
     expect_keys,
     expect_text,
+    optional_label,
 )
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.media import VIDEO_NAME, video_name
@@ -78,8 +79,8 @@ def to_row(annotation: Any) -> dict[str, Any]:
         "choices": choices,
         "answer": answer,
         "answer_text": choices[answer],
-        "question_relation": str(annotation.get("question_relation", "")),
-        "question_type": str(annotation.get("question_type", "")),
+        "question_relation": optional_label(annotation, "question_relation"),
+        "question_type": optional_label(annotation, "question_type"),
     }
 
 

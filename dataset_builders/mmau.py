@@ -31,6 +31,7 @@ from sightsound.audio_dataset import (
     expect_id,
     expect_keys,
     expect_text,
+    optional_label,
 )
 from sightsound.cli import InputError, parse_arguments, read_json, run
 from sightsound.media import sha256_of
@@ -111,13 +112,14 @@ def to_row(annotation: Any) -> dict[str, Any]:
     choices, answer = expect_choices(annotation["choices"], 2, len(LETTERS)), annotation["answer"]
     if answer not in choices:
         raise RowError(schema.ANSWER_NOT_A_CHOICE, f"{answer!r} is none of {choices!r}")
-    category = annotation["category"]  # 13 rows hold it as a list of one
+    if isinstance(category := annotation["category"], list) and len(category) == 1:  # as 13 rows hold it
+        annotation = annotation | {"category": category[0]}
     labels = {
         "task": expect_text(annotation, "task"),
-        "difficulty": str(annotation["difficulty"]),
-        "category": str(category[0] if isinstance(category, list) and len(category) == 1 else category),
-        "sub_category": str(annotation["sub-category"]),
-        "source_dataset": str(annotation.get("dataset", "")),
+        "difficulty": optional_label(annotation, "difficulty"),
+        "category": optional_label(annotation, "category"),
+        "sub_category": optional_label(annotation, "sub-category"),
+        "source_dataset": optional_label(annotation, "dataset"),
     }
     question = expect_text(annotation, "question")
     return {
@@ -148,7 +150,8 @@ MMAU = AudioDataset(
     example_clip="3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",
     card="dataset_mmau.md",
     front_matter={
-        "license": "apache-2.0",
+        "license": "other",
+        "license_name": "annotations-apache-2.0-clips-of-their-sources",
         "language": "en",
         "pretty_name": "MMAU test-mini",
         "source_datasets": ["extended|other-mmau"],

@@ -23,7 +23,7 @@ from . import schema
 from .cli import InputError, read_json
 from .hub import render_card, write_dataset_card
 from .journal import Stage, fingerprint, leave_with_parent
-from .media import MediaError, MediaFolder, encode_flac, is_silent, load_clip, sha256_of
+from .media import MediaError, MediaFolder, encode_flac, is_silent, load_clip, open_media, sha256_of
 from .publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
 
 
@@ -128,6 +128,14 @@ def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
     return [str(choice) for choice in value]
 
 
+def optional_label(annotation: Row, key: str) -> str:
+    """A label that some annotations lack; nothing, or null, is the empty text."""
+    value = annotation.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
+    return value or ""
+
+
 def audio_question(video_question: str) -> str:
     """R1-AQA's rule: every "video" becomes "audio", nothing else changes."""
     return video_question.replace("video", "audio")
@@ -183,11 +191,11 @@ def _ends_s(path: str) -> float | None:
     import av
 
     try:
-        with av.open(path) as container:
+        with open_media(path) as container:
             if container.duration is None or container.format.name in LENGTH_IS_GUESSED:
                 return None
             return container.duration / av.time_base
-    except (av.FFmpegError, OSError):
+    except MediaError:
         return None
 
 
@@ -199,7 +207,7 @@ def hear(name: str, media: MediaFolder) -> Row:
         `RowError`: There is no such clip, or nothing can be heard in it.
     """
     clip = media.find(name)
-    if clip is None or not os.path.isfile(clip.path):
+    if clip is None:
         raise RowError(schema.MISSING_MEDIA, f"no clip named {name}.*")
     shown = os.path.relpath(clip.path, media.root)
     if clip.start_s > 0:
@@ -217,8 +225,20 @@ def hear(name: str, media: MediaFolder) -> Row:
         raise RowError(schema.TOO_SHORT, f"{shown}: {duration_s:.3f} s of sound, expected at least {MIN_DURATION_S:g} s")
     if is_silent(waveform):
         raise RowError(schema.SILENT, f"{shown}: the track carries no sound")
+    try:
+        sha256 = sha256_of(clip.path)
+    except OSError as error:
+        raise RowError(schema.CORRUPT_MEDIA, f"{shown}: {error}") from error
     audio = {"bytes": encode_flac(waveform), "path": f"{name}.flac"}
-    return {"audio": audio, "duration_s": duration_s, "media_sha256": sha256_of(clip.path)}
+    return {"audio": audio, "duration_s": duration_s, "media_sha256": sha256}
+
+
+def start_worker() -> None:
+    """Initializer of the pool: one thread for each process, which ends with the main process."""
+    import torch
+
+    torch.set_num_threads(1)
+    leave_with_parent()
 
 
 def build_shard(shard: tuple[str, list[Judged]], dataset: AudioDataset, folder: Path, media: MediaFolder) -> int:
@@ -303,7 +323,9 @@ def sample_row(folder: Path, splits: Sequence[str]) -> Row:
 
 def write_card(folder: Path, dataset: AudioDataset, counts: dict[str, Counter[str]], **values: Any) -> None:
     """Write the README.md: front matter, coverage, a sample row and what built it."""
-    configs = {"default": {split: f"data/{split}-*.parquet" for split in counts}}
+    # `load_dataset` refuses a dataset of which one split is empty; the ledger tells what became of it.
+    splits = [split for split, count in counts.items() if count[schema.BUILT]]
+    configs = {"default": {split: f"data/{split}-*.parquet" for split in splits}}
     text = render_card(
         dataset.card,
         coverage=coverage_table(counts),
@@ -369,7 +391,7 @@ def _build(
     build = partial(build_shard, dataset=dataset, folder=stage.path, media=media)
     total = sum(len(judged) for _, judged in shards)
     with (
-        ProcessPoolExecutor(args.num_proc, initializer=leave_with_parent) as pool,
+        ProcessPoolExecutor(args.num_proc, initializer=start_worker) as pool,
         tqdm(total=total, desc="annotations", unit="row", mininterval=1.0) as bar,
     ):
         for done in pool.map(build, shards):

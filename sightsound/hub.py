@@ -10,6 +10,7 @@ from typing import Any
 
 from .cli import InputError
 from .journal import fingerprint, write_atomically
+from .media import sha256_of
 from .retries import Conflict, retrying
 
 
@@ -49,17 +50,12 @@ def write_dataset_card(folder: Path, text: str, configs: dict[str, dict[str, str
         files = [file for pattern in splits.values() for file in sorted(folder.glob(pattern))]
         # datasets 5.2 caches a local folder under its name and its configs alone: without something here that changes
         # with the content, a rebuilt folder (or another one of that name) would be read from the old one's cache.
-        digest = hashlib.sha256(b"".join(bytes.fromhex(_sha256(file)) for file in files)).hexdigest()
+        digest = hashlib.sha256(b"".join(bytes.fromhex(sha256_of(str(file))) for file in files)).hexdigest()
         paths = [{"split": split, "path": pattern} for split, pattern in splits.items()]
         described.append({"config_name": name, "description": f"sha256 {digest}", "data_files": paths})
     described[0]["default"] = True
     front = yaml.safe_dump({**metadata, "configs": described}, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "README.md", f"---\n{front}---\n\n{text}")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def publish_dataset(folder: Path, repo_id: str, private: bool) -> str:
@@ -126,7 +122,7 @@ def _read_build(folder: Path) -> tuple[dict[str, str], int]:
         rows = sum(pq.read_metadata(folder / path).num_rows for path in data)
     except pa.ArrowInvalid as error:
         raise InputError(f"a file of {folder}/data is not parquet ({error}); build the folder again") from error
-    return {path: _sha256(folder / path) for path in tqdm(ours, "hashing", unit="file", disable=None)}, rows
+    return {path: sha256_of(str(folder / path)) for path in tqdm(ours, "hashing", unit="file", disable=None)}, rows
 
 
 class _Publication:
@@ -151,7 +147,8 @@ class _Publication:
         if get_token() is None:
             raise InputError("there is no token; set HF_TOKEN to a token with write access")
         self.user = self.api.whoami()["name"]
-        created = self.api.create_repo(**self.repo, private=private, exist_ok=True)
+        # None, and not False, leaves it to the organisation whether its new repositories are private.
+        created = self.api.create_repo(**self.repo, private=private or None, exist_ok=True)
         self.repo["repo_id"] = created.repo_id  # with the user's name, where none was given
         if private and not self.api.repo_info(**self.repo).private:
             raise InputError(f"{created.repo_id} is public; make it private in its settings, or publish without --private")
@@ -160,7 +157,7 @@ class _Publication:
         """Bring the repository to its published state from whatever state it is in."""
         main = self.head()
         if not self.is_build(old := self.tree(main)):
-            expected = _first_rows(str(self.folder))  # what cannot be loaded here is not sent either
+            expected = self.loaded(str(self.folder))  # what cannot be loaded here is not sent either
             number, commit = self.find_pull_request(main) or self.make_pull_request(main, old)
             self.check_files(commit, main)
             self.check_loading(commit, expected)
@@ -257,19 +254,49 @@ class _Publication:
                 continue
             with tempfile.TemporaryDirectory(prefix="sightsound-") as cache:  # one file at a time: the disk stays flat
                 get = partial(hf_hub_download, **self.repo, filename=path, revision=commit, cache_dir=cache)
-                got = _sha256(Path(retrying(get)))
+                got = sha256_of(retrying(get))
             if got != sent:
                 raise InputError(f"{path} came back with sha256 {got}, not {sent}; main is as it was, publish again")
             self.delivered.add((commit, path))
 
-    def check_loading(self, commit: str, expected: dict[tuple[str, str], Any]) -> None:
+    def check_loading(self, commit: str, expected: dict[tuple[str, str], tuple[int, Any]]) -> None:
         """Open every config and split of the pull request as a user would."""
-        loaded = retrying(lambda: _first_rows(self.repo["repo_id"], revision=commit))
+        loaded = retrying(lambda: self.loaded(self.repo["repo_id"], revision=commit))
         if loaded != expected:
             wrong = next(name for name in {**loaded, **expected} if loaded.get(name) != expected.get(name))
             raise InputError(f"config and split {wrong} load otherwise from the Hub than from {self.folder}; main is as it was")
-        told = ", ".join(f"{config}/{split}" for config, split in loaded)
+        told = ", ".join(f"{config}/{split} ({rows} rows)" for (config, split), (rows, _) in loaded.items())
         self.say(f"read back {len(self.build)} files, all as sent; {told} can be loaded")
+
+    def loaded(self, source: str, **options: Any) -> dict[tuple[str, str], tuple[int, Any]]:
+        """
+        (config, split) -> its rows, and the first of them with the audio left encoded: decoding would need a system ffmpeg.
+
+        Args:
+            source (`str`): The repository or the folder. Either way the card says which files are whose, and the folder
+                holds the same files, so that the rows of each are counted there.
+        """
+        import pyarrow.parquet as pq
+        from datasets import get_dataset_config_names, load_dataset_builder
+
+        found = {}
+        try:
+            for config in get_dataset_config_names(source, **options):
+                builder = load_dataset_builder(source, config, **options)
+                for name, dataset in builder.as_streaming_dataset().items():
+                    files = [f"data/{str(file).rsplit('/data/', 1)[-1]}" for file in builder.config.data_files[name]]
+                    rows = sum(pq.read_metadata(self.folder / file).num_rows for file in files)
+                    declared = (builder.info.splits or {}).get(name)
+                    if rows == 0 or (declared is not None and declared.num_examples != rows):
+                        says = declared.num_examples if declared else "at least 1"
+                        raise InputError(f"split {name} of {config} has {rows} rows, expected {says}; build the folder again")
+                    found[config, str(name)] = rows, next(iter(dataset.decode(False)), None)
+        except (ValueError, FileNotFoundError) as error:
+            if isinstance(error.__cause__ or error.__context__, OSError):
+                raise  # the Hub's doing, perhaps a passing one
+            told = " ".join(str(error).split())[:300]
+            raise InputError(f"load_dataset cannot open {source} ({told}); main is as it was") from error
+        return found
 
     def merge(self, number: int, main: str) -> str:
         """The change of main; returns its commit. A conflict is an answer (409) of the Hub."""
@@ -289,20 +316,3 @@ class _Publication:
             self.say(f"main holds {self.tag}, and it is tagged")
         else:
             raise InputError(f"tag {self.tag} of {self.repo['repo_id']} holds other files; delete that tag and publish again")
-
-
-def _first_rows(source: str, **options: Any) -> dict[tuple[str, str], Any]:
-    """First row of each (config, split), audio left encoded: decoding it would need a system ffmpeg."""
-    from datasets import get_dataset_config_names, load_dataset
-
-    rows = {}
-    try:
-        for config in get_dataset_config_names(source, **options):
-            for split, dataset in load_dataset(source, config, streaming=True, **options).items():
-                rows[config, str(split)] = next(iter(dataset.decode(False)), None)
-    except (ValueError, FileNotFoundError) as error:
-        if isinstance(error.__cause__ or error.__context__, OSError):
-            raise  # the Hub's doing, perhaps a passing one
-        told = " ".join(str(error).split())[:300]
-        raise InputError(f"load_dataset cannot open {source} ({told}); main is as it was") from error
-    return rows

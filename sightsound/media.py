@@ -37,8 +37,9 @@ MEDIA_EXTENSIONS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".wav", ".f
 SILENCE_PEAK = 1 / 32768
 # A cut-off .mp4 may decode without an error up to where it was cut; whole ones end within a few frames of their header's word.
 MAX_MISSING_S = 0.5
-# The filter of ffmpeg's own resampler (libswresample's defaults: 32 taps, cutoff 0.97, Kaiser window with beta 9): what is
-# extracted here sounds as what others extract with ffmpeg. torchaudio's default lets more of the upper band through.
+# The filter of ffmpeg's own resampler (libswresample's defaults: 32 taps, cutoff 0.97, Kaiser window with beta 9): mono and
+# stereo sound as what others extract with ffmpeg (of more channels it weights each by its place). torchaudio's default lets
+# more of the upper band through.
 _LIKE_FFMPEG = {"lowpass_filter_width": 16, "rolloff": 0.97, "resampling_method": "sinc_interp_kaiser", "beta": 9.0}
 
 
@@ -105,6 +106,8 @@ class MediaFolder:
             stem, extension = os.path.splitext(name)
             if extension.lower() not in MEDIA_EXTENSIONS:
                 continue
+            if not os.path.isfile(os.path.join(folder, name)):  # a link to nothing must not hide the clip in another format
+                continue
             preference = MEDIA_EXTENSIONS.index(extension.lower())
             if preference < rank.get(stem, len(MEDIA_EXTENSIONS)):
                 rank[stem], self._by_stem[stem] = preference, os.path.join(folder, name)
@@ -124,11 +127,17 @@ class MediaFolder:
         return None
 
 
-def _open(path: str) -> InputContainer:
+def open_media(path: str) -> InputContainer:
+    """
+    Open a media file, whatever its tags are written in.
+
+    Raises:
+        `MediaError`: It is none.
+    """
     import av
 
     try:
-        return av.open(path)
+        return av.open(path, metadata_errors="replace")  # tags that are not UTF-8 are no reason to lose the sound
     except (av.FFmpegError, OSError) as error:
         raise MediaError(CORRUPT_MEDIA, f"cannot be opened: {error}") from error
 
@@ -170,37 +179,44 @@ def load_clip(
     import torch
     from torchaudio.functional import resample
 
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = cast("AudioStream | None", container.streams.best("audio"))
         if stream is None:
             raise MediaError(NO_AUDIO, "the file has no audio stream")
-        to_float = av.AudioResampler(format="fltp")  # sample format only; the rate is torchaudio's business
         end_s = None if max_duration_s is None else start_s + max_duration_s
-        chunks, num_samples, rate = [], 0, 0
+        chunks, num_samples, num_skipped, rate, kind = [], 0, 0, 0, None
         try:
             for frame in container.decode(stream):
-                for converted in to_float.resample(frame):
-                    chunks.append(converted.to_ndarray().mean(axis=0))
-                    num_samples += len(chunks[-1])
                 rate = rate or frame.sample_rate
                 if frame.sample_rate != rate:
                     raise MediaError(CORRUPT_MEDIA, "the sampling rate changes on the way")
+                if kind != (kind := (frame.format.name, frame.layout.name)):
+                    # Sample format only; the rate is torchaudio's business. One takes frames of one kind.
+                    to_float = av.AudioResampler(format="fltp")
+                for converted in to_float.resample(frame):
+                    mono = converted.to_ndarray().mean(axis=0)
+                    num_samples += len(mono)
+                    if num_samples <= round(start_s * rate):
+                        num_skipped += len(mono)  # a part may begin hours into a video
+                    else:
+                        chunks.append(mono)
                 if end_s is not None and num_samples >= end_s * rate:
                     break
             else:
-                _check_whole(container, stream, frame if chunks else None)
+                _check_whole(container, stream, frame if num_samples else None)
         except av.FFmpegError as error:
             raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
-    if not chunks:
+    if num_samples == 0:
         raise MediaError(CORRUPT_MEDIA, "the audio stream holds no samples")
-    first = round(start_s * rate)
-    samples = np.concatenate(chunks)[first : None if end_s is None else round(end_s * rate)]
-    if len(samples) == 0:
+    if not chunks:
         raise MediaError(TOO_SHORT, f"the sound ends at {num_samples / rate:.2f} s, before {start_s:g} s")
+    first, last = (None if s is None else round(s * rate) - num_skipped for s in (start_s, end_s))
+    samples = np.concatenate(chunks)[first:last]
     if not np.isfinite(samples).all():
         raise MediaError(CORRUPT_MEDIA, "the sound holds samples that are not finite numbers")
-    mono = torch.from_numpy(samples)
-    return resample(mono, rate, sampling_rate, **_LIKE_FFMPEG).numpy() if rate != sampling_rate else mono.numpy()
+    if rate == sampling_rate:
+        return samples
+    return resample(torch.from_numpy(samples), rate, sampling_rate, **_LIKE_FFMPEG).numpy()
 
 
 def is_silent(waveform: np.ndarray) -> bool:
@@ -298,7 +314,7 @@ def load_frames(
     import av
 
     end_s = float("inf") if max_duration_s is None else start_s + max_duration_s
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = cast("VideoStream | None", container.streams.best("video"))
         if stream is None:
             raise MediaError(NO_VIDEO, "the file has no video stream")

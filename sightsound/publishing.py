@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +21,8 @@ from .cli import InputError
 if TYPE_CHECKING:
     from datasets import Features
 
-PACKAGES = ("datasets", "av", "torchaudio", "soundfile")  # what the bytes of a dataset depend on
+# What the bytes of a dataset depend on.
+PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio", "numpy", "soundfile")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
 
@@ -34,6 +38,10 @@ class PublishArguments:
             raise InputError(f"--push_to_hub {self.push_to_hub}: expected ORG/NAME, such as my-lab/avqa-audio")
         if self.private and self.push_to_hub is None:
             raise InputError("--private says how to publish; give --push_to_hub ORG/NAME as well")
+        if self.push_to_hub is not None and self.push_to_hub == os.path.normpath(getattr(self, "output_dir", "")):
+            raise InputError(
+                f"--output_dir {self.push_to_hub} is named like the repository: load_dataset would read that folder"
+            )
 
     def publish(self, folder: Path) -> None:
         """Upload a finished dataset folder, if that was asked for."""
@@ -79,11 +87,19 @@ def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dic
 
 
 def provenance() -> dict[str, Any]:
-    """How this run was started and on what, for the card. The script is named as in the repository: no path of a machine."""
+    """How this run was started, as it was typed, and on what, for the card. The script is named as in the repository."""
     script, repo = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
     shown = script.relative_to(repo).as_posix() if script.is_relative_to(repo) else script.name
-    versions = {"sightsound": __version__} | {name: version(name) for name in PACKAGES}
+    versions = {"sightsound": f"{__version__}{_commit(repo)}"} | {name: version(name) for name in PACKAGES}
     return {"command": shlex.join(["python", shown, *sys.argv[1:]]), "versions": versions}
+
+
+def _commit(repo: Path) -> str:
+    """` (commit ...)` where this is a checkout, since every commit until a release has one version."""
+    if not (repo / ".git").exists() or shutil.which("git") is None:
+        return ""
+    found = subprocess.run(["git", "-C", str(repo), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return f" (commit {found.stdout.strip()})" if found.returncode == 0 else ""
 
 
 def as_json(row: dict[str, Any]) -> str:

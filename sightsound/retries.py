@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0  # the Hub counts requests in windows of five minutes
 # A conflict (409, 412) is a matter of looking again, the rest of waiting; any other status is an answer.
 TRANSIENT = {408, 409, 412, 429, 500, 502, 503, 504}
+
+
+ADDRESS_QUERY = re.compile(r"(?<=\w)\?\S*")  # a signed address lets its reader in
 
 
 class Conflict(Exception):
@@ -78,11 +82,11 @@ def _retry_after_s(error: BaseException) -> float | None:
 
 
 def _what_happened(error: BaseException) -> str:
-    """One line. Of an address only the path: the query of a signed address lets its reader in."""
+    """One line. Of an address only the path."""
     if (answered := _answered(error)) is None:
         *_, root = _causes(error)
         told = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
-        return " ".join(told.split())[:300]
+        return ADDRESS_QUERY.sub("", " ".join(told.split()))[:300]
     response, message = answered.response, getattr(answered, "server_message", None)
     seen = f"the Hub answered {response.status_code} to {response.request.method} {response.request.url.path}"
     if message:

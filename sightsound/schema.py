@@ -223,6 +223,8 @@ def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path
             while group := list(_tables(islice(remaining, ROW_GROUP_ROWS), features, chunk_rows)):
                 writer.write_table(pa.concat_tables(group), row_group_size=ROW_GROUP_ROWS)
                 group.clear()  # or it would be kept until the next one is complete
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # before what says that the file is done
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

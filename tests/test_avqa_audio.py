@@ -20,7 +20,7 @@ from conftest import REPO
 from test_media import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
-from sightsound.audio_dataset import MAX_TEXT_CHARACTERS, MIN_DURATION_S
+from sightsound.audio_dataset import MAX_TEXT_CHARACTERS, MIN_DURATION_S, AudioDatasetArguments
 from sightsound.cli import InputError
 from sightsound.media import decode_audio
 from sightsound.publishing import PublishArguments
@@ -197,11 +197,12 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
         ({"push_to_hub": "https://huggingface.co/lab/x"}, "expected ORG/NAME"),
         ({"push_to_hub": "lab/avqa\n"}, "expected ORG/NAME"),
         ({"private": True}, "give --push_to_hub ORG/NAME as well"),
+        ({"push_to_hub": "lab/avqa", "media_dir": "clips", "output_dir": "lab/avqa/"}, "is named like the repository"),
     ],
 )
 def test_where_to_publish_is_checked_before_anything_is_built(given, told):
     with pytest.raises(InputError, match=told):
-        PublishArguments(**given)
+        (AudioDatasetArguments if "output_dir" in given else PublishArguments)(**given)
 
 
 @pytest.mark.parametrize(("file", "count"), [("train_qa.subset.json", 8710), ("val_qa.sample.json", 112)])
@@ -275,6 +276,8 @@ def test_clips_that_were_added_after_a_run_without_any_are_found(tmp_path, write
 
 
 def test_a_shard_or_a_split_without_a_usable_row_does_not_spoil_the_others(tmp_path, built):
+    import datasets
+
     (tmp_path / "clips").symlink_to(built[0] / "clips")
     missing = [annotation(i, "missing___-_000006") for i in range(500)]
     (tmp_path / "val_qa.json").write_text(json.dumps(missing[:1]))
@@ -282,6 +285,9 @@ def test_a_shard_or_a_split_without_a_usable_row_does_not_spoil_the_others(tmp_p
     done = build(tmp_path, rows, "--validation_annotations", str(tmp_path / "val_qa.json"))
     assert done.returncode == 0, done.stderr
     assert open_dataset(str(tmp_path / "out"), "train")["id"][:] == ["500"]
+    # Without a split asked for, `load_dataset` refuses a dataset of which one is empty.
+    assert list(datasets.load_dataset(str(tmp_path / "out"))) == ["train"]
+    assert Counter(entry["outcome"] for entry in ledger(tmp_path)) == {"missing_media": 501, "built": 1}
 
 
 def many() -> list[dict]:

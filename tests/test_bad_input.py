@@ -178,8 +178,8 @@ REFUSED = {
     "multi_choice": dict.fromkeys(JSON_VALUES, "wrong_choice_count"),
     "answer": dict.fromkeys(JSON_VALUES, "answer_out_of_range"),
     "video_id": {},
-    "question_relation": {},
-    "question_type": {},
+    "question_relation": {kind: "bad_annotation" for kind in JSON_VALUES if kind not in ("text", "null")},
+    "question_type": {kind: "bad_annotation" for kind in JSON_VALUES if kind not in ("text", "null")},
 }
 FOUR = ["dog", "bell", "siren", "drum"]
 DEEP = json.loads("[" * 900 + "]" * 900)

@@ -103,7 +103,8 @@ def kill_and_finish(tmp_path: Path, whole: Whole, num_kills: int, seed: int) -> 
         folder = tmp_path / str(folders)
         folder.mkdir()
         folders += 1
-        assert folders <= num_kills + 3, "builds keep ending before they are killed"
+        # An idle machine builds faster than the busy one on which the whole build was timed.
+        assert folders <= 3 * num_kills + 5, "builds keep ending before they are killed"
         in_this_folder = 0
         while killed < num_kills and in_this_folder < MAX_KILLS and kill_after(folder, moments.uniform(0, whole.took_s)):
             killed, in_this_folder = killed + 1, in_this_folder + 1

@@ -126,6 +126,38 @@ def test_a_stream_that_changes_on_the_way_is_read_right_or_refused(tmp_path, sec
     assert pitch_hz(waveform[:14_000]) == pytest.approx(440, abs=2)
 
 
+@pytest.mark.parametrize(("channels", "rate", "told"), [(1, 22_050, "corrupt_media"), (2, 44_100, None), (1, 44_100, None)])
+def test_sound_of_another_kind_midway_is_read_on_or_said(tmp_path, channels, rate, told):
+    """FLAC frames carry their own format, so joined files decode; unlike AAC's, their samples are integers."""
+    joined = tmp_path / "joined.flac"
+    for file, channels_of, rate_of in (("a.flac", 1, 44_100), ("b.flac", channels, rate)):
+        soundfile.write(tmp_path / file, np.stack([tone(440, rate_of, 1.0)] * channels_of, axis=1), rate_of)
+    first, last = (tmp_path / "a.flac").read_bytes(), (tmp_path / "b.flac").read_bytes()
+    joined.write_bytes(first + last[last.index(b"\xff\xf8") :])
+    if told is not None:
+        assert outcome_of(joined) == told
+    else:
+        assert len(load_clip(str(joined))) == pytest.approx(32_000, rel=0.01)
+
+
+def test_tags_in_another_encoding_are_no_reason_to_lose_a_clip(tmp_path):
+    """Old recorders write Latin-1 where UTF-8 is expected."""
+    path = tmp_path / "tagged.wav"
+    soundfile.write(path, tone(440, 16_000, 1.0), 16_000)
+    name = b"INAM" + (6).to_bytes(4, "little") + b"caf\xe9\x00\x00"
+    content = path.read_bytes() + b"LIST" + (4 + len(name)).to_bytes(4, "little") + b"INFO" + name
+    path.write_bytes(content[:4] + (len(content) - 8).to_bytes(4, "little") + content[8:])
+    assert len(load_clip(str(path))) == 16_000
+
+
+def test_a_late_start_gives_the_same_part(tmp_path, write_clip):
+    path = str(write_clip(tmp_path / "long.mkv", duration_s=30.0, fps=2))
+    part, whole = load_clip(path, start_s=25.0, max_duration_s=2.0), load_clip(path)
+    assert len(part) == 32_000
+    # Away from the edges, where the resampler sees the cut.
+    assert np.abs(part - whole[25 * 16_000 : 27 * 16_000])[200:-200].max() < 1e-3
+
+
 @pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (10, 10), (99, 10), (1, 1)])
 def test_frames_are_even_in_number_and_span_the_clip(tmp_path, write_clip, asked, given):
     frames = load_frames(str(write_clip(tmp_path / "a.mp4")), asked, max_pixels=64 * 48)

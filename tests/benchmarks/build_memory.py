@@ -120,6 +120,8 @@ def main() -> None:
     print(f"CPU per row: {first_ms:.1f} ms, then {then_ms:.1f} ms, ratio {then_ms / first_ms:.2f}; one more: {added_ms:.1f} ms")
     growth = {part: getattr(large, part) / getattr(small, part) for part in ("sum_mib", "main_mib", "worker_mib")}
     print("memory, ratio: " + ", ".join(f"{part} {ratio:.3f}" for part, ratio in growth.items()))
+    if then_ms > MAX_GROWTH * first_ms:
+        raise InputError(f"a row costs {then_ms / first_ms:.2f} times as much at {sizes[1]} rows, expected {MAX_GROWTH}")
     if growth["sum_mib"] > MAX_GROWTH:
         raise InputError(f"memory grew by {growth['sum_mib']:.2f} from {sizes[0]} to {sizes[1]} rows, expected {MAX_GROWTH}")
 

@@ -22,6 +22,8 @@ from sightsound.media import CLIP_DURATION_S, MEDIA_EXTENSIONS, MediaError, enco
 from sightsound.schema import SAMPLING_RATE
 
 
+MIN_RATIO = 2.0  # clips per CPU-second, ours to ffmpeg's
+MAX_RMS_APART = 1e-3
 MAX_LAG = 100  # samples; how far apart the two may start (encoder delay)
 
 
@@ -69,11 +71,14 @@ def rms_apart(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def main() -> None:
     import soundfile
+    import torch
 
+    torch.set_num_threads(1)  # per core, as ffmpeg is told to and as the builders' workers do
     args = parse_arguments(BenchmarkArguments, __doc__)
     if shutil.which("ffmpeg") is None:
         raise InputError("no ffmpeg on the PATH to compare with")
     found = [path for path in sorted(Path(args.media_dir).glob("*")) if path.suffix in MEDIA_EXTENSIONS]
+    apart: list[float] = []
     streams: dict[Path, int] = {}  # of each clip with sound, so that both decode the same one
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "clip.flac"
@@ -85,7 +90,8 @@ def main() -> None:
                 continue
             streams[clip] = best_audio_stream(clip)
             ffmpeg(clip, streams[clip], output)
-            print(f"{clip.name}: {rms_apart(ours, soundfile.read(output, dtype='float32')[0]):.6f} RMS apart")
+            apart.append(rms_apart(ours, soundfile.read(output, dtype="float32")[0]))
+            print(f"{clip.name}: {apart[-1]:.6f} RMS apart")
         if not streams:
             raise InputError(f"no clip with sound in {args.media_dir}")
         ratios = []
@@ -94,7 +100,10 @@ def main() -> None:
             ours_s = cpu_s_of(lambda clip: encode_flac(load_clip(str(clip), max_duration_s=CLIP_DURATION_S)), list(streams))
             ratios.append(theirs_s / ours_s)
             print(f"{len(streams)} clips: ffmpeg {theirs_s:.2f} CPU-s, sightsound {ours_s:.2f} CPU-s, ratio {ratios[-1]:.1f}")
-    print(f"median ratio {float(np.median(ratios)):.1f}")
+    ratio = float(np.median(ratios))
+    print(f"median ratio {ratio:.1f}, at most {max(apart):.6f} RMS apart")
+    if ratio < MIN_RATIO or max(apart) > MAX_RMS_APART:
+        raise InputError(f"expected a ratio of at least {MIN_RATIO} and at most {MAX_RMS_APART} RMS")
 
 
 if __name__ == "__main__":
