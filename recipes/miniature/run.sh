@@ -17,13 +17,14 @@ mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
 ABLATIONS="label cot agfv"
-WORLD="" PRETRAIN="" STUDENT="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
+WORLD="" PRETRAIN="" STUDENT="" TEACHER="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
 if [ -n "${SMOKE:-}" ]; then
   ABLATIONS=label # the same commands as the other arms
   WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
   # Enough for teacher and checker to agree now and then: without one accepted trace there is nothing to train on.
   PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
   STUDENT="--max_steps 30"
+  TEACHER="--max_steps 110"
   TRACES="--num_traces 2 --temperature 0.2"
   SFT="--max_steps 2 --per_device_train_batch_size 4"
   GRPO="--max_steps 2 --per_device_train_batch_size 8 --num_generations 4"
@@ -91,7 +92,8 @@ hearing_lane() {
 }
 
 seeing_lane() {
-  pretrain teacher
+  # shellcheck disable=SC2086
+  pretrain teacher $TEACHER
   # shellcheck disable=SC2086
   stage traces python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$D/world/clips" \
     --model "$D/models/teacher/model" --num_traces 4 --temperature 1.0 --max_tokens 64 --num_frames 6 --batch_size 256 \
