@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sightsound import schema
@@ -137,14 +138,10 @@ def to_row(annotation: Any) -> dict[str, Any]:
     }
 
 
-def clip_name(row: dict[str, Any]) -> str:
-    return row["video_id"]
-
-
 MMAU = AudioDataset(
     features=schema.mmau_features,
     to_row=to_row,
-    clip_name=clip_name,
+    clip_name=itemgetter("video_id"),
     id_key="id",
     official_file="MMAU's mmau-test-mini.json",
     example_clip="3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",

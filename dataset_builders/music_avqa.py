@@ -18,6 +18,7 @@ avqa-audio; `video_question` is the official text. One annotation (question_id 1
 import json
 import re
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sightsound import schema
@@ -131,14 +132,10 @@ def to_row(annotation: Any) -> dict[str, Any]:
     }
 
 
-def clip_name(row: dict[str, Any]) -> str:
-    return row["video_id"]
-
-
 MUSIC_AVQA = AudioDataset(
     features=schema.music_avqa_features,
     to_row=to_row,
-    clip_name=clip_name,
+    clip_name=itemgetter("video_id"),
     id_key="question_id",
     official_file="MUSIC-AVQA's avqa-test.json",
     example_clip="00000093.mp4",

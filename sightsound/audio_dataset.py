@@ -353,10 +353,6 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
     """
     settings = {"media_dir": args.media_dir, "limit": args.limit}
     settings |= {f"{split}_annotations": fingerprint(path) for split, path in annotations.items()}
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {args.output_dir} cannot be made a folder ({error}); choose another") from error
     with Stage(args.output_dir, settings) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")

@@ -127,7 +127,10 @@ class Stage:
         self.complete = False
 
     def __enter__(self) -> "Stage":
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path} cannot be made a folder ({error}); choose another") from error
         self._lock = open(self.path / ".lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

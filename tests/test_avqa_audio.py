@@ -181,7 +181,7 @@ def test_the_card_tells_what_was_built_and_how(built):
 def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
     folder, _ = built
     sent = []
-    monkeypatch.setattr("sightsound.hub.publish_dataset", lambda *given: sent.append(given) or "build-1", raising=False)
+    monkeypatch.setattr("sightsound.hub.publish_dataset", lambda *given: sent.append(given) or "build-1")
     monkeypatch.chdir(folder)
     given = command(folder, [row for row, _ in ROWS.values()], "--push_to_hub", "lab/avqa-audio", "--private")
     monkeypatch.setattr(sys, "argv", given[1:])

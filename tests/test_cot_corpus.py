@@ -123,7 +123,7 @@ def test_the_card_tells_columns_sizes_and_the_command(corpus):
 
 def test_a_finished_corpus_can_still_be_published(corpus, tiny_dataset, monkeypatch, capsys):
     sent = []
-    monkeypatch.setattr("sightsound.hub.publish_dataset", lambda *given: sent.append(given) or "build-1", raising=False)
+    monkeypatch.setattr("sightsound.hub.publish_dataset", lambda *given: sent.append(given) or "build-1")
     flags = {"dataset": tiny_dataset, "output_dir": corpus.folder, "push_to_hub": "lab/traces"}
     flags |= {name: corpus.folder.parent / name for name in ("traces", "verdicts")}
     given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]

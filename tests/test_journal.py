@@ -93,6 +93,12 @@ def test_a_folder_with_files_of_another_origin_is_left_alone(tmp_path):
         assert not stage.complete
 
 
+def test_an_output_folder_that_cannot_be_one_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be made a folder"), Stage(tmp_path / "file", {}):
+        pass
+
+
 def test_a_stage_that_kept_nothing_can_be_run_with_other_settings(tmp_path):
     with Stage(tmp_path, {"limit": 1}) as stage:
         stage.forget_settings()
