@@ -35,6 +35,7 @@ from tests.support.loopback_hub import (
     client,
     client_environment,
     loopback_hub,
+    process_arguments,
 )
 
 
@@ -235,11 +236,7 @@ def test_what_is_published_is_what_load_dataset_gives(loopback_hub, first, tmp_p
 
     def look_at_processes(number: int, moment: str, request: Request) -> None:
         if number in (1, 12, 20):
-            for file in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    commands.add(file.read_text(errors="replace"))
-                except OSError:  # that process ended just now
-                    continue
+            commands.update(process_arguments())
 
     loopback_hub.watch = look_at_processes
     published = publish(loopback_hub, first, tmp_path, xet=xet)
@@ -478,6 +475,16 @@ def test_what_load_dataset_does_not_open_is_not_sent(loopback_hub, tmp_path):
     build = make_build(tmp_path / "build", "build", shards=1)
     write_dataset_card(build.folder, "# Wrong\n", {"verified": {"train": "data/*/nothing-*.parquet"}})
     assert f"load_dataset cannot open {build.folder} (" in refused(publish(loopback_hub, build, tmp_path / "home"))
+    assert not uploads(loopback_hub) and not pull_requests(loopback_hub)
+
+
+def test_a_card_that_counts_other_rows_is_not_sent(loopback_hub, tmp_path):
+    build = make_build(tmp_path / "build", "build", shards=1)
+    splits = [{"name": "train", "num_bytes": 1, "num_examples": 99}]
+    configs = {"verified": {"train": "data/verified/train-*.parquet"}}
+    write_dataset_card(build.folder, "# Wrong\n", configs, dataset_info=[{"config_name": "verified", "splits": splits}])
+    told = "split train of verified has 3 rows, expected 99; build the folder again"
+    assert told in refused(publish(loopback_hub, build, tmp_path / "home"))
     assert not uploads(loopback_hub) and not pull_requests(loopback_hub)
 
 

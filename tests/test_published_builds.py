@@ -3,9 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from tests.support.loopback_hub import REPO, TOKEN, client_environment, loopback_hub
+from tests.support.loopback_hub import REPO, TOKEN, client_environment, loopback_hub, process_arguments
 from tests.support.tiny import read_ledger, read_rows
 
 
@@ -39,14 +38,7 @@ def test_a_build_is_published_by_its_builder_and_loads_from_the_hub(loopback_hub
     command = [str(REPO / "dataset_builders" / "avqa_audio.py"), *annotations, *paths, "--push_to_hub", REPO_ID, "--private"]
     seen = set()
 
-    def look_at_processes(*_: object) -> None:
-        for file in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                seen.add(file.read_text(errors="replace"))
-            except OSError:  # that process ended just now
-                continue
-
-    loopback_hub.watch = look_at_processes
+    loopback_hub.watch = lambda *_: seen.update(process_arguments())
     published = run(command, environment)
     assert published.returncode == 0, published.stderr
     tag = published.stdout.split()[-1]
