@@ -20,18 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sightsound import schema
-from sightsound.audio_dataset import (
-    AudioDataset,
-    AudioDatasetArguments,
-    RowError,
-    audio_question,
-    build_dataset,
-    expect_choices,
-    expect_id,
-    expect_keys,
-    expect_text,
-    optional_label,
-)
+from sightsound.annotations import RowError, audio_question, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.media import VIDEO_NAME, video_name
 

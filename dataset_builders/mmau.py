@@ -23,17 +23,8 @@ from operator import itemgetter
 from typing import Any
 
 from sightsound import schema
-from sightsound.audio_dataset import (
-    AudioDataset,
-    AudioDatasetArguments,
-    RowError,
-    build_dataset,
-    expect_choices,
-    expect_id,
-    expect_keys,
-    expect_text,
-    optional_label,
-)
+from sightsound.annotations import RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import InputError, parse_arguments, read_json, run
 from sightsound.media import sha256_of
 from sightsound.prompts import LETTERS

@@ -22,16 +22,8 @@ from operator import itemgetter
 from typing import Any
 
 from sightsound import schema
-from sightsound.audio_dataset import (
-    AudioDataset,
-    AudioDatasetArguments,
-    RowError,
-    audio_question,
-    build_dataset,
-    expect_id,
-    expect_keys,
-    expect_text,
-)
+from sightsound.annotations import RowError, audio_question, expect_id, expect_keys, expect_text
+from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import parse_arguments, run
 
 

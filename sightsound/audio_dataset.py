@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import schema
+from .annotations import Row, RowError, check_text
 from .cli import InputError, read_json
 from .hub import render_card, write_dataset_card
 from .journal import Stage, fingerprint, leave_with_parent
@@ -30,7 +31,6 @@ from .publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, pr
 if TYPE_CHECKING:
     from datasets import Features
 
-Row = dict[str, Any]
 # An entry of the ledger, and the row that it is about where the annotation is good: all columns but the sound.
 Judged = tuple[Row, Row | None]
 
@@ -40,20 +40,9 @@ ROWS_PER_SHARD = 500
 # Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.
 # A fifth of a second is five audio tokens of Qwen2-Audio and about one bark or syllable; less is left over from a bad cut.
 MIN_DURATION_S = 0.2
-# The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
-# would crowd the clip out of any model's context.
-MAX_TEXT_CHARACTERS = 25_000
 # Their headers tell no length, and what ffmpeg guesses from the bit rate at the beginning can be seconds off.
 LENGTH_IS_GUESSED = ("aac", "mp3")
 MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
-
-
-class RowError(Exception):
-    """An annotation that cannot become a row: its outcome in the ledger, and why."""
-
-    def __init__(self, outcome: str, detail: str):
-        super().__init__(detail)
-        self.outcome = outcome
 
 
 @dataclass(kw_only=True)
@@ -91,72 +80,6 @@ class AudioDataset:
     front_matter: dict[str, Any]
 
 
-def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:
-    """The annotation, if it is an object with these keys."""
-    if not isinstance(annotation, dict):
-        raise RowError(schema.BAD_ANNOTATION, f"expected an object, found {type(annotation).__name__}")
-    missing = [key for key in keys if key not in annotation]
-    if missing:
-        raise RowError(schema.BAD_ANNOTATION, f"lacks {', '.join(missing)}")
-    return annotation
-
-
-def expect_id(annotation: Row, key: str) -> str:
-    """A row's id as text: AVQA and MUSIC-AVQA number their questions."""
-    value = annotation[key]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise RowError(schema.BAD_ANNOTATION, f"expected text or a number as {key}, found {value!r}")
-    return str(value)
-
-
-def expect_text(annotation: Row, key: str) -> str:
-    """Text that is not blank, byte for byte."""
-    value = annotation[key]
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
-    return value
-
-
-def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
-    """A list of choices, byte for byte; a number is read as its text."""
-    wanted = str(most) if fewest == most else f"{fewest} to {most}"
-    if not isinstance(value, list) or not fewest <= len(value) <= most:
-        raise RowError(schema.WRONG_CHOICE_COUNT, f"expected {wanted} choices, found {value!r}")
-    for choice in value:
-        if isinstance(choice, bool) or not isinstance(choice, str | int | float) or not str(choice).strip():
-            raise RowError(schema.BAD_ANNOTATION, f"expected text as every choice, found {choice!r}")
-    return [str(choice) for choice in value]
-
-
-def optional_label(annotation: Row, key: str) -> str:
-    """A label that some annotations lack; nothing, or null, is the empty text."""
-    value = annotation.get(key)
-    if value is not None and not isinstance(value, str):
-        raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
-    return value or ""
-
-
-def audio_question(video_question: str) -> str:
-    """R1-AQA's rule: every "video" becomes "audio", nothing else changes."""
-    return video_question.replace("video", "audio")
-
-
-def _check_text(row: Row) -> None:
-    """Whatever column it stands in: text can be too long for a question, or no text at all."""
-    for name, value in row.items():
-        for text in value if isinstance(value, list) else [value]:
-            if not isinstance(text, str):
-                continue
-            if len(text) > MAX_TEXT_CHARACTERS:
-                told = f"{name} is {len(text)} characters long, expected at most {MAX_TEXT_CHARACTERS}"
-                raise RowError(schema.BAD_ANNOTATION, told)
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                told = f"{name} holds half of a UTF-16 pair, which no file can store as text"
-                raise RowError(schema.BAD_ANNOTATION, told) from error
-
-
 def _storable(text: str) -> str:
     """Text for the ledger: file names and annotations can hold what UTF-8 cannot, and be of any length."""
     plain = text.encode("utf-8", "backslashreplace").decode()
@@ -176,7 +99,7 @@ def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
         row: Row | None = None
         try:
             row = dataset.to_row(annotation)
-            _check_text(row)
+            check_text(row)
             if row["id"] in seen:
                 raise RowError(schema.DUPLICATE_ID, "the id stands in an earlier row")
             seen.add(row["id"])

@@ -20,7 +20,8 @@ from conftest import REPO
 from test_media import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
-from sightsound.audio_dataset import MAX_TEXT_CHARACTERS, MIN_DURATION_S, AudioDatasetArguments
+from sightsound.annotations import MAX_TEXT_CHARACTERS
+from sightsound.audio_dataset import MIN_DURATION_S, AudioDatasetArguments
 from sightsound.cli import InputError
 from sightsound.media import decode_audio
 from sightsound.publishing import PublishArguments

@@ -11,7 +11,7 @@ import pytest
 
 from dataset_builders import mmau
 from sightsound import schema
-from sightsound.audio_dataset import RowError
+from sightsound.annotations import RowError
 from sightsound.cli import InputError
 from tests.support.tiny import REPO, read_ledger, run_script
 

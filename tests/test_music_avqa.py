@@ -13,7 +13,7 @@ from dataset_builders import music_avqa
 from evaluation.benchmarks import load_benchmark
 from evaluation.generate import RequestBuilder, RunArguments
 from sightsound import schema
-from sightsound.audio_dataset import RowError
+from sightsound.annotations import RowError
 from tests.support.tiny import read_ledger, run_script
 
 
