@@ -22,13 +22,12 @@ import pytest
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import publish_dataset, write_dataset_card
+from tests.support.hub_routes import STRANGER, TOKEN
 from tests.support.loopback_hub import (
     DROP,
     FLIP,
     LOSE,
     REPO,
-    STRANGER,
-    TOKEN,
     Fault,
     LoopbackHub,
     Request,

@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 
-from tests.support.loopback_hub import REPO, TOKEN, client_environment, loopback_hub, process_arguments
+from tests.support.hub_routes import TOKEN
+from tests.support.loopback_hub import REPO, client_environment, loopback_hub, process_arguments
 from tests.support.tiny import read_ledger, read_rows
 
 
