@@ -9,21 +9,30 @@ in the ledger with its outcome. Training arms are selections of this ledger (`si
 publishes the finished corpus.
 """
 
-from collections import Counter
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import SELECTIONS, TraceRow
-from sightsound.hub import render_card, write_dataset_card
+from sightsound.corpus import SELECTIONS, Funnel, TraceRow, Unjoined, join_verdicts, read_parquet, stream_rows
+from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
 from sightsound.journal import Stage, fingerprint
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
 
 
-ROWS_PER_SHARD = 500
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_PER_SHARD = 500  # of `verified`, which holds the sound: under the 500 MB per file that the Hub suggests
+TRACES_ROWS_PER_SHARD = 10_000  # with eight traces each about 100 MB of text, before compression
+VERIFIED_FROM = ("id", "question", "choices", "teacher_answer", "unanimous", "traces", "outcome")
 OTHER_LICENCE = (
     "AVQA, whose questions and clips this builds on, states no licence for its annotations, and the clips belong to those who "
     "uploaded them: hence `other`."
@@ -40,18 +49,6 @@ class CotCorpusArguments(PublishArguments):
     license: str = field(default="other", metadata={"help": "licence of the corpus, for its card"})
 
 
-def join(traces: list[TraceRow], verdicts: dict[str, TraceRow]) -> list[TraceRow]:
-    """Every traced question with its verdicts; one that was never verified keeps the outcome that says so."""
-    stale = [row["id"] for row in traces if row["id"] in verdicts and _texts(row) != _texts(verdicts[row["id"]])]
-    if stale:
-        raise InputError(f"{len(stale)} questions (first: {stale[0]}) have verdicts on other traces; run verdicts.py on these")
-    return [verdicts.get(row["id"], row) for row in traces]
-
-
-def _texts(row: TraceRow) -> list[str]:
-    return [trace["text"] for trace in row["traces"]]
-
-
 def verified_row(row: TraceRow, audio: dict[str, Any]) -> dict[str, Any]:
     """An accepted question, ready for training."""
     content = question_text(row["question"], row["choices"], COT_INSTRUCTION)
@@ -65,58 +62,111 @@ def verified_row(row: TraceRow, audio: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_verified(accepted: list[TraceRow], audio: schema.AudioById, folder: Path) -> None:
+def shard_names(rows: int, rows_per_shard: int) -> list[str]:
+    """File names of a config's `train` split; without a row it is one empty file."""
+    count = max(1, -(-rows // rows_per_shard))
+    return [f"train-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+
+
+def read_traces(folder: Path, columns: Sequence[str]) -> Iterator[TraceRow]:
+    """The `traces` config as it was written."""
+    return read_parquet(sorted(folder.glob("train-*.parquet")), columns)
+
+
+def write_traces(rows: Iterator[TraceRow], count: int, folder: Path) -> None:
+    """Shards of the `traces` config, written while the join is read."""
+    for name in shard_names(count, TRACES_ROWS_PER_SHARD):
+        schema.write_parquet(islice(rows, TRACES_ROWS_PER_SHARD), schema.traces_features(), folder / name)
+
+
+def write_verified(accepted: Iterator[TraceRow], count: int, audio: schema.AudioById, folder: Path) -> None:
     """Shards of the `verified` config; one row group of audio in memory at a time."""
-    count = max(1, -(-len(accepted) // ROWS_PER_SHARD))
-    for i in range(count):
-        shard = accepted[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
-        rows = (verified_row(row, audio[row["id"]]) for row in shard)
-        schema.write_parquet(rows, schema.verified_features(), folder / f"train-{i:05d}-of-{count:05d}.parquet")
+    rows = (verified_row(row, audio[row["id"]]) for row in accepted)
+    for name in shard_names(count, ROWS_PER_SHARD):
+        schema.write_parquet(islice(rows, ROWS_PER_SHARD), schema.verified_features(), folder / name)
 
 
-def card_values(rows: list[TraceRow], accepted: list[TraceRow], settings: dict[str, Any]) -> dict[str, Any]:
+def plot_funnel(funnel: Funnel, path: Path) -> None:
+    """Questions that are left after each step, as bars with their share of those asked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    axes = figure.subplots()
+    steps = funnel.steps()
+    bars = axes.barh(list(steps), list(steps.values()), color="#4c72b0")
+    axes.bar_label(bars, [f"{n:,} ({100 * n / funnel.questions:.1f} %)" for n in steps.values()], padding=4)
+    axes.invert_yaxis()
+    axes.set(xlabel="questions", xlim=(0, 1.25 * funnel.questions))
+    axes.spines[["top", "right"]].set_visible(False)
+    # Without the version of matplotlib in it, the same ledger gives the same file.
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the card says: the funnel, counts of outcomes and verdicts, provenance, one row, one trace."""
-    first = next((row for row in rows if row["checker"]), rows[0])
-    names = "teacher teacher_revision checker checker_revision verdict_mode prompt_version num_traces temperature seed"
+    names = ["teacher", "teacher_revision", "checker", "checker_revision", "verdict_mode", "prompt_version", "num_traces"]
+    names += ["temperature", "seed"]
+    made = next(row for row in read_traces(data, names) if row["checker"])
+    sample = next(row for row in read_traces(data, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
     return {
-        **{name: first[name] for name in names.split()},
-        "questions": len(rows),
-        "answered": sum(row["teacher_answer"] is not None for row in rows),
-        "unanimous": sum(row["unanimous"] and row["teacher_answer"] is not None for row in rows),
-        "accepted": len(accepted),
-        "outcomes": Counter(row["outcome"] for row in rows).most_common(),
-        "verdicts": Counter(trace["verdict"] or "none" for row in rows for trace in row["traces"]).most_common(),
-        "row": as_json(verified_row(accepted[0], {}) | {"audio": SHOWN_AUDIO}),
-        "sample": SELECTIONS["tts_agfv"](accepted[0])[0],
+        **made,
+        "questions": funnel.questions,
+        "answered": funnel.answered,
+        "unanimous": funnel.unanimous,
+        "accepted": funnel.accepted,
+        "outcomes": funnel.outcomes.most_common(),
+        "verdicts": funnel.verdicts.most_common(),
+        "row": as_json(verified_row(sample, {}) | {"audio": SHOWN_AUDIO}),
+        "sample": SELECTIONS["tts_agfv"](sample)[0],
+        "figure": FUNNEL_FIGURE,
         "inputs": {name: settings[name] for name in ("dataset", "traces", "verdicts")},
         "licence": OTHER_LICENCE if settings["license"] == "other" else f"`{settings['license']}`.",
         **provenance(),
     }
 
 
-def build(args: CotCorpusArguments, stage: Stage) -> None:
-    verdicts = {row["id"]: row for row in schema.open_dataset(args.verdicts, "train")}
-    unverified = any(row["outcome"] == schema.NOT_VERIFIED for row in verdicts.values())
-    if unverified and not any(row["checker"] for row in verdicts.values()):
+def check_inputs(args: CotCorpusArguments, dataset: Dataset) -> int:
+    """
+    Make sure that the three inputs belong together as far as can be told before joining them; returns how many questions
+    were traced.
+    """
+    if not any(row["checker"] for row in stream_rows(args.verdicts, ["checker"])):
         raise InputError(f"{args.verdicts} holds no verdicts; give the output of verdicts.py")
-    rows = join(list(schema.open_dataset(args.traces, "train")), verdicts)
+    count = 0
+
+    def traced() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for count, row in enumerate(stream_rows(args.traces, ["id", "media_sha256"]), 1):  # noqa: B007
+            yield row
+
+    schema.check_same_clips(traced(), dataset, f"split '{args.split}' of {args.dataset}")
+    return count
+
+
+def build(args: CotCorpusArguments, stage: Stage) -> None:
+    from tqdm import tqdm
+
     dataset = schema.open_dataset(args.dataset, args.split)
-    schema.check_same_clips(rows, dataset, f"split '{args.split}' of {args.dataset}")
-    ledger = ({"id": row["id"], "outcome": row["outcome"]} for row in rows)
-    schema.write_ledger(ledger, stage.path / "ledger.parquet")
-    data = stage.path / "data"
-    schema.write_parquet(rows, schema.traces_features(), data / "traces" / "train-00000-of-00001.parquet")
-    accepted = [row for row in rows if row["outcome"] == schema.ACCEPTED]
-    told = ", ".join(f"{n} {outcome}" for outcome, n in Counter(row["outcome"] for row in rows).most_common())
-    print(f"{len(rows)} questions: {told}")
-    if not accepted:
-        raise InputError(f"no question was accepted ({told}); {stage.path}/ledger.parquet tells every one's outcome")
-    write_verified(accepted, schema.AudioById(dataset), data / "verified")
+    count = check_inputs(args, dataset)
+    traces, verified = stage.path / "data" / "traces", stage.path / "data" / "verified"
+    for old in (traces, verified):  # of a run that was killed, perhaps before the inputs' number of rows was another
+        shutil.rmtree(old, ignore_errors=True)
+    funnel, unjoined = Funnel(), Unjoined()
+    rows = join_verdicts(stream_rows(args.traces), stream_rows(args.verdicts), unjoined)
+    write_traces(funnel.count(tqdm(rows, "traces", count, unit="row", mininterval=1.0, disable=None)), count, traces)
+    unjoined.check(args.verdicts)
+    schema.write_ledger(read_traces(traces, ("id", "outcome")), stage.path / "ledger.parquet")
+    print(funnel)
+    if not funnel.accepted:
+        raise InputError(f"no question was accepted ({funnel.told}); {stage.path}/ledger.parquet tells every one's outcome")
+    accepted = (row for row in read_traces(traces, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
+    write_verified(accepted, funnel.accepted, schema.AudioById(dataset), verified)
+    plot_funnel(funnel, stage.path / FUNNEL_FIGURE)
     configs = {name: {"train": f"data/{name}/train-*.parquet"} for name in ("verified", "traces")}
     features = {"verified": schema.verified_features(), "traces": schema.traces_features()}
     write_dataset_card(
         stage.path,
-        render_card("dataset_traces.md", **card_values(rows, accepted, stage.settings)),
+        render_card("dataset_traces.md", **card_values(funnel, traces, stage.settings)),
         configs,
         dataset_info=dataset_info(stage.path, configs, features),
         license=args.license,

@@ -102,6 +102,11 @@ def _similarity(answer: str, choice: str) -> float:
     return SequenceMatcher(None, answer, choice, autojunk=False).ratio()
 
 
+def _plain(choice: str) -> str:
+    """Equal for choices that are the same. Punctuation counts here: 5% and 5 are two."""
+    return " ".join(choice.casefold().split())
+
+
 def match_choice(text: str, choices: Sequence[str]) -> Answer:
     """
     Match an answer's text to one of the choices.
@@ -114,15 +119,16 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
         `Answer`: `index` is None when no choice is similar enough, or two are equally so.
     """
     # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
-    plain = [choice.strip().casefold() for choice in choices]
-    exact = text.strip().removesuffix(".").casefold()
+    plain = [_plain(choice) for choice in choices]
+    exact = _plain(text.strip().removesuffix("."))
     if len(exact) > 1 and exact in plain:
         return Answer(plain.index(exact), "choice_text", text)
     letter = _LETTER.search(text)
     if letter:
         index = LETTERS.index(next(group for group in letter.groups() if group).upper())
         if index < len(choices):
-            return Answer(index, "letter", text)
+            # The first of equal choices, as by text: traces that say B and D of the same choice agree.
+            return Answer(plain.index(plain[index]), "letter", text)
     answer, normalised = _normalise(text), [_normalise(choice) for choice in choices]
     if not answer:
         return Answer(None, "none", text)
@@ -145,8 +151,7 @@ def parse_answer(output: str, choices: Sequence[str]) -> Answer:
 
 def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
     """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
-    # Punctuation counts here: 5% and 5 are two choices.
-    return answer.index is not None and choices[answer.index].casefold().split() == choices[gold].casefold().split()
+    return answer.index is not None and _plain(choices[answer.index]) == _plain(choices[gold])
 
 
 def has_trace_format(output: str) -> bool:

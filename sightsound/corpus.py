@@ -2,13 +2,17 @@
 The method's rules on a ledger of traces: unanimity, verification, outcomes, and the arms, which are selections of it.
 
 A ledger row is one question with all its traces (see `schema.traces_features`). Nothing here generates or drops: an arm is a
-function from the ledger to training rows.
+function from the ledger to training rows. The ledger of a real run does not fit in memory: it is read, joined and counted
+row by row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import schema
@@ -109,3 +113,134 @@ def select(rows: Iterable[TraceRow], selection: str) -> list[dict[str, Any]]:
         told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()) or "the ledger is empty"
         raise InputError(f"selection '{selection}' is empty ({told}); there is nothing to train on")
     return selected
+
+
+def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[TraceRow]:
+    """
+    The rows of a traces or verdicts folder (or Hub dataset), in order, a row group in memory at a time.
+
+    The files are those that `load_dataset` would take. They are read here because it would first copy them into its cache,
+    and as a stream it takes four times the time and keeps something of every row group.
+
+    Args:
+        source (`str`): Output of `traces.py` or `verdicts.py`.
+        columns (`Sequence[str]`, *optional*): Only these.
+
+    Raises:
+        `InputError`: There is no such dataset.
+    """
+    from datasets import load_dataset_builder
+
+    try:
+        files = load_dataset_builder(source).config.data_files["train"]
+    except (FileNotFoundError, ValueError, ConnectionError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        told = f"cannot open split 'train' of {source} ({reason}); expected a dataset folder or a Hub dataset id"
+        raise InputError(told) from error
+    return read_parquet(files, columns)
+
+
+def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of parquet files, here or on the Hub, one row group in memory at a time."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    for file in map(str, files):
+        # Arrow's threads would need the interpreter for a file of fsspec's, and abort the process that ends meanwhile: a file
+        # here is opened without it, one on the Hub read without threads.
+        source = fsspec.open(file, "rb") if "://" in file else nullcontext(file)
+        with source as opened, pq.ParquetFile(opened) as content:
+            # Not `iter_batches`: it holds on to what it has read, until the file is closed.
+            for group in range(content.num_row_groups):
+                table = content.read_row_group(group, columns=columns, use_threads=False)
+                for batch in table.to_batches(schema.ROW_GROUP_ROWS):
+                    yield from batch.to_pylist()
+
+
+def join_verdicts(traces: Iterable[TraceRow], verdicts: Iterable[TraceRow], unjoined: Unjoined) -> Iterator[TraceRow]:
+    """
+    Every traced question with its verdicts; one that was never verified keeps the outcome that says so.
+
+    Both sides are read once, in the order that they share: verdicts may lack questions, not have them elsewhere.
+
+    Args:
+        unjoined (`Unjoined`): Filled in; look at it once the last row has been read.
+    """
+    remaining = iter(verdicts)
+    verified = next(remaining, None)
+    for row in traces:
+        if verified is None or verified["id"] != row["id"]:
+            yield row
+            continue
+        if [trace["text"] for trace in row["traces"]] != [trace["text"] for trace in verified["traces"]]:
+            unjoined.stale.append(row["id"])
+        yield verified
+        verified = next(remaining, None)
+    if verified is not None:
+        unjoined.foreign = [verified["id"], *(row["id"] for row in remaining)]
+
+
+@dataclass
+class Unjoined:
+    """Ids of verdicts that cannot be used: `stale`, on other traces than there are now; `foreign`, on no traced question."""
+
+    stale: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    def check(self, verdicts: str) -> None:
+        """
+        Raises:
+            `InputError`: There is any.
+        """
+        if self.stale:
+            told = f"{len(self.stale)} questions (first: {self.stale[0]}) have verdicts on other traces"
+            raise InputError(f"{told}; run verdicts.py on these")
+        if self.foreign:
+            told = f"{len(self.foreign)} verdicts (first: {self.foreign[0]}) are on no question of the traces, or not in their"
+            raise InputError(f"{told} order; is {verdicts} the output of verdicts.py on them?")
+
+
+@dataclass
+class Funnel:
+    """What a ledger holds, counted while it passes by."""
+
+    questions: int = 0
+    answered: int = 0
+    unanimous: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def accepted(self) -> int:
+        return self.outcomes[schema.ACCEPTED]
+
+    def add(self, row: TraceRow) -> None:
+        is_answered = row["teacher_answer"] is not None
+        self.questions += 1
+        self.answered += is_answered
+        self.unanimous += is_answered and row["unanimous"]
+        self.outcomes[row["outcome"]] += 1
+        self.verdicts.update(trace["verdict"] or "none" for trace in row["traces"])
+
+    def count(self, rows: Iterable[TraceRow]) -> Iterator[TraceRow]:
+        """The same rows, each added as it is read."""
+        for row in rows:
+            self.add(row)
+            yield row
+
+    def steps(self) -> dict[str, int]:
+        """The steps that the card shows, in order; each holds the next."""
+        return {
+            "asked": self.questions,
+            "answered by the teacher": self.answered,
+            "unanimous": self.unanimous,
+            "accepted": self.accepted,
+        }
+
+    @property
+    def told(self) -> str:
+        """Outcomes and how often each came, the most frequent first."""
+        return ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
+
+    def __str__(self) -> str:
+        return f"{self.questions} questions: {self.told}"

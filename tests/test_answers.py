@@ -196,6 +196,14 @@ def test_the_trace_format_is_one_think_and_one_answer(output, expected):
     assert has_trace_format(output) is expected
 
 
+def test_a_choice_that_stands_there_twice_is_one_answer():
+    choices = ["dog", "Bell ", "engine", "bell"]
+    answers = [
+        parse_answer(f"<think>x</think><answer>{said}</answer>", choices).index for said in ("B", "D", "bell", "(D) bell")
+    ]
+    assert answers == [1, 1, 1, 1], "traces that say either agree"
+
+
 def _same(choice: str, other: str) -> bool:
     return choice.strip().casefold() == other.strip().casefold()
 
@@ -211,7 +219,8 @@ def test_every_choice_of_the_real_benchmarks_can_be_answered(real_data, file, ex
     for row in rows:
         choices = row["multi_choice"] if "multi_choice" in row else row["choices"]
         for i, choice in enumerate(choices):
-            if parse_answer(f"<think>x</think><answer>{LETTERS[i]}</answer>", choices).index != i:
+            first = next(j for j, other in enumerate(choices) if _same(other, choice))
+            if parse_answer(f"<think>x</think><answer>{LETTERS[i]}</answer>", choices).index != first:
                 wrong_letter.append((LETTERS[i], choices))
             found = parse_answer(f"<answer>{choice}</answer>", choices).index
             if found is None or not _same(choices[found], choice):

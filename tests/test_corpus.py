@@ -3,7 +3,17 @@
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.corpus import SELECTIONS, is_unanimous, majority, select, trace_outcome
+from sightsound.corpus import (
+    SELECTIONS,
+    Funnel,
+    Unjoined,
+    is_unanimous,
+    join_verdicts,
+    majority,
+    read_parquet,
+    select,
+    trace_outcome,
+)
 from sightsound.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
 
 
@@ -34,7 +44,16 @@ LEDGER = [
 
 @pytest.mark.parametrize(
     ("answers", "unanimous"),
-    [([1, 1, 1], True), ([1], True), ([1, 0], False), ([1, None], False), ([None, None], True), ([], False)],
+    [
+        ([1, 1, 1], True),
+        ([1], True),
+        ([1, 0], False),
+        ([1, None], False),
+        ([0, None], False),  # index 0 is an answer
+        ([None, None], True),
+        ([0, 0, 0, 0, 0, 0, 0, 1], False),  # one of eight is enough
+        ([], False),
+    ],
 )
 def test_no_answer_is_an_answer_of_its_own(answers, unanimous):
     assert is_unanimous(answers) is unanimous
@@ -110,3 +129,57 @@ def test_an_empty_selection_is_an_error_that_counts_the_outcomes():
         select([row for row in LEDGER if row["id"] in ("all-rejected", "silent")], "tts_agfv")
     with pytest.raises(InputError, match="the ledger is empty"):
         select([], "cot")
+
+
+def named(*ids: str, verdict: str | None = None, text: str = "a") -> list[dict]:
+    return [question(row_id, trace(f"{text}{row_id}", 1, verdict), trace(f"b{row_id}", 1, verdict)) for row_id in ids]
+
+
+def joined(traces: list[dict], verdicts: list[dict]) -> tuple[list[tuple[str, str]], Unjoined]:
+    unjoined = Unjoined()
+    rows = [(row["id"], row["outcome"]) for row in join_verdicts(traces, verdicts, unjoined)]
+    return rows, unjoined
+
+
+def test_verdicts_are_joined_in_order_and_may_be_missing():
+    rows, unjoined = joined(named("1", "2", "3", "4"), named("2", "4", verdict="accept"))
+    assert rows == [("1", "not_verified"), ("2", "accepted"), ("3", "not_verified"), ("4", "accepted")]
+    unjoined.check("verdicts")
+    assert joined(named("1"), [])[0] == [("1", "not_verified")]
+    assert joined([], [])[0] == []
+
+
+def test_verdicts_that_belong_to_nothing_are_not_dropped_silently():
+    rows, unjoined = joined(named("1", "2"), named("1", "5", "2", verdict="accept"))
+    assert rows == [("1", "accepted"), ("2", "not_verified")]
+    assert unjoined.foreign == ["5", "2"]
+    with pytest.raises(InputError, match=r"2 verdicts \(first: 5\) are on no question of the traces, or not in their order"):
+        unjoined.check("verdicts")
+
+
+def test_verdicts_on_texts_that_are_no_longer_there_are_found():
+    _, unjoined = joined(named("1", "2", "3"), [*named("1", verdict="accept"), *named("2", "3", verdict="accept", text="x")])
+    with pytest.raises(InputError, match=r"2 questions \(first: 2\) have verdicts on other traces"):
+        unjoined.check("verdicts")
+
+
+def test_each_step_of_the_funnel_holds_the_next():
+    funnel = Funnel()
+    assert list(funnel.count(LEDGER)) == LEDGER
+    steps = funnel.steps()
+    assert steps == {"asked": 9, "answered by the teacher": 8, "unanimous": 6, "accepted": 3}
+    # A question without any answer is unanimous in the paper's sense and yet not answered.
+    assert sum(row["unanimous"] for row in LEDGER) == 7
+    assert funnel.verdicts == {"accept": 10, "reject": 4, "invalid": 1, "none": 5}
+    assert str(funnel).startswith("9 questions: 3 accepted, 2 not_unanimous")
+
+
+def test_rows_come_back_from_row_groups_of_any_size(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"id": i, "text": str(i)} for i in range(350)]
+    for name, part, size in (("a", rows[:250], 250), ("b", rows[250:], 7)):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / name, row_group_size=size)
+    assert list(read_parquet([tmp_path / "a", tmp_path / "b"])) == rows
+    assert list(read_parquet([tmp_path / "b"], ["id"])) == [{"id": row["id"]} for row in rows[250:]]

@@ -109,6 +109,34 @@ def test_the_card_tells_the_funnel_and_where_it_comes_from(corpus):
     assert render_trace("a", "it") in card
 
 
+def test_the_card_shows_the_funnel_as_a_figure(corpus):
+    from PIL import Image
+
+    assert "\n![questions left after each step](funnel.png)\n" in (corpus.folder / "README.md").read_text()
+    with Image.open(corpus.folder / "funnel.png") as figure:
+        assert figure.format == "PNG" and min(figure.size) > 200
+        assert len(figure.convert("L").getcolors()) > 20, "something is drawn"
+
+
+def test_a_long_ledger_is_cut_into_shards_that_are_read_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(cot_corpus, "TRACES_ROWS_PER_SHARD", 3)
+    rows = [{**dict.fromkeys(schema.traces_features()), "id": str(i), "choices": [], "traces": []} for i in range(7)]
+    cot_corpus.write_traces(iter(rows), len(rows), tmp_path)
+    names = [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert [row["id"] for row in cot_corpus.read_traces(tmp_path, ["id"])] == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(0, 1), (1, 1), (500, 1), (501, 2), (20_000, 40)])
+def test_there_is_always_a_file(rows, count):
+    assert len(cot_corpus.shard_names(rows, 500)) == count
+
+
+def test_verdicts_on_other_questions_are_refused(questions, tiny_dataset, tmp_path):
+    done = build(questions, tiny_dataset, tmp_path, lambda rows: rows[::-1])
+    assert_refused(done, f"4 verdicts (first: {questions[3]['id']}) are on no question of the traces, or not in their order")
+
+
 def test_the_card_tells_columns_sizes_and_the_command(corpus):
     card = (corpus.folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
