@@ -7,25 +7,23 @@ Both engines take the same `ChatRequest` and give the same `ChatResult`, so a st
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .checkpoints import load_processor
 from .cli import InputError
 from .journal import Journal, fingerprint
-from .media import Frames, MediaError, encode_wav
+from .media import Frames, MediaError
 from .prompts import user_message
-from .schema import REFUSED, SAMPLING_RATE
+from .schema import SAMPLING_RATE
 
 
 @dataclass(frozen=True)
@@ -64,40 +62,69 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is `"stop"`, or `"length"` when the token limit cut the text."""
+    """`finish_reason` is `"stop"`; `"length"` when the token limit cut the text; a server has more, such as `"refusal"`."""
 
     text: str
     finish_reason: str
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens of one request as the server counts them; `cached_tokens` of its prompt needed no computing, None if untold."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class ChatResult:
-    """The completions of one request and the exact prompt that they answer; or, in `refused`, why the server will not."""
+    """
+    The completions of one request and the exact prompt that they answer; or an `outcome` that says why there are none, with
+    what was seen in `detail`. `was_sent` is False when the clip could not be read.
+    """
 
     key: str
     prompt: str
     completions: list[Completion]
-    refused: str | None = None
+    outcome: str | None = None
+    detail: str | None = None
+    usage: Usage | None = None
+    was_sent: bool = True
 
 
 class Engine(Protocol):
     """
     What `run_requests` needs.
 
-    `window_s`: longer sounds must be cut by the caller; None when the engine says nothing. `whole_calls`: what a request
-    draws depends on the others of its call, so a call is only ever made with all its members. `complete` yields results as
-    they are finished, several at a time where they finish together.
+    `window_s`: longer sounds must be cut by the caller; None when the engine says nothing. What a request draws may depend on
+    the others of its call, so a call is only ever made with all its members: `requests_per_call` of them.
     """
 
     requests_per_call: int
     window_s: float | None
     revision: str
-    whole_calls: bool
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]: ...
 
 
-def _seed_of(seed: int, keys: Sequence[str]) -> int:
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """
+    An engine that answers each request by itself and has requests built when it can send them.
+
+    `stream` takes keys in groups that share a clip, and yields results as they are finished. A result that was yielded is
+    journaled before the next one is asked for.
+    """
+
+    num_retries: int
+
+    def stream(
+        self, groups: Iterable[Sequence[str]], build: Callable[[str], ChatRequest], sampling: Sampling
+    ) -> Iterator[list[ChatResult]]: ...
+
+
+def seed_of(seed: int, keys: Sequence[str]) -> int:
     """A seed for these requests alone, so that a batch draws the same completions whenever it is (re)run."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()[:4], "big")
 
@@ -111,8 +138,6 @@ class TransformersEngine:
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
     """
-
-    whole_calls = True
 
     def __init__(self, model: str, batch_size: int, sampling: Sampling):
         import torch
@@ -155,7 +180,7 @@ class TransformersEngine:
         conversations = [user_message(r.text, r.media) for r in requests]
         prompts = [self.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in conversations]
         inputs = self._inputs(requests, prompts).to(self.model.device)
-        torch.manual_seed(_seed_of(sampling.seed, [r.key for r in requests]))
+        torch.manual_seed(seed_of(sampling.seed, [r.key for r in requests]))
         draw: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             draw = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
@@ -169,127 +194,52 @@ class TransformersEngine:
             )
         new = output[:, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id
-        ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1).tolist()
+        is_end = torch.isin(new, torch.tensor(ends, device=new.device))
+        ended = is_end.any(dim=1).tolist()
+        # Up to the first end; what follows it is padding.
+        written = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, new.shape[1]).tolist()
+        prompted = inputs["attention_mask"].sum(dim=1).tolist()
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
         yield [
-            ChatResult(request.key, prompt, completions[i * n : (i + 1) * n])
+            ChatResult(
+                request.key,
+                prompt,
+                completions[i * n : (i + 1) * n],
+                usage=Usage(prompted[i], sum(written[i * n : (i + 1) * n])),
+            )
             for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-# What is wrong with the request and not with the server: asked again, it would be refused again.
-_REFUSALS = (400, 413, 422)
-
-
-class OpenAIEngine:
+def make_engine(
+    model: str,
+    base_url: str | Sequence[str] | None,
+    batch_size: int,
+    concurrency: int,
+    sampling: Sampling,
+    timeout_s: float | None = None,
+    prime: bool = False,
+    batches: Path | None = None,
+) -> Engine:
     """
-    An OpenAI-compatible server, through the `openai` client (its retries and backoff included).
-
-    Audio travels as `input_audio` (WAV); frames as vLLM's frame list, a `video_url` of base64 images (lossless, so that
-    the server sees the pixels that the in-process engine would). The key comes from `OPENAI_API_KEY`.
-
-    Args:
-        model (`str`): The name under which the server serves the model.
-        base_url (`str`): Such as `http://localhost:8000/v1`.
-        concurrency (`int`): Requests in flight at once.
+    `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
+    them, `OpenAIBatchEngine` at the first `base_url`.
     """
+    if base_url and batches is not None:
+        from .openai_batches import OpenAIBatchEngine
 
-    # A server takes what it is sent; the ~30 s of Qwen2-Audio's encoder is the window of the models served in practice.
-    window_s: float | None = 30.0
-    whole_calls = False
-
-    def __init__(self, model: str, base_url: str, concurrency: int):
-        import os
-
-        from openai import OpenAI
-
-        self.model = model
-        self.revision = f"{model} at its server"
-        self.requests_per_call = 4 * concurrency
-        self._concurrency = concurrency
-        self._client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "EMPTY"), max_retries=5)
-
-    def _content(self, request: ChatRequest) -> list[dict[str, Any]]:
-        parts: list[dict[str, Any]] = []
-        if request.audio is not None:
-            data = base64.b64encode(encode_wav(request.audio)).decode()
-            parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
-        if request.video is not None:
-            frames = ",".join(base64.b64encode(_png(frame)).decode() for frame in request.video.pixels)
-            parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
-        return [*parts, {"type": "text", "text": request.text}]
-
-    def _one(self, request: ChatRequest, sampling: Sampling) -> ChatResult:
-        extra = {} if request.video is None else {"mm_processor_kwargs": {"fps": request.video.metadata()["fps"]}}
-        response = self._client.chat.completions.create(
-            model=self.model,
-            messages=[{"role": "user", "content": self._content(request)}],  # type: ignore[list-item,misc]
-            n=sampling.n,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=_seed_of(sampling.seed, [request.key]),
-            extra_body=extra,
-        )
-        completions = [Completion(c.message.content or "", c.finish_reason) for c in response.choices]
-        if len(completions) != sampling.n:
-            raise InputError(f"{self.model} returned {len(completions)} completions for n={sampling.n}; it needs to support n")
-        return ChatResult(request.key, request.text, completions)
-
-    def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
-        """
-        Send the requests, `concurrency` at a time.
-
-        A request that the server refuses as such (400, 413, 422) is a result. The first other failure that outlives the
-        retries is raised, after what is in flight has been answered: that was paid for.
-        """
-        from openai import APIConnectionError, APIStatusError
-
-        failure: APIConnectionError | APIStatusError | None = None
-        stopped = threading.Event()
-
-        def ask(request: ChatRequest) -> ChatResult | None:
-            return None if stopped.is_set() else self._one(request, sampling)
-
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            answers = {pool.submit(ask, request): request for request in requests}
-            try:
-                for answer in as_completed(answers):
-                    request = answers[answer]
-                    try:
-                        result = answer.result()
-                    except (APIConnectionError, APIStatusError) as error:
-                        if getattr(error, "status_code", None) in _REFUSALS:
-                            yield [ChatResult(request.key, request.text, [], refused=str(error))]
-                        else:
-                            failure = failure or error
-                            stopped.set()
-                        continue
-                    if result is not None:
-                        yield [result]
-            finally:
-                stopped.set()
-        if isinstance(failure, APIStatusError):
-            told = f"{self._client.base_url} answered {failure.status_code}: {failure.message}"
-            raise InputError(f"{told}; finished requests are kept, rerun to continue") from failure
-        if failure is not None:
-            raise InputError(f"no answer from {self._client.base_url}: is the server running?") from failure
-
-
-def make_engine(model: str, base_url: str | None, batch_size: int, concurrency: int, sampling: Sampling) -> Engine:
-    """`OpenAIEngine` when a `base_url` is given, else `TransformersEngine`."""
+        return OpenAIBatchEngine(model, base_url if isinstance(base_url, str) else base_url[0], batches)
     if base_url:
-        return OpenAIEngine(model, base_url, concurrency)
+        from .openai_engine import TIMEOUT_S, OpenAIEngine
+
+        return OpenAIEngine(model, base_url, concurrency, timeout_s or TIMEOUT_S, prime)
     return TransformersEngine(model, batch_size, sampling)
+
+
+# So many requests in a row without completions, and the server is set up for something else than these requests.
+MAX_UNANSWERED = 20
 
 
 def run_requests(
@@ -299,53 +249,131 @@ def run_requests(
     sampling: Sampling,
     journal: Journal,
     description: str,
+    clip_of: Callable[[str], str] | None = None,
+    block_of: Callable[[str], int] | None = None,
 ) -> None:
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
 
-    Calls are cut from the full list of keys, whatever is journaled already. An engine with `whole_calls` repeats an
-    interrupted call with the same members and so draws the same completions.
+    Without a `StreamingEngine` calls are cut from the full list of keys, whatever is journaled already: an interrupted call
+    is repeated with the same members and so draws the same completions.
 
     Args:
         keys (`Sequence[str]`): All requests of the stage, in order.
-        build (`Callable`): Key to request. A `MediaError` is journaled as the request's outcome.
+        build (`Callable`): Key to request; a server's engine calls it from several threads. A `MediaError` is journaled as
+            the request's outcome.
         description (`str`): For the progress bar.
+        clip_of (`Callable`, *optional*): Key to clip, for several requests about one clip: they should follow each other in
+            `keys`, and are sent one after the other, so that the server finds the clip in its prefix cache.
+        block_of (`Callable`, *optional*): Key to block, of consecutive `keys`: no call has members of two. Where a part of a
+            stage's questions is whole blocks, it makes the calls that all questions together would.
 
-    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}` or
-    `{"outcome", "detail"}`.
+    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
+    server told it, or `{"outcome", "detail"}`.
     """
-    from tqdm import tqdm
+    missing = [key for key in keys if key not in journal]
+    if isinstance(engine, StreamingEngine):
+        groups = [list(group) for _, group in groupby(missing, clip_of or str)]
+        parts = _streamed(engine, groups, build, sampling)
+    else:
+        blocks = [list(block) for _, block in groupby(keys, block_of or (lambda _: 0))]
+        size = engine.requests_per_call
+        calls = [block[start : start + size] for block in blocks for start in range(0, len(block), size)]
+        parts = _called(engine, calls, journal, build, sampling)
+    held: list[ChatResult] = []  # failures since the last answer
+    with _Progress(len(keys), len(keys) - len(missing), description) as progress:
+        for notes, results in parts:
+            failed = [result for result in results if result.outcome and result.was_sent]
+            settled = [result for result in results if result not in failed]
+            if any(result.completions for result in settled):
+                settled, held = settled + held, failed
+            else:
+                held += failed
+            num_new = sum(result.key not in journal for result in settled)  # a repeated call has members that are journaled
+            journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
+            progress.add(num_new, results, getattr(engine, "num_retries", 0))
+            if len(held) > MAX_UNANSWERED:
+                break
+        # A server that has not answered a single request does not dislike this one: it is set up for something else.
+        if held and (len(held) > MAX_UNANSWERED or not any("completions" in entry for entry in journal.entries.values())):
+            raise InputError(f"the server answers no request: {held[0].detail}; finished requests are kept, rerun to continue")
+        journal.append((result.key, _entry(result)) for result in held)
+        progress.add(len(held), [], getattr(engine, "num_retries", 0))
 
-    with tqdm(total=len(keys), desc=description, unit="row", mininterval=1.0) as bar:
-        for start in range(0, len(keys), engine.requests_per_call):
-            call = keys[start : start + engine.requests_per_call]
-            missing = [key for key in call if key not in journal]
-            if missing:
-                _make(engine, call if engine.whole_calls else missing, build, sampling, journal)
-            bar.update(len(call))
+
+Part = tuple[dict[str, dict[str, Any]], list[ChatResult]]  # notes of the requests by key, and results
 
 
-def _make(
-    engine: Engine, keys: Sequence[str], build: Callable[[str], ChatRequest], sampling: Sampling, journal: Journal
-) -> None:
-    requests: dict[str, ChatRequest] = {}
-    for key in keys:
-        try:
-            requests[key] = build(key)
-        except MediaError as error:
-            journal.append([(key, {"outcome": error.outcome, "detail": str(error)})])
-    if not requests:
-        return
-    refused: list[ChatResult] = []
-    for results in engine.complete(list(requests.values()), sampling):
-        refused += [result for result in results if result.refused]
-        answered = [result for result in results if not result.refused]
-        journal.append((result.key, {**_entry(result), **requests[result.key].note}) for result in answered)
-    # A server that has not answered a single request does not dislike this one: it is set up for something else.
-    if refused and not any("completions" in entry for entry in journal.entries.values()):
-        raise InputError(f"the server refuses every request: {refused[0].refused}")
-    journal.append((result.key, {"outcome": REFUSED, "detail": result.refused}) for result in refused)
+def _streamed(
+    engine: StreamingEngine, groups: list[list[str]], build: Callable[[str], ChatRequest], sampling: Sampling
+) -> Iterator[Part]:
+    notes: dict[str, dict[str, Any]] = {}
+
+    def build_noted(key: str) -> ChatRequest:
+        request = build(key)
+        notes[key] = request.note
+        return request
+
+    for results in engine.stream(groups, build_noted, sampling):
+        yield {result.key: notes.pop(result.key, {}) for result in results}, results
+
+
+def _called(
+    engine: Engine, calls: list[list[str]], journal: Journal, build: Callable[[str], ChatRequest], sampling: Sampling
+) -> Iterator[Part]:
+    for call in calls:
+        if all(key in journal for key in call):
+            continue
+        requests: list[ChatRequest] = []
+        unread: list[ChatResult] = []
+        for key in call:
+            try:
+                requests.append(build(key))
+            except MediaError as error:
+                unread.append(ChatResult(key, "", [], error.outcome, str(error), was_sent=False))
+        yield {}, unread
+        if requests:
+            notes = {request.key: request.note for request in requests}
+            for results in engine.complete(requests, sampling):
+                yield notes, results
 
 
 def _entry(result: ChatResult) -> dict[str, Any]:
-    return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions]}
+    if result.outcome:
+        return {"outcome": result.outcome, "detail": result.detail}
+    usage = {} if result.usage is None else {"usage": asdict(result.usage)}
+    return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions], **usage}
+
+
+class _Progress:
+    """A progress bar: rows per second and time left; tokens per second and the cached share of prompts where they are told."""
+
+    def __init__(self, total: int, done: int, description: str):
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, initial=done, desc=description, unit="row", mininterval=1.0)
+        self._started = time.monotonic()
+        self._written = self._prompted = self._cached = 0
+
+    def __enter__(self) -> _Progress:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def add(self, num_new: int, came: Sequence[ChatResult], num_retries: int) -> None:
+        for usage in (result.usage for result in came if result.usage is not None):
+            self._written += usage.completion_tokens
+            if usage.cached_tokens is not None:
+                self._prompted += usage.prompt_tokens
+                self._cached += usage.cached_tokens
+        told = {}
+        if self._written:
+            told["tokens/s"] = f"{self._written / max(1e-9, time.monotonic() - self._started):.0f}"
+        if self._prompted:
+            told["cached"] = f"{100 * self._cached / self._prompted:.0f}%"
+        if num_retries:
+            told["retries"] = str(num_retries)
+        self._bar.set_postfix(told, refresh=False)
+        self._bar.update(num_new)

@@ -51,15 +51,17 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
             options.pop("required")
             parser.add_argument(f"--{field.name}", action="store_true", **options)
         else:
-            default = None if required else field.default
-            nargs = "+" if several else None
-            parser.add_argument(f"--{field.name}", type=kind, nargs=nargs, default=default, **options)
+            if several:  # `--flag a b` and `--flag a --flag b` are the same; argparse would extend a default in place
+                options |= {"nargs": "+", "action": "extend", "default": argparse.SUPPRESS}
+            elif not required:
+                options["default"] = field.default
+            parser.add_argument(f"--{field.name}", type=kind, **options)
 
 
 def _check_minimums(parser: argparse.ArgumentParser, arguments: type, parsed: argparse.Namespace) -> None:
     for field in dataclasses.fields(arguments):
-        value, minimum = getattr(parsed, field.name), field.metadata.get("minimum")
-        if None not in (value, minimum) and value < minimum:
+        value, minimum = getattr(parsed, field.name, None), field.metadata.get("minimum")
+        if value is not None and minimum is not None and value < minimum:
             parser.error(f"argument --{field.name}: expected at least {minimum}, found {value}")
 
 

@@ -24,6 +24,17 @@ TEACHER_INSTRUCTION = (
     'The video is silent: infer its sound. Inside <think></think> start with "I hear", list the sounds in order and '
     f"reason about them alone, {ANSWER_FORMAT}"
 )
+# The baselines of the paper's Table 1: the trigger of Kojima et al. 2022 (arXiv 2205.11916), and the same about the sound.
+ZERO_SHOT_COT_INSTRUCTION = f"Let's think step by step. Write your reasoning inside <think></think>, {ANSWER_FORMAT}"
+ZERO_SHOT_AUDIO_COT_INSTRUCTION = (
+    "Let's think step by step about the sounds that can be heard. Write your reasoning inside <think></think>, " + ANSWER_FORMAT
+)
+# What traces can be asked for with; the first is the paper's audio-focused prompt.
+TRACE_INSTRUCTIONS = {
+    "audio_focused": TEACHER_INSTRUCTION,
+    "zero_shot_cot": ZERO_SHOT_COT_INSTRUCTION,
+    "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_INSTRUCTION,
+}
 CHECKER_YES_NO = (
     "A listener wrote about this audio:\n{think}\nIs every sound that the listener claims really heard? Answer yes or no."
 )

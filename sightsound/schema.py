@@ -50,7 +50,11 @@ BUILD_OUTCOMES = {
     ANSWER_OUT_OF_RANGE: "the answer is no index into the choices",
     ANSWER_NOT_A_CHOICE: "the answer is none of the choices",
 }
+
+# Outcome of a request that a server did not answer with completions.
 REFUSED = "refused"  # by the server, for good: its content policy, or longer than the model takes
+BAD_RESPONSE = "bad_response"  # time after time what came was no chat completion
+SERVER_ERROR = "server_error"  # time after time the server failed at this request, and not at others
 
 # Outcome of a question in the traces corpus: accepted, or why not.
 ACCEPTED = "accepted"

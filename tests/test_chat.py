@@ -1,6 +1,8 @@
 """Both engines answer alike, hear what they are given, survive failures, and continue after an interruption."""
 
 import itertools
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,10 +12,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sightsound.chat import ChatRequest, OpenAIEngine, Sampling, TransformersEngine, make_engine, run_requests
+from sightsound import openai_engine, openai_protocol
+from sightsound.chat import (
+    ChatRequest,
+    ChatResult,
+    Completion,
+    Sampling,
+    StreamingEngine,
+    TransformersEngine,
+    Usage,
+    make_engine,
+    run_requests,
+)
 from sightsound.cli import InputError
 from sightsound.journal import Journal
 from sightsound.media import Frames, MediaError, decode_audio, load_frames
+from sightsound.openai_engine import OpenAIEngine
+from sightsound.openai_protocol import parse_completions
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer
 
 
@@ -99,7 +114,7 @@ def test_a_server_gives_the_text_of_the_engine_that_it_serves_for_video(seeing, 
     assert len({text for (text,) in expected}) > 1
     with OpenAIServer(model_answer(seeing)) as server:
         assert said(OpenAIEngine("tiny", server.base_url, concurrency=1), video_requests) == expected
-    for ask, request in zip(server.asked, video_requests, strict=True):
+    for ask, request in zip(sorted(server.asked, key=lambda ask: ask.text), video_requests, strict=True):
         assert ask.audio is None
         assert ask.video.fps == request.video.metadata()["fps"]
         np.testing.assert_array_equal(ask.video.pixels, request.video.pixels, err_msg="frames must travel without loss")
@@ -119,8 +134,10 @@ def test_every_request_has_a_seed_of_its_own_that_a_rerun_repeats(audio_requests
         engine = OpenAIEngine("tiny", server.base_url, 1)
         for requests in (audio_requests[:2], audio_requests[1:2]):
             results_for(engine, requests, SAMPLED)
-    first, second, again = (ask.seed for ask in server.asked)
-    assert first != second == again
+    text_of = {request.text: request.key for request in audio_requests}
+    seeds = sorted((text_of[ask.text], ask.seed) for ask in server.asked)
+    assert [key for key, _ in seeds] == ["a0", "a1", "a1"]
+    assert seeds[0][1] != seeds[1][1] == seeds[2][1]
 
 
 @pytest.mark.parametrize("over_http", [False, True])
@@ -228,37 +245,213 @@ def test_an_engine_is_chosen_by_the_base_url(student_checkpoint):
         make_engine("nowhere", None, 4, 2, SAMPLED)
 
 
-@pytest.mark.parametrize("faults", [[429, 429], [500], [429, 503, DROP]])
+@pytest.mark.parametrize("faults", [[429, 429], [500], [429, 503, DROP], [ONE_CHOICE, 504]])
 def test_passing_failures_are_retried(audio_requests, faults):
-    with OpenAIServer(lambda ask: ["yes"], faults) as server:
-        assert said(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1]) == [["yes"]]
+    with OpenAIServer(lambda ask: ["yes", "no"], faults) as server:
+        engine = OpenAIEngine("tiny", server.base_url, 1)
+        assert said(engine, audio_requests[:1], SAMPLED) == [["yes", "no"]]
     assert server.statuses == [*faults, 200]
+    assert engine.num_retries == len(faults)
 
 
-def test_a_server_that_stays_down_is_named(audio_requests):
+@pytest.fixture
+def impatient(monkeypatch):
+    """No waits between tries, and no outage is waited for."""
+    monkeypatch.setattr(openai_protocol, "FIRST_DELAY_S", 0.0)
+    for name in ("PATIENCE_S", "FIRST_PATIENCE_S"):
+        monkeypatch.setattr(openai_engine, name, 0.0)
+
+
+def test_a_server_that_is_not_there_is_named(impatient, audio_requests):
     with OpenAIServer(lambda ask: ["yes"]) as server:
         pass
-    engine = OpenAIEngine("tiny", server.base_url, 1)
-    engine._client.max_retries = 0  # the client's waits between its five retries add up to 13 s
-    with pytest.raises(InputError, match=f"no answer from {server.base_url}/?: is the server running"):
-        results_for(engine, audio_requests[:1], GREEDY)
+    with pytest.raises(InputError, match=f"no answer from {server.base_url}: is the server running"):
+        results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], GREEDY)
 
 
-@pytest.mark.parametrize(("status", "num_tries"), [(401, 1), (500, 6)])
-def test_a_server_that_keeps_refusing_is_quoted(audio_requests, status, num_tries):
-    with OpenAIServer(lambda ask: ["yes"], itertools.repeat(status)) as server:
-        told = f"{server.base_url}/? answered {status}: .*fault {status}.*; finished requests are kept, rerun to continue"
-        with pytest.raises(InputError, match=told):
-            results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], GREEDY)
-    assert len(server.statuses) == num_tries
+def test_a_server_that_hangs_is_named_with_the_time(impatient, audio_requests):
+    gone = threading.Event()
+    with OpenAIServer(lambda ask: gone.wait(60) and []) as server:
+        engine = OpenAIEngine("tiny", server.base_url, 1, timeout_s=0.5)
+        with pytest.raises(InputError, match=f"no answer from {server.base_url} within 0.5 s; finished requests are kept"):
+            results_for(engine, audio_requests[:1], GREEDY)
+        gone.set()
 
 
-def test_a_server_that_ignores_n_is_refused(audio_requests):
+def test_a_server_that_is_always_busy_is_quoted(impatient, audio_requests):
     with (
-        OpenAIServer(lambda ask: ["yes"] * ask.n, [ONE_CHOICE]) as server,
-        pytest.raises(InputError, match="tiny returned 1 completions for n=2; it needs to support n"),
+        OpenAIServer(lambda ask: ["yes"], itertools.repeat(503)) as server,
+        pytest.raises(InputError, match=r"answered 503: .*fault 503.*; finished requests are kept, rerun to continue"),
     ):
-        results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], SAMPLED)
+        results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], GREEDY)
+    assert len(server.statuses) == 1
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "OPENAI_API_KEY"), (404, r"check --base_url \(it ends in /v1\) and the name of the model"), (402, "")],
+)
+def test_what_waiting_cannot_mend_stops_the_run_at_once(monkeypatch, audio_requests, status, remedy, key):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    if remedy == "OPENAI_API_KEY":
+        remedy = "check OPENAI_API_KEY" if key else "OPENAI_API_KEY is not set: set it"
+    with OpenAIServer(lambda ask: ["yes"], itertools.repeat(status)) as server:
+        told = (
+            f"{server.base_url} answered {status}: .*fault {status}.*{remedy}.*; finished requests are kept, rerun to continue"
+        )
+        with pytest.raises(InputError, match=told) as stopped:
+            results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests, GREEDY)
+    assert server.statuses == [status], "one request is enough to know"
+    assert "\n" not in str(stopped.value) and "secret" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "told"),
+    [
+        (500, "server_error", "answered 500: .*fault 500"),
+        (ONE_CHOICE, "bad_response", "1 choices for n=2; it needs to support n"),
+    ],
+)
+def test_a_request_at_which_the_server_fails_time_after_time_is_an_outcome(impatient, audio_requests, fault, outcome, told):
+    with OpenAIServer(lambda ask: ["yes", "no"], [fault] * openai_engine.TRIES) as server:
+        results = results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:2], SAMPLED)
+    failed, answered = sorted(results, key=lambda result: result.outcome is None)
+    assert (failed.outcome, failed.completions, answered.outcome) == (outcome, [], None)
+    assert re.search(told, failed.detail)
+    assert len(server.statuses) == openai_engine.TRIES + 1
+
+
+def choice(**changed) -> dict:
+    return {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"} | changed
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "not JSON"),
+        (b"<html>", "not JSON .*<html>"),
+        (b'{"choices": [', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"null", "no choices"),
+        (b'{"error": "later"}', "no choices: .*later"),
+        (b'{"choices": null}', "no choices"),
+        (b'{"choices": []}', "0 choices for n=1"),
+        (b'{"choices": [null]}', "a choice without a text"),
+        (json.dumps({"choices": [choice(message=None)]}).encode(), "a choice without a text"),
+        (json.dumps({"choices": [choice(message={"content": 1})]}).encode(), "a choice without a text"),
+        (json.dumps({"choices": [choice(finish_reason=None)]}).encode(), "a finish_reason"),
+    ],
+)
+def test_a_body_that_is_no_chat_completion_is_told(body, told):
+    with pytest.raises(ValueError, match=told):
+        parse_completions(body, n=1)
+
+
+def test_refusals_and_counts_of_tokens_are_read():
+    answers = [
+        choice(),
+        choice(message={"content": None, "refusal": "No."}),
+        choice(message={}, finish_reason="content_filter"),
+    ]
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
+    read, counted = parse_completions(json.dumps({"choices": answers, "usage": usage}).encode(), n=3)
+    assert [(each.text, each.finish_reason) for each in read] == [("yes", "stop"), ("No.", "refusal"), ("", "content_filter")]
+    assert counted == Usage(9, 3, 8)
+    for unusable in (None, [], {"prompt_tokens": "9"}, {"prompt_tokens": 9, "completion_tokens": None}):
+        assert parse_completions(json.dumps({"choices": [choice()], "usage": unusable}).encode(), n=1)[1] is None
+    assert parse_completions(json.dumps({"choices": [choice()], "usage": usage | {"prompt_tokens_details": None}}).encode(), 1)[
+        1
+    ] == Usage(9, 3, None)
+
+
+def test_requests_are_spread_over_replicas_and_one_that_is_gone_is_left_alone(audio_requests):
+    requests = [replace(audio_requests[0], key=str(i)) for i in range(40)]
+    answer = lambda ask: time.sleep(0.02) or ["yes"]  # noqa: E731
+    with OpenAIServer(answer) as first, OpenAIServer(answer) as second:
+        results_for(OpenAIEngine("tiny", [first.base_url, second.base_url], 4), requests, GREEDY)
+        assert min(len(first.asked), len(second.asked)) > 10, "both work"
+        with OpenAIServer(answer, itertools.repeat(500)) as broken:
+            engine = OpenAIEngine("tiny", [broken.base_url, second.base_url], 4)
+            assert {result.outcome for result in results_for(engine, requests, GREEDY)} == {None}
+    # Three failures in a row, up to three more that were under way, and now and then a try.
+    assert len(broken.statuses) <= 8
+
+
+def test_clips_are_decoded_when_they_can_be_sent_and_no_earlier(tmp_path, audio_requests):
+    """Backpressure: a server that is slow, or a disk, leaves at most 2 x concurrency clips in memory."""
+    concurrency, ahead = 3, []
+
+    def build(key):
+        ahead.append(int(key) + 1 - len(server.asked))
+        return replace(audio_requests[0], key=key)
+
+    with OpenAIServer(lambda ask: time.sleep(0.02) or ["yes", "no"]) as server:
+        engine = OpenAIEngine("tiny", server.base_url, concurrency)
+        journal = Journal(tmp_path / "journal.jsonl")
+        run_requests(engine, [str(i) for i in range(60)], build, SAMPLED, journal, "test")
+        journal.close()
+    assert len(ahead) == 60
+    assert max(ahead) <= 2 * concurrency, "built, and not yet with the server"
+    assert server.most_at_once <= concurrency
+
+
+def test_no_more_than_the_concurrency_is_answered_and_not_journaled(audio_requests):
+    """While the disk is slow nothing more is sent: a kill would have all of it paid twice."""
+    with OpenAIServer(lambda ask: ["yes", "no"]) as server:
+        engine = OpenAIEngine("tiny", server.base_url, 2)
+        results = engine.complete([replace(audio_requests[0], key=str(i)) for i in range(20)], SAMPLED)
+        num_journaled = 0
+        for part in results:
+            time.sleep(0.1)  # the journal's turn; nothing of this part counts as kept before the next is asked for
+            assert len(server.asked) - num_journaled <= 2
+            num_journaled += len(part)
+    assert num_journaled == 20
+
+
+def test_requests_about_one_clip_follow_each_other_on_one_replica(tmp_path, audio_requests):
+    """So that the server finds the clip in its prefix cache."""
+    texts = {f"{clip}/{i}": f"clip {clip} question {i}" for clip in range(6) for i in range(4)}
+    answer = lambda ask: time.sleep(0.02) or ["yes", "no"]  # noqa: E731
+    journal = Journal(tmp_path / "journal.jsonl")
+    with OpenAIServer(answer) as first, OpenAIServer(answer) as second:
+        engine = OpenAIEngine("tiny", [first.base_url, second.base_url], 4)
+        build = lambda key: replace(audio_requests[0], key=key, text=texts[key])  # noqa: E731
+        run_requests(engine, list(texts), build, SAMPLED, journal, "test", clip_of=lambda key: key.split("/")[0])
+        asked = [[ask.text.split() for ask in server.asked] for server in (first, second)]
+    journal.close()
+    for clip in "012345":
+        order = [[question for _, asked_clip, _, question in each if asked_clip == clip] for each in asked]
+        assert sorted(order) == [[], ["0", "1", "2", "3"]]
+
+
+@pytest.mark.parametrize(("n", "asked_for"), [(2, [(1, 1), (2, 8)]), (1, [(1, 8)])])
+def test_a_prompt_is_computed_before_its_completions_are_drawn(audio_requests, n, asked_for):
+    with OpenAIServer(lambda ask: ["yes"] * ask.n) as server:
+        engine = OpenAIEngine("tiny", server.base_url, 1, prime=True)
+        assert said(engine, audio_requests[:1], replace(SAMPLED, n=n)) == [["yes"] * n]
+    assert [(ask.n, ask.max_tokens) for ask in server.asked] == asked_for
+    assert {(ask.text, ask.seed) for ask in server.asked} == {(audio_requests[0].text, server.asked[0].seed)}
+
+
+def test_progress_tells_tokens_and_how_much_of_the_prompts_was_cached(tmp_path, capsys):
+    class Counting:
+        num_retries, window_s, requests_per_call, revision = 3, None, 1, ""
+
+        def stream(self, groups, build, sampling):
+            for (key,) in groups:
+                yield [ChatResult(key, "", [Completion("yes", "stop")], usage=Usage(100, 10, 75))]
+
+    assert isinstance(Counting(), StreamingEngine)
+    journal = Journal(tmp_path / "journal.jsonl")
+    run_requests(Counting(), ["a", "b"], lambda key: ChatRequest(key, ""), SAMPLED, journal, "test")
+    journal.close()
+    told = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    assert re.search(r"test: 100%.* 2/2 .*row/s.*tokens/s=\d+, cached=75%, retries=3", told)
+    assert journal["a"]["usage"] == {"prompt_tokens": 100, "completion_tokens": 10, "cached_tokens": 75}
 
 
 class Interrupted(Exception):
@@ -271,7 +464,6 @@ class StopsAtCall:
     def __init__(self, engine: TransformersEngine, call: int | None = None):
         self._engine, self._stop_at, self.calls = engine, call, []
         self.requests_per_call, self.window_s, self.revision = engine.requests_per_call, engine.window_s, engine.revision
-        self.whole_calls = True
 
     def complete(self, requests, sampling):
         self.calls.append([request.key for request in requests])
@@ -351,15 +543,13 @@ def test_other_requests_survive_a_clip_that_cannot_be_read(tmp_path, hearing, by
 
 def test_what_a_server_answered_before_it_failed_is_kept(tmp_path, by_key):
     path = tmp_path / "journal.jsonl"
-    # The second request of the second call fails: the first one of that call is kept too, and nothing is asked twice.
     with OpenAIServer(lambda ask: ["yes", "no"], [None] * 5 + [401]) as server:
         engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
-        assert engine.requests_per_call == 4
         with pytest.raises(InputError, match="answered 401"):
             journal_of(path, engine, by_key)
         assert path.read_bytes().count(b"\n") == 5
         journal_of(path, engine, by_key)
-    assert [ask.text for ask in server.asked] == [request.text for request in by_key.values()]
+    assert sorted(ask.text for ask in server.asked) == [request.text for request in by_key.values()], "nothing is asked twice"
 
 
 def test_a_request_that_the_server_refuses_is_an_outcome_and_holds_nobody_up(tmp_path, by_key):
@@ -371,15 +561,16 @@ def test_a_request_that_the_server_refuses_is_an_outcome_and_holds_nobody_up(tmp
     assert len(server.statuses) == len(keys), "nothing is asked twice"
     journal = Journal(path)
     journal.close()
-    assert journal[keys[1]]["outcome"] == "refused" and "fault 400" in journal[keys[1]]["detail"]
-    assert all("completions" in journal[key] for key in keys if key != keys[1])
+    (refused,) = [entry for entry in journal.entries.values() if "completions" not in entry]
+    assert refused["outcome"] == "refused" and "fault 400" in refused["detail"]
+    assert set(journal) == set(keys)
 
 
 def test_a_server_that_refuses_everything_stops_the_stage(tmp_path, by_key):
     path = tmp_path / "journal.jsonl"
     with OpenAIServer(lambda ask: ["yes", "no"], itertools.repeat(422)) as server:
         engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
-        with pytest.raises(InputError, match=r"the server refuses every request: .*422"):
+        with pytest.raises(InputError, match=r"the server answers no request: .*422"):
             journal_of(path, engine, by_key)
     assert path.read_bytes() == b""
 

@@ -60,6 +60,10 @@ SNAPSHOT = {
     "direct": "What is heard?\nA. dog\nB. bell\nGive one choice inside <answer></answer>.",
     "teacher": "What is heard?\nA. dog\nB. bell\nThe video is silent: infer its sound. Inside <think></think> start with "
     '"I hear", list the sounds in order and reason about them alone, then give one choice inside <answer></answer>.',
+    "zero_shot_cot": "What is heard?\nA. dog\nB. bell\nLet's think step by step. Write your reasoning inside <think></think>, "
+    "then give one choice inside <answer></answer>.",
+    "zero_shot_audio_cot": "What is heard?\nA. dog\nB. bell\nLet's think step by step about the sounds that can be heard. "
+    "Write your reasoning inside <think></think>, then give one choice inside <answer></answer>.",
     "yes_no": "A listener wrote about this audio:\nI hear a dog.\nIs every sound that the listener claims really heard? "
     "Answer yes or no.",
     "transcript": 'List the sounds in order, starting with "I hear".',
@@ -73,11 +77,15 @@ def test_no_prompt_changes_without_a_new_version():
         "cot": prompts.COT_INSTRUCTION,
         "direct": prompts.DIRECT_INSTRUCTION,
         "teacher": prompts.TEACHER_INSTRUCTION,
+        "zero_shot_cot": prompts.ZERO_SHOT_COT_INSTRUCTION,
+        "zero_shot_audio_cot": prompts.ZERO_SHOT_AUDIO_COT_INSTRUCTION,
     }
     now = {name: question_text("What is heard?", ["dog", "bell"], text) for name, text in instructions.items()}
     now |= {"yes_no": prompts.CHECKER_YES_NO.format(think="I hear a dog."), "transcript": prompts.CHECKER_TRANSCRIPT}
     now |= {"trace": render_trace("I hear a dog.", "dog"), "label": render_label("dog")}
-    assert now == SNAPSHOT, "a prompt changed: bump PROMPT_VERSION, then update this snapshot and the digest below"
+    assert now == SNAPSHOT, (
+        "a prompt changed: bump PROMPT_VERSION (a new one needs none), then update this snapshot and the digest"
+    )
     # Ties the snapshot to the version, so that editing the snapshot alone is not enough.
     digest = hashlib.sha256("\n".join([prompts.PROMPT_VERSION, *SNAPSHOT.values()]).encode()).hexdigest()[:16]
-    assert (prompts.PROMPT_VERSION, digest) == ("1", "94cc4f9f9e714efe")
+    assert (prompts.PROMPT_VERSION, digest) == ("1", "910e60b5963baadc")

@@ -59,7 +59,7 @@ def _parse(body: dict[str, Any]) -> Ask:
     if "video_url" in parts:
         frames = parts["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
         images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(frame, validate=True)))) for frame in frames]
-        video = Frames(np.stack(images), body.pop("mm_processor_kwargs")["fps"])
+        video = Frames(np.stack(images), body.pop("media_io_kwargs")["video"]["fps"])
     return Ask(text=parts["text"], audio=audio, video=video, **body)
 
 
@@ -88,17 +88,26 @@ class OpenAIServer:
     Attributes:
         asked (`list[Ask]`): Every request that was answered well, in order of arrival.
         statuses (`list`): What every request met: a fault, or 200.
+        most_at_once (`int`): Requests that were being answered at the same time, at most.
     """
 
     def __init__(self, answer: Answer, faults: Iterable[int | str | None] = ()):
         self.asked: list[Ask] = []
         self.statuses: list[int | str] = []
+        self.most_at_once = self._now = 0
         self._answer, self._faults, self._lock = answer, iter(faults), threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                outer._serve(self)
+                with outer._lock:
+                    outer._now += 1
+                    outer.most_at_once = max(outer.most_at_once, outer._now)
+                try:
+                    outer._serve(self)
+                finally:
+                    with outer._lock:
+                        outer._now -= 1
 
             def log_message(self, *_: object) -> None:
                 pass

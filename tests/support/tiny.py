@@ -21,7 +21,9 @@ WORLD_SIZE = {"train": 12, "validation": 4, "test": 8, "student": 8, "teacher": 
 
 
 def _command(script: str, flags: dict[str, Any]) -> list[str]:
-    return [sys.executable, str(REPO / script), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    """A flag that is True stands alone."""
+    given = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items())
+    return [sys.executable, str(REPO / script), *(part for parts in given for part in parts)]
 
 
 def _environment() -> dict[str, str]:
@@ -33,11 +35,14 @@ def run_script(script: str, **flags: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(_command(script, flags), env=_environment(), capture_output=True, text=True, check=False)
 
 
+def start_script(script: str, **flags: Any) -> subprocess.Popen:
+    """The same without waiting for its end; nobody reads what it prints."""
+    return subprocess.Popen(_command(script, flags), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def kill_script_when(file: Path, min_lines: int, script: str, **flags: Any) -> int:
     """Start a script, SIGKILL it as soon as `file` has some lines; returns how many there were."""
-    process = subprocess.Popen(
-        _command(script, flags), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start_script(script, **flags)
     try:
         while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < min_lines):
             time.sleep(0.002)
