@@ -5,13 +5,23 @@ Teacher traces: n audio-focused chains of thought per question, from silent vide
         --model Qwen/Qwen2.5-VL-32B-Instruct --base_url http://localhost:8000/v1 --num_traces 8 --temperature 1.0 \
         --output_dir traces
 
-The teacher is a model in this process, or one behind an OpenAI-compatible server (`--base_url`). It sees frames sampled
-over the clip and the question in its "video" wording; it never hears anything. Finished requests are journaled: a run that
-was killed continues. One row per question, and every question is in `ledger.parquet`.
+The teacher is a model in this process, or one behind an OpenAI-compatible server. `--base_url` may be given several times,
+for replicas of one model; which ones and how many can change from one start to the next. A vLLM server is started with
+
+    vllm serve Qwen/Qwen2.5-VL-32B-Instruct --trust-request-mm-kwargs --enable-prompt-tokens-details \
+        --max-num-batched-tokens 65536
+
+so that it accepts frames with their rate, tells how much of a prompt it found in its cache ("cached" in the progress bar),
+and computes a prompt once for all its traces: that needs `--max-num-batched-tokens` of at least the video tokens of all
+requests in flight at one server (16 frames of 360 x 420 are 1,560). Where memory forbids it, give `--prime`.
+
+The teacher sees frames sampled over the clip and the question in its "video" wording; it never hears anything. Finished
+requests are journaled: a run that was killed continues. One row per question, and every question is in `ledger.parquet`.
 """
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sightsound import schema
@@ -19,20 +29,23 @@ from sightsound.answers import extract_think, parse_answer
 from sightsound.chat import ChatRequest, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import UNVERIFIED, TraceRow, trace_outcome
+from sightsound.costs import dry_run
+from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
-from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint
+from sightsound.journal import Journal, fingerprint
 from sightsound.media import MediaError, MediaFolder, load_frames, video_name
-from sightsound.prompts import PROMPT_VERSION, TEACHER_INSTRUCTION, question_text
+from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
+from sightsound.ranks import Result, collect, finish, open_stage, write_results
 
 
 @dataclass
-class TracesArguments:
+class TracesArguments(ScaleArguments):
     dataset: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     media_dir: str = field(metadata={"help": "folder with the videos"})
     model: str = field(metadata={"help": "the teacher: folder or Hub id, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write the traces"})
     split: str = field(default="train", metadata={"help": "split of the dataset"})
-    base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     num_traces: int = field(default=8, metadata={"help": "traces per question", "minimum": 1})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
     max_tokens: int = field(
@@ -42,8 +55,18 @@ class TracesArguments:
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
+    request_timeout_s: float = field(
+        default=600.0, metadata={"help": "a request that --base_url does not answer for so long is made again", "minimum": 1}
+    )
+    prime: bool = field(
+        default=False, metadata={"help": "have --base_url compute each prompt once before its traces are drawn; see above"}
+    )
+    prompt: str = field(
+        default="audio_focused", metadata={"help": "what the teacher is asked for", "choices": list(TRACE_INSTRUCTIONS)}
+    )
     seed: int = field(default=0, metadata={"help": "of the sampling"})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
+    dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
 
 
 def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:
@@ -52,7 +75,7 @@ def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments
     if clip is None:
         raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
     frames = load_frames(clip.path, args.num_frames, args.max_pixels, clip.start_s, clip.max_duration_s)
-    text = question_text(row["video_question"], row["choices"], TEACHER_INSTRUCTION)
+    text = question_text(row["video_question"], row["choices"], TRACE_INSTRUCTIONS[args.prompt])
     return ChatRequest(row["id"], text, video=frames)
 
 
@@ -75,48 +98,78 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance}
 
 
-def main() -> None:
-    args = parse_arguments(TracesArguments, __doc__)
-    if args.num_traces > 1 and args.temperature == 0:
-        raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
-    ignored = ("output_dir", "batch_size" if args.base_url else "concurrency")
-    settings = {k: v for k, v in asdict(args).items() if k not in ignored} | {"prompt_version": PROMPT_VERSION}
-    settings |= {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
-    with Stage(args.output_dir, settings) as stage:
-        if stage.complete:
-            print(f"{stage.path} is complete")
-            return
+def settings_of(args: TracesArguments) -> dict[str, Any]:
+    """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
+    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "request_timeout_s", "prime", "dry_run"]
+    ignored.append("batch_size" if args.base_url else "concurrency")
+    settings = {name: value for name, value in asdict(args).items() if name not in ignored}
+    engine = "server" if args.base_url else "in process"
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine}
+    return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
+
+
+class TeacherRun:
+    """The questions of a run, and how the teacher is asked about some of them."""
+
+    def __init__(self, args: TracesArguments):
         dataset = schema.open_dataset(args.dataset, args.split).remove_columns("audio")
-        rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
-        media = MediaFolder(args.media_dir)
-        sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)
-        engine = make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling)
-        journal = Journal(stage.path / JOURNAL_FILE)
-        run_requests(engine, list(rows), lambda key: build_request(rows[key], media, args), sampling, journal, "traces")
+        self.rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
+        self.sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)
+        self._args, self._media = args, MediaFolder(args.media_dir)
+
+    def build(self, key: str) -> ChatRequest:
+        return build_request(self.rows[key], self._media, self._args)
+
+    def ask(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
+        """All of `ids` are asked about; then, as they are read, their rows of the ledger."""
+        args = self._args
+        urls = [for_rank(url, args) for url in args.base_url or []]
+        engine = make_engine(
+            args.model, urls, args.batch_size, args.concurrency, self.sampling, args.request_timeout_s, args.prime
+        )
+        journal = Journal(journal_file)
+        run_requests(engine, ids, self.build, self.sampling, journal, "traces")
         provenance = {
             "teacher": args.model,
             "teacher_revision": engine.revision,
-            "prompt_version": PROMPT_VERSION,
+            "prompt_version": PROMPT_VERSION if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
             "num_traces": args.num_traces,
             "temperature": args.temperature,
             "max_tokens": args.max_tokens,
             "seed": args.seed,
         }
-        ledger = [to_row(row, journal[key], provenance) for key, row in rows.items()]
-        schema.write_parquet(ledger, schema.traces_features(), stage.path / "data" / "train-00000-of-00001.parquet")
-        entries = [{"id": r["id"], "outcome": r["outcome"], "detail": journal[r["id"]].get("detail")} for r in ledger]
-        schema.write_ledger(entries, stage.path / "ledger.parquet")
-        write_dataset_card(stage.path, "# Teacher traces, before verification\n", {"default": {"train": "data/*.parquet"}})
         journal.close()
-        counts = Counter(row["outcome"] for row in ledger)
-        told = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
-        print(f"{len(ledger)} questions: {told}")
-        if not any(row["teacher_answer"] is not None for row in ledger):
+        return ((to_row(self.rows[key], journal[key], provenance), journal[key].get("detail")) for key in ids)
+
+
+def main() -> None:
+    args = parse_arguments(TracesArguments, __doc__)
+    if args.num_traces > 1 and args.temperature == 0:
+        raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
+    if args.dry_run:
+        teacher = TeacherRun(args)
+        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir))
+        return
+    with open_stage(args, args.output_dir, settings_of(args)) as stage:
+        if stage.complete:
+            print(f"{stage.path} is complete")
+            return
+        teacher = TeacherRun(args)
+        # What the engine in this process draws is a matter of all members of a call: no rank may cut one.
+        align = 1 if args.base_url else max(1, args.batch_size // args.num_traces)
+        results = collect(args, args.output_dir, stage, list(teacher.rows), align, teacher.ask)
+        if results is None:
+            return
+        data = stage.path / "data" / "train-00000-of-00001.parquet"
+        funnel = write_results(results, data, stage.path / "ledger.parquet")
+        write_dataset_card(stage.path, "# Teacher traces, before verification\n", {"default": {"train": "data/*.parquet"}})
+        print(funnel)
+        if not funnel.answered:
             raise InputError(
-                f"{args.model} answered none of {len(ledger)} questions ({told}); {stage.path} has every one's outcome and "
-                "what was written: mend --media_dir or --model, delete that folder and start again"
+                f"{args.model} answered none of {funnel.questions} questions ({funnel.told}); {stage.path} has every one's "
+                "outcome and what was written: mend --media_dir or --model, delete that folder and start again"
             )
-        stage.finish()
+        finish(stage)
 
 
 if __name__ == "__main__":

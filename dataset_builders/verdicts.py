@@ -9,21 +9,32 @@ anything but a clear yes or no is `invalid`, asked again with another seed, at m
 checker lists what it hears, once per clip, and code compares that list with the sounds that each trace claims ("I hear a
 dog, then a bell."); a trace without such a sentence is `invalid`. Invalid traces are not accepted.
 
+A `--checker` that recipes/verifier.py trained answers with a probability per trace instead, and accepts from its own threshold
+on: `verdict_mode` is then recorded as `verifier`, and `verdict_text` says the probability ("p=0.9312").
+
 One row per question, the traces file with its verdicts filled in, and every question in `ledger.parquet`.
 """
 
 import re
-from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from sightsound import schema
 from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
-from sightsound.cli import parse_arguments, run
+from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import ACCEPT, INVALID, REJECT, TraceRow, trace_outcome
+from sightsound.costs import dry_run
+from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
-from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint
+from sightsound.journal import Journal, fingerprint
 from sightsound.media import decode_audio
+from sightsound.openai_batches import BATCHES_FILE
+from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION, heard_sounds
+from sightsound.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
 
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
@@ -34,19 +45,27 @@ _YES_NO = re.compile(r"^\W*(yes|no)\b(?!\W+(?:(?:and|or)\s+)?(?!\1\b)(?:yes|no)\
 
 
 @dataclass
-class VerdictsArguments:
+class VerdictsArguments(ScaleArguments):
     dataset: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     traces: str = field(metadata={"help": "output of traces.py"})
-    checker: str = field(metadata={"help": "an audio model: folder or Hub id, or its name at --base_url"})
+    checker: str = field(metadata={"help": "an audio model or a verifier: folder or Hub id, or a model's name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write the verdicts"})
     split: str = field(default="train", metadata={"help": "split of the dataset that was traced"})
-    base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     verdict_mode: str = field(default=YES_NO_MODE, metadata={"help": "how to check", "choices": [YES_NO_MODE, TRANSCRIPT_MODE]})
     num_retries: int = field(default=2, metadata={"help": "how often an unclear yes/no is asked again", "minimum": 0})
     max_tokens: int = field(default=64, metadata={"help": "per verdict or transcript", "minimum": 1})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=16, metadata={"help": "requests in flight at --base_url", "minimum": 1})
+    request_timeout_s: float = field(
+        default=600.0, metadata={"help": "a request that --base_url does not answer for so long is made again", "minimum": 1}
+    )
+    batch_api: bool = field(
+        default=False, metadata={"help": "ask through the Batch API of --base_url: half the price, within a day"}
+    )
     seed: int = field(default=0, metadata={"help": "of the repeated questions"})
+    limit: int | None = field(default=None, metadata={"help": "first questions only, to train a verifier on", "minimum": 1})
+    dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
 
 
 def parse_yes_no(text: str) -> str:
@@ -63,114 +82,222 @@ def compare_with_transcript(think: str | None, transcript: str) -> str:
     return ACCEPT if claimed == heard else REJECT
 
 
+# Key of a request -> the id of its question, and the text that goes with the clip.
+Asked = dict[str, tuple[str, str]]
+
+
+def first_asked(rows: Iterable[TraceRow], mode: str) -> Asked:
+    """What the checker is asked about these questions, before any question has to be asked again."""
+    if mode == TRANSCRIPT_MODE:
+        return {row["id"]: (row["id"], CHECKER_TRANSCRIPT) for row in rows if row["traces"]}
+    thinks = {
+        f"{row['id']}/{i}": (row["id"], trace["think"])
+        for row in rows
+        for i, trace in enumerate(row["traces"])
+        if trace["think"] is not None
+    }
+    if mode == VERIFIER_MODE:
+        return thinks
+    return {f"{key}#0": (row_id, CHECKER_YES_NO.format(think=think)) for key, (row_id, think) in thinks.items()}
+
+
 class Checker:
-    """Asks the engine about clips of the dataset and keeps what was answered."""
+    """Asks an engine about clips of the dataset and keeps what was answered."""
 
-    def __init__(self, engine: Engine, audio: schema.AudioById, journal: Journal):
-        self.engine = engine
-        self.journal = journal
-        self._audio = audio
+    def __init__(self, engine: Engine, run: "CheckerRun", journal: Journal):
+        self._engine, self._run, self._journal = engine, run, journal
 
-    def ask(self, texts: dict[str, tuple[str, str]], sampling: Sampling, description: str) -> None:
-        """
-        Make the requests that are not journaled yet.
-
-        Args:
-            texts (`dict`): Key of a request to the id of its clip and the text that goes with it.
-        """
+    def ask(self, asked: Asked, sampling: Sampling, description: str) -> None:
+        """Make the requests that are not journaled yet."""
 
         def build(key: str) -> ChatRequest:
-            row_id, text = texts[key]
-            heard = decode_audio(self._audio[row_id], self.engine.window_s)
-            return ChatRequest(key, text, audio=heard.waveform, note={"heard_s": heard.heard_s})
+            return self._run.build(key, *asked[key], self._engine.window_s)
 
-        run_requests(self.engine, list(texts), build, sampling, self.journal, description)
+        def block_of(key: str) -> int:
+            return self._run.block_of(asked[key][0])
 
-    def answer(self, key: str) -> str:
-        """What the checker said, or "" where the clip could not be read."""
-        completions = self.journal[key].get("completions")
+        def clip_of(key: str) -> str:
+            return asked[key][0]
+
+        run_requests(self._engine, list(asked), build, sampling, self._journal, description, clip_of, block_of)
+
+    def answer(self, key: str) -> str | None:
+        """What the checker said, "" where the clip could not be read; None where it was not asked."""
+        if key not in self._journal:
+            return None
+        completions = self._journal[key].get("completions")
         return completions[0]["text"] if completions else ""
-
-    def heard_s(self, keys: list[str]) -> float | None:
-        """Seconds of the clip that the checker was given."""
-        return next(
-            (self.journal[key]["heard_s"] for key in keys if key in self.journal and "heard_s" in self.journal[key]),
-            None,
-        )
 
 
 def verify_transcript(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
     """Fill in verdicts by comparing claims with one transcript per clip."""
-    asked = {row["id"]: (row["id"], CHECKER_TRANSCRIPT) for row in rows if row["traces"]}
-    checker.ask(asked, Sampling(1, 0.0, args.max_tokens, args.seed), "transcripts")
+    checker.ask(first_asked(rows, TRANSCRIPT_MODE), Sampling(1, 0.0, args.max_tokens, args.seed), "transcripts")
     for row in rows:
-        if row["id"] not in asked:
-            continue
         said = checker.answer(row["id"])
-        row["checker_heard_s"] = checker.heard_s([row["id"]])
         for trace in row["traces"]:
-            trace |= {"verdict": compare_with_transcript(trace["think"], said), "verdict_text": said}
+            trace |= {"verdict": compare_with_transcript(trace["think"], said or ""), "verdict_text": said}
 
 
 def verify_yes_no(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
     """Fill in verdicts by asking about every trace; the first question is greedy, repeated ones are sampled."""
-    traces = {f"{row['id']}/{i}": (row["id"], trace) for row in rows for i, trace in enumerate(row["traces"])}
-    for trace in (trace for _, trace in traces.values() if trace["think"] is None):
+    traces = {f"{row['id']}/{i}": trace for row in rows for i, trace in enumerate(row["traces"])}
+    for trace in traces.values():
         trace |= {"verdict": INVALID, "verdict_text": None}
-    open_keys = [key for key, (_, trace) in traces.items() if trace["think"] is not None]
-    keys_of: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    asked = first_asked(rows, YES_NO_MODE)
     for attempt in range(args.num_retries + 1):
-        asked = {}
-        for key in open_keys:
-            row_id, trace = traces[key]
-            asked[f"{key}#{attempt}"] = (row_id, CHECKER_YES_NO.format(think=trace["think"]))
-            keys_of[row_id].append(f"{key}#{attempt}")
         sampling = Sampling(1, 0.0 if attempt == 0 else 1.0, args.max_tokens, args.seed + attempt)
         checker.ask(asked, sampling, f"verdicts (attempt {attempt + 1})")
-        for key in open_keys:
-            said = checker.answer(f"{key}#{attempt}")
-            traces[key][1].update({"verdict": parse_yes_no(said), "verdict_text": said})
-        open_keys = [key for key in open_keys if traces[key][1]["verdict"] == INVALID]
-        if not open_keys:
+        again: Asked = {}
+        for key, question in asked.items():
+            name, said = key.rpartition("#")[0], checker.answer(key) or ""
+            traces[name] |= {"verdict": parse_yes_no(said), "verdict_text": said}
+            if traces[name]["verdict"] == INVALID:
+                again[f"{name}#{attempt + 1}"] = question
+        asked = again
+        if not asked:
             break
+
+
+def verify_by_probability(rows: list[TraceRow], checker: Checker, args: VerdictsArguments, threshold: float) -> None:
+    """Fill in verdicts by what a verifier makes of every trace."""
+    checker.ask(first_asked(rows, VERIFIER_MODE), Sampling(1, 0.0, 1, args.seed), "verdicts")
     for row in rows:
-        row["checker_heard_s"] = checker.heard_s(keys_of[row["id"]])
+        for i, trace in enumerate(row["traces"]):
+            said = checker.answer(f"{row['id']}/{i}")
+            p = parse_probability(said or "")
+            verdict = INVALID if p is None else ACCEPT if p >= threshold else REJECT
+            trace |= {"verdict": verdict, "verdict_text": said}
+
+
+class CheckerRun:
+    """The traces of a run, the clips that they are about, and how the checker is asked about some of them."""
+
+    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None):
+        self._args, self._verifier = args, verifier
+        traces = schema.open_dataset(args.traces, "train")
+        self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
+        dataset = schema.open_dataset(args.dataset, args.split)
+        self._audio = schema.AudioById(dataset)
+        clips = self._traces.select_columns(["id", "media_sha256"])
+        schema.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
+        self.ids: list[str] = list(self._traces["id"])
+        self._position = {row_id: i for i, row_id in enumerate(self.ids)}
+
+    def block_of(self, row_id: str) -> int:
+        """Questions whose requests may share a call of an engine in this process; a rank has whole blocks."""
+        return self._position[row_id] // self._args.batch_size
+
+    def build(self, key: str, row_id: str, text: str, window_s: float | None) -> ChatRequest:
+        heard = decode_audio(self._audio[row_id], window_s)
+        return ChatRequest(key, text, audio=heard.waveform, note={"heard_s": heard.heard_s})
+
+    def estimate(self) -> str:
+        """What `--dry_run` says."""
+        args = self._args
+        asked = first_asked(self._traces, args.verdict_mode)
+        window_s = OpenAIEngine.window_s if args.base_url else None
+        notes = []
+        if args.verdict_mode == YES_NO_MODE:
+            notes.append(f"What is unclear is asked again, up to {args.num_retries} times: not counted here.")
+        if args.batch_api:
+            notes.append("Prices are those of single requests: OpenAI takes half of them for batches.")
+
+        def build(key: str) -> ChatRequest:
+            return self.build(key, *asked[key], window_s)
+
+        sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
+        return dry_run(list(asked), build, sampling, args.checker, args.base_url, args.output_dir, notes)
+
+    def judge(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
+        """All traces of `ids` get their verdict; then, as they are read, the rows of the ledger."""
+        args = self._args
+        rows: list[TraceRow] = [self._traces[self._position[row_id]] for row_id in ids]
+        journal = Journal(journal_file)
+        if self._verifier is not None:
+            engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size)
+            verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
+        else:
+            urls = [for_rank(url, args) for url in args.base_url or []]
+            sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
+            engine = make_engine(
+                args.checker,
+                urls,
+                args.batch_size,
+                args.concurrency,
+                sampling,
+                args.request_timeout_s,
+                batches=batches_file(args),
+            )
+            verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
+            verify(rows, Checker(engine, self, journal), args)
+        # Seconds of the clip that the checker was given; or why it has no verdict: its traces are invalid then.
+        heard_s, unread = {}, {}
+        for key, entry in journal.entries.items():
+            row_id = key if key in self._position else key.rpartition("/")[0]
+            heard_s.setdefault(row_id, entry.get("heard_s"))
+            if "detail" in entry:
+                unread[row_id] = entry["detail"]
+        provenance = {"checker": args.checker, "checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
+        journal.close()
+
+        def judged(row: TraceRow) -> Result:
+            outcome = trace_outcome(row["traces"]) if row["traces"] else {}
+            return row | provenance | outcome | {"checker_heard_s": heard_s.get(row["id"])}, unread.get(row["id"])
+
+        return map(judged, rows)
 
 
 def main() -> None:
     args = parse_arguments(VerdictsArguments, __doc__)
-    ignored = ("output_dir", "batch_size" if args.base_url else "concurrency")
-    settings = {k: v for k, v in asdict(args).items() if k not in ignored} | {"prompt_version": PROMPT_VERSION}
-    settings |= {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
-    with Stage(args.output_dir, settings) as stage:
+    verifier = None if args.base_url else read_verifier(args.checker)
+    if verifier is not None:
+        args.verdict_mode = VERIFIER_MODE
+    if args.dry_run:
+        print(CheckerRun(args, verifier).estimate())
+        return
+    batches_file(args)
+    with open_stage(args, args.output_dir, settings_of(args)) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        rows = list(schema.open_dataset(args.traces, "train"))
-        dataset = schema.open_dataset(args.dataset, args.split)
-        audio = schema.AudioById(dataset)
-        schema.check_same_clips(rows, dataset, f"split '{args.split}' of {args.dataset}")
-        engine = make_engine(
-            args.checker, args.base_url, args.batch_size, args.concurrency, Sampling(1, 0.0, args.max_tokens, 0)
-        )
-        journal = Journal(stage.path / JOURNAL_FILE)
-        verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
-        verify(rows, Checker(engine, audio, journal), args)
-        provenance = {"checker": args.checker, "checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
-        for row in rows:
-            row |= provenance | (trace_outcome(row["traces"]) if row["traces"] else {})
-        schema.write_parquet(rows, schema.traces_features(), stage.path / "data" / "train-00000-of-00001.parquet")
-        # A clip that could not be read has no verdict: its traces are invalid, and the ledger says why.
-        unread = {key.rsplit("/", 1)[0]: journal[key]["detail"] for key in journal if "detail" in journal[key]}
-        entries = [{"id": r["id"], "outcome": r["outcome"], "detail": unread.get(r["id"])} for r in rows]
-        schema.write_ledger(entries, stage.path / "ledger.parquet")
+        checked = CheckerRun(args, verifier)
+        align = 1 if args.base_url else args.batch_size
+        results = collect(args, args.output_dir, stage, checked.ids, align, checked.judge)
+        if results is None:
+            return
+        data = stage.path / "data" / "train-00000-of-00001.parquet"
+        funnel = write_results(results, data, stage.path / "ledger.parquet")
         write_dataset_card(
             stage.path, f"# Teacher traces with verdicts ({args.verdict_mode})\n", {"default": {"train": "data/*.parquet"}}
         )
-        journal.close()
-        verdicts = Counter(trace["verdict"] for row in rows for trace in row["traces"])
-        print(f"{sum(verdicts.values())} traces: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common()))
-        stage.finish()
+        told = ", ".join(f"{n} {verdict}" for verdict, n in funnel.verdicts.most_common())
+        print(f"{funnel.verdicts.total()} traces: {told}")
+        (stage.path / BATCHES_FILE).unlink(missing_ok=True)
+        finish(stage)
+
+
+def batches_file(args: VerdictsArguments) -> Path | None:
+    """
+    What records the batches of this run; None where it makes single requests.
+
+    Raises:
+        `InputError`: The flags do not go with batches, or with those that were submitted.
+    """
+    path = Path(args.output_dir) / BATCHES_FILE
+    if args.batch_api and (len(args.base_url or []) != 1 or args.num_tasks > 1 or args.rank is not None):
+        raise InputError("--batch_api needs one --base_url, and no --num_tasks: the work is all at the server")
+    if path.is_file() and not args.batch_api:
+        raise InputError(f"{path} records batches that are paid for; give --batch_api, or delete it to ask without them")
+    return path if args.batch_api else None
+
+
+def settings_of(args: VerdictsArguments) -> dict[str, Any]:
+    """What a rerun has to share: all that decides a verdict. Which servers give it, and in how many ranks, does not."""
+    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "request_timeout_s", "dry_run", "batch_api"]
+    ignored.append("batch_size" if args.base_url else "concurrency")
+    settings = {name: value for name, value in asdict(args).items() if name not in ignored}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
+    return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from sightsound import schema
 from sightsound.corpus import ACCEPT, INVALID, REJECT
 from sightsound.hub import write_dataset_card
 from sightsound.media import decode_audio
+from sightsound.openai_batches import BATCHES_FILE
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
+from tests.support.batch_server import BatchServer, Plan
 from tests.support.openai_server import Ask, OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
@@ -205,3 +207,30 @@ def test_traces_of_another_dataset_are_refused(changed, questions, tiny_dataset,
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     told = f"1 traced questions (first: {row['id']}) are not in split 'train' of {tiny_dataset}, or not about the same clip"
     assert done.stderr.startswith(f"error: {told}; was another dataset or split traced?")
+
+
+def test_verdicts_through_the_batch_api_are_those_of_single_requests(questions, tiny_dataset, tmp_path):
+    """In three attempts, the first of which is cancelled half-way."""
+    thinks = [f"I hear {i} and {j}." for i in range(len(questions)) for j in range(2)]
+    rows = [
+        trace_row(question, [trace(f"<think>{t}</think><answer>0</answer>", 0, t) for t in thinks[2 * i : 2 * i + 2]])
+        for i, question in enumerate(questions)
+    ]
+    flags = {"dataset": tiny_dataset, "traces": write_traces(rows, tmp_path / "traces"), "checker": "scripted"}
+    with BatchServer([Plan("cancelled", num_begun=3)]) as server:
+        flags["base_url"] = server.base_url
+        online = run_script(SCRIPT, **flags, output_dir=tmp_path / "online")
+        assert online.returncode == 0, online.stderr
+        refused = run_script(SCRIPT, **flags, batch_api=True, num_tasks=2, output_dir=tmp_path / "batch")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        stopped = run_script(SCRIPT, **flags, batch_api=True, output_dir=tmp_path / "batch")
+        assert stopped.returncode == 2 and "batch batch_0 at" in stopped.stderr, stopped.stderr
+        without = run_script(SCRIPT, **flags, output_dir=tmp_path / "batch")
+        assert without.returncode == 2 and "records batches that are paid for" in without.stderr
+        done = run_script(SCRIPT, **flags, batch_api=True, output_dir=tmp_path / "batch")
+        assert done.returncode == 0, done.stderr
+    assert read_rows(tmp_path / "batch") == read_rows(tmp_path / "online")
+    assert read_ledger(tmp_path / "batch") == read_ledger(tmp_path / "online")
+    assert set(server.billed.values()) == {1}
+    assert {key[-1] for key in server.billed} == {"0", "1", "2"}, "three attempts"
+    assert not (tmp_path / "batch" / BATCHES_FILE).exists()
