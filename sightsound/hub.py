@@ -1,4 +1,4 @@
-"""What a published artefact says of itself (cards, rendered from `model_cards/`), and how a dataset reaches the Hub."""
+"""What a published artefact says of itself (cards, rendered from `model_cards/`), and how datasets and models reach the Hub."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .retries import Conflict, retrying
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "model_cards"
 UPLOAD_BATCH = 16  # files; a kill costs at most one batch
+FUNNEL_FIGURE = "funnel.png"  # shown by the card of the corpus
 
 
 def render_card(template: str, **values: Any) -> str:
@@ -83,18 +84,50 @@ def publish_dataset(folder: Path, repo_id: str, private: bool) -> str:
         `InputError`: The folder is not complete, the token may not write, what the Hub delivers is not what was sent,
             or the Hub did not answer for minutes. Nothing of the build is on `main`, or all of it.
     """
+    _refuse_unpublishable(repo_id)
+    build, rows = _read_build(folder)
+    return _publish(_Publication(build, folder, repo_id), f"{rows} rows", private)
+
+
+def publish_model(folder: Path, repo_id: str, private: bool) -> str:
+    """
+    Publish a finished checkpoint folder with its card, in the way of `publish_dataset`.
+
+    Only what `_is_of_checkpoint` names is ever sent: no pickles, no training state. Weights are read back byte by byte;
+    config and processor are loaded as a user would.
+
+    Args:
+        folder (`Path`): `model/` of a finished training stage: README.md, config.json, *.safetensors, processor.
+        repo_id, private: As for `publish_dataset`.
+
+    Raises:
+        `InputError`: As for `publish_dataset`.
+    """
+    _refuse_unpublishable(repo_id)
+    fingerprint(folder)  # refuses the output of a stage that has not finished
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and _is_of_checkpoint(file.name))
+    if not {"README.md", "config.json"} <= set(names) or not any(name.endswith(".safetensors") for name in names):
+        raise InputError(f"{folder} holds no README.md, config.json and *.safetensors; give the `model/` folder of a recipe")
+    build = {name: sha256_of(str(folder / name)) for name in names}
+    return _publish(_ModelPublication(build, folder, repo_id), "a checkpoint", private)
+
+
+def _refuse_unpublishable(repo_id: str) -> None:
+    """Before anything is read or hashed."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars
 
     if constants.HF_HUB_OFFLINE:
         raise InputError("HF_HUB_OFFLINE is set; unset it to publish")
     if Path(repo_id).exists():
-        # `load_dataset` would check this folder in place of the repository.
+        # `load_dataset` and `from_pretrained` would check this folder in place of the repository.
         raise InputError(f"{repo_id} is a folder here; publish from a directory that holds no folder of that name")
+
+
+def _publish(publication: _Publication, told: str, private: bool) -> str:
+    from huggingface_hub.utils import disable_progress_bars
+
     disable_progress_bars()  # one bar per file
-    build, rows = _read_build(folder)
-    publication = _Publication(build, folder, repo_id)
-    publication.say(f"{len(build)} files, {rows} rows, are {publication.tag}")
+    publication.say(f"{len(publication.build)} files, {told}, are {publication.tag}")
     retrying(lambda: publication.open(private))
     return retrying(publication.publish)
 
@@ -103,7 +136,13 @@ def _is_ours(path: str) -> bool:
     """The allow-list, for what leaves this machine and for what a new build may delete."""
     top, *rest = path.split("/")
     data = top == "data" and path.endswith(".parquet") and not any(part.startswith(".") for part in rest)
-    return path in ("README.md", "ledger.parquet") or data
+    return path in ("README.md", "ledger.parquet", FUNNEL_FIGURE) or data
+
+
+def _is_of_checkpoint(path: str) -> bool:
+    """The same for a checkpoint."""
+    kept = path.endswith((".json", ".safetensors", ".jinja", ".txt"))  # vocabularies of some tokenizers are .txt
+    return path == "README.md" or (kept and "/" not in path and not path.startswith("."))
 
 
 def _read_build(folder: Path) -> tuple[dict[str, str], int]:
@@ -128,13 +167,16 @@ def _read_build(folder: Path) -> tuple[dict[str, str], int]:
 class _Publication:
     """One build on its way to one repository. `publish` may fail anywhere and be called again."""
 
+    repo_type, loader = "dataset", "load_dataset"
+    is_ours = staticmethod(_is_ours)
+
     def __init__(self, build: dict[str, str], folder: Path, repo_id: str):
         from huggingface_hub import HfApi
 
         self.build, self.folder, self.api = build, folder, HfApi()
         told = "".join(f"{path} {sha256}\n" for path, sha256 in build.items())
         self.tag = f"build-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
-        self.repo: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset"}
+        self.repo: dict[str, Any] = {"repo_id": repo_id, "repo_type": self.repo_type}
         self.delivered: set[tuple[str, str]] = set()  # (commit, path) read back already
 
     def say(self, text: str) -> None:
@@ -176,7 +218,7 @@ class _Publication:
         from huggingface_hub import RepoFile
 
         entries = self.api.list_repo_tree(**self.repo, revision=revision, recursive=True)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and _is_ours(entry.path)}
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and self.is_ours(entry.path)}
 
     def is_build(self, tree: dict[str, Any]) -> bool:
         return tree.keys() == self.build.keys() and all(self.is_same(path, tree[path]) for path in tree)
@@ -311,8 +353,27 @@ class _Publication:
         """Tag what main is, or was a moment ago; a tag is never moved, since people pin it."""
         if self.tag not in [tag.name for tag in self.api.list_repo_refs(**self.repo).tags]:
             self.api.create_tag(**self.repo, tag=self.tag, revision=main, exist_ok=True)
-            self.say(f'tagged: load_dataset("{self.repo["repo_id"]}", revision="{self.tag}")')
+            self.say(f'tagged: {self.loader}("{self.repo["repo_id"]}", revision="{self.tag}")')
         elif self.is_build(self.tree(self.tag)):
             self.say(f"main holds {self.tag}, and it is tagged")
         else:
             raise InputError(f"tag {self.tag} of {self.repo['repo_id']} holds other files; delete that tag and publish again")
+
+
+class _ModelPublication(_Publication):
+    """A checkpoint on its way to a model repository."""
+
+    repo_type, loader = "model", "from_pretrained"
+    is_ours = staticmethod(_is_of_checkpoint)
+
+    def check_loading(self, commit: str, expected: dict[tuple[str, str], tuple[int, Any]]) -> None:
+        """Config and processor of the pull request; the weights' bytes have come back as they were sent."""
+        retrying(lambda: self.loaded(self.repo["repo_id"], revision=commit))
+        self.say(f"read back {len(self.build)} files, all as sent; config and processor can be loaded")
+
+    def loaded(self, source: str, **options: Any) -> dict[tuple[str, str], tuple[int, Any]]:
+        from transformers import AutoConfig, AutoProcessor
+
+        AutoConfig.from_pretrained(source, **options)
+        AutoProcessor.from_pretrained(source, **options)
+        return {}

@@ -51,6 +51,14 @@ class PublishArguments:
             revision = publish_dataset(folder, self.push_to_hub, self.private)
             print(f"published: {self.push_to_hub}, revision {revision}")
 
+    def publish_model(self, folder: Path) -> None:
+        """Upload a finished checkpoint folder, if that was asked for."""
+        if self.push_to_hub is not None:
+            from .hub import publish_model
+
+            revision = publish_model(folder, self.push_to_hub, self.private)
+            print(f"published: {self.push_to_hub}, revision {revision}")
+
 
 def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dict[str, Features]) -> Any:
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli import InputError
 from .prompts import PROMPT_VERSION
+from .publishing import REPO_ID, PublishArguments
 
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ _MODEL_FIELDS = (
     "lora_",
     "use_rslora",
 )
+
+
+def take_publication(training_args: TrainingArguments) -> PublishArguments:
+    """
+    What `--push_to_hub --hub_model_id ORG/NAME [--hub_private_repo]` asks for, taken out of the arguments.
+
+    `Trainer` would upload `training_args.bin`, a pickle; and where a result goes does not change it: a finished folder can
+    still be published.
+    """
+    repository = training_args.hub_model_id if training_args.push_to_hub else None
+    if training_args.push_to_hub and not REPO_ID.fullmatch(repository or ""):
+        raise InputError(f"push_to_hub with hub_model_id {repository}: expected ORG/NAME, such as my-lab/verifier")
+    private = bool(training_args.hub_private_repo) and repository is not None
+    training_args.push_to_hub, training_args.hub_model_id, training_args.hub_private_repo = False, None, None
+    return PublishArguments(push_to_hub=repository, private=private)
 
 
 def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: ModelConfig) -> None:

@@ -36,6 +36,15 @@ class Call:
     def json(self) -> Any:
         return json.loads(self.body or b"{}")
 
+    @property
+    def kind(self) -> str:
+        return self.match["kind"] or "models"  # whose web addresses begin with the owner
+
+    @property
+    def address(self) -> str:
+        """Of the repository's page."""
+        return f"{self.hub.url}/{'' if self.kind == 'models' else f'{self.kind}/'}{self.match['repo']}"
+
     def user(self) -> str | None:
         if self.token and self.token not in USERS:
             raise Refusal(401, "Invalid credentials in Authorization header")
@@ -43,7 +52,7 @@ class Call:
 
     def repo(self, write: bool = False) -> Repo:
         """A private repository looks missing to everybody but its owner."""
-        user, repo = self.user(), self.hub.repos.get(f"{self.match['kind']}/{self.match['repo']}")
+        user, repo = self.user(), self.hub.repos.get(f"{self.kind}/{self.match['repo']}")
         owner = user is not None and self.match["repo"].startswith(f"{user}/")
         if repo is None or (repo.private and not owner):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -76,7 +85,8 @@ def _create_repo(hub: LoopbackHub, call: Call) -> Answer:
     if name in hub.repos:
         raise Refusal(409, f"You already created {name}", url=f"{hub.url}/{name}")
     hub.new_repo(name, private=asked.get("visibility") == "private")
-    return Answer({"url": f"{hub.url}/{name}", "name": f"{owner}/{asked['name']}"})
+    address = name.removeprefix("models/")
+    return Answer({"url": f"{hub.url}/{address}", "name": f"{owner}/{asked['name']}"})
 
 
 def _info(hub: LoopbackHub, call: Call) -> Answer:
@@ -151,7 +161,7 @@ def _resolve(hub: LoopbackHub, call: Call) -> Answer:
         return Answer(hub.content(entry), headers=headers | {"ETag": f'"{entry.oid}"'})
     headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size), "Location": hub.signed(entry.sha256)}
     if name := hub.cas.names.get(entry.sha256):
-        route = f"{hub.url}/api/{call.match['kind']}/{call.match['repo']}/xet-read-token/{sha}"
+        route = f"{hub.url}/api/{call.kind}/{call.match['repo']}/xet-read-token/{sha}"
         headers |= {"X-Xet-Hash": name, "Link": f'<{route}>; rel="xet-auth"'}
     return Answer(status=302, headers=headers)
 
@@ -165,7 +175,7 @@ def _preupload(hub: LoopbackHub, call: Call) -> Answer:
     files = []
     for asked in call.json["files"]:
         path, old = asked["path"], repo.tree(call.match["rev"]).get(asked["path"])
-        large = path.endswith(".parquet") or asked["size"] > REGULAR_MAX
+        large = path.endswith((".parquet", ".safetensors")) or asked["size"] > REGULAR_MAX
         told = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": path in ignored}
         files.append(told | ({"oid": old.sha256 or old.oid} if old else {}))
     return Answer({"files": files})
@@ -217,9 +227,9 @@ def _commit(hub: LoopbackHub, call: Call) -> Answer:
     if propose:
         repo.pulls.append(pull := Pull(len(repo.pulls) + 1, header["summary"], str(call.user())))
         target = f"refs/pr/{pull.num}"
-        told["pullRequestUrl"] = f"{hub.url}/{call.match['kind']}/{call.match['repo']}/discussions/{pull.num}"
+        told["pullRequestUrl"] = f"{call.address}/discussions/{pull.num}"
     sha = repo.add(target, parent, dict(sorted(tree.items())), header["summary"])
-    url = f"{hub.url}/{call.match['kind']}/{call.match['repo']}/commit/{sha}"
+    url = f"{call.address}/commit/{sha}"
     return Answer({"success": True, "commitOid": sha, "commitUrl": url, **told})
 
 
@@ -228,7 +238,7 @@ def _commit(hub: LoopbackHub, call: Call) -> Answer:
 
 def _about(call: Call, pull: Pull) -> dict[str, Any]:
     about = {"num": pull.num, "title": pull.title, "status": pull.status, "author": {"name": pull.author}}
-    repo = {"name": call.match["repo"], "type": call.match["kind"].removesuffix("s")}
+    repo = {"name": call.match["repo"], "type": call.kind.removesuffix("s")}
     return about | {"isPullRequest": True, "createdAt": now(), "repo": repo}
 
 
@@ -290,8 +300,8 @@ def _reconstruction(hub: LoopbackHub, call: Call) -> Answer:
     return Answer(told) if told else Answer(status=416)
 
 
-API = r"/api/(?P<kind>datasets)/(?P<repo>[^/]+/[^/]+)"
-WEB = r"/(?P<kind>datasets)/(?P<repo>[^/]+/[^/]+?)"
+API = r"/api/(?P<kind>datasets|models)/(?P<repo>[^/]+/[^/]+)"
+WEB = r"(?:/(?P<kind>datasets))?/(?P<repo>[^/]+/[^/]+?)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 HASH = r"(?P<hash>[0-9a-f]{64})"
 ROUTES: list[tuple[str, str, Callable[[LoopbackHub, Call], Answer]]] = [
