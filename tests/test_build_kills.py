@@ -117,10 +117,6 @@ def kill_and_finish(tmp_path: Path, whole: Whole, num_kills: int, seed: int) -> 
     return half_done, untouched
 
 
-def test_a_build_killed_three_times_ends_with_the_same_bytes(tmp_path, whole):
-    kill_and_finish(tmp_path, whole, num_kills=3, seed=0)
-
-
 @pytest.mark.slow
 def test_builds_killed_fifty_times_end_with_the_same_bytes(tmp_path, whole):
     half_done, untouched = kill_and_finish(tmp_path, whole, num_kills=50, seed=1)

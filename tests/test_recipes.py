@@ -1,6 +1,7 @@
 """The recipes as a user launches them, two steps each, on tiny models."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -126,13 +127,16 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
         {"max_steps": "few"},
     ],
 )
-def test_bad_arguments_are_one_clear_line(flags, corpus, tiny_dataset, student_checkpoint, tmp_path) -> None:
-    recipe = [sys.executable, "recipes/sft.py", "--config", str(MINIATURE / "sft_cot.yaml")]
+def test_bad_arguments_are_one_clear_line(
+    flags, corpus, tiny_dataset, student_checkpoint, tmp_path, monkeypatch, capsys
+) -> None:
     inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": student_checkpoint, "output_dir": tmp_path / "run"}
     parts = [str(part) for name, value in (inputs | flags).items() for part in (f"--{name}", value)]
-    done = subprocess.run([*recipe, *parts], cwd=REPO, env=tiny._environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr[-2000:]
-    last = done.stderr.strip().splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", ["recipes/sft.py", "--config", str(MINIATURE / "sft_cot.yaml"), *parts])
+    with pytest.raises(SystemExit) as stopped:  # here, and not in a process of its own: each would import TRL again
+        runpy.run_path(str(REPO / "recipes" / "sft.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert (last.startswith("error: ") and next(iter(flags)) in last) or "nonsense" in last
 
 
