@@ -100,8 +100,9 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
 
 def settings_of(args: TracesArguments) -> dict[str, Any]:
     """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
-    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "request_timeout_s", "prime", "dry_run"]
-    ignored.append("batch_size" if args.base_url else "concurrency")
+    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
+    if args.base_url:
+        ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
     engine = "server" if args.base_url else "in process"
     settings |= {"prompt_version": PROMPT_VERSION, "engine": engine}
@@ -128,7 +129,7 @@ class TeacherRun:
             args.model, urls, args.batch_size, args.concurrency, self.sampling, args.request_timeout_s, args.prime
         )
         journal = Journal(journal_file)
-        run_requests(engine, ids, self.build, self.sampling, journal, "traces")
+        run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=args.rank is not None)
         provenance = {
             "teacher": args.model,
             "teacher_revision": engine.revision,
@@ -148,7 +149,8 @@ def main() -> None:
         raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
     if args.dry_run:
         teacher = TeacherRun(args)
-        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir))
+        notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []
+        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir, notes))
         return
     with open_stage(args, args.output_dir, settings_of(args)) as stage:
         if stage.complete:

@@ -40,8 +40,10 @@ from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
 
 # The first word decides and must be yes or no: "Yes.", "**No**, there is no dog". One followed by the other ("Yes and no",
-# "yes/no", a checker that repeats the question) decides nothing.
-_YES_NO = re.compile(r"^\W*(yes|no)\b(?!\W+(?:(?:and|or)\s+)?(?!\1\b)(?:yes|no)\b)", re.IGNORECASE)
+# "yes/no", a checker that repeats the question) decides nothing, nor does a no that belongs to a word ("No doubt").
+_YES_NO = re.compile(r"^\W*(?:(yes)|(no)(?!\s+\w))\b(?!\W+(?:(?:and|or)\s+)?(?!\1\b|\2\b)(?:yes|no)\b)", re.IGNORECASE)
+# "Yes, the dog is heard, but the bell is not": a yes to a part of the trace.
+_TAKEN_BACK = re.compile(r"\b(?:but|however|except|although|though)\b", re.IGNORECASE)
 
 
 @dataclass
@@ -71,7 +73,11 @@ class VerdictsArguments(ScaleArguments):
 def parse_yes_no(text: str) -> str:
     """`accept`, `reject`, or `invalid` for anything but a clear yes or no."""
     found = _YES_NO.match(text)
-    return INVALID if found is None else ACCEPT if found.group(1).lower() == "yes" else REJECT
+    if found is None:
+        return INVALID
+    if found.group(2):
+        return REJECT
+    return INVALID if _TAKEN_BACK.search(text) else ACCEPT
 
 
 def compare_with_transcript(think: str | None, transcript: str) -> str:
@@ -119,14 +125,16 @@ class Checker:
         def clip_of(key: str) -> str:
             return asked[key][0]
 
-        run_requests(self._engine, list(asked), build, sampling, self._journal, description, clip_of, block_of)
+        is_part = self._run.is_part
+        run_requests(self._engine, list(asked), build, sampling, self._journal, description, clip_of, block_of, is_part)
 
-    def answer(self, key: str) -> str | None:
-        """What the checker said, "" where the clip could not be read; None where it was not asked."""
-        if key not in self._journal:
+    def answer(self, key: str, may_be_cut: bool = False) -> str | None:
+        """What the checker said; "" where it refused to or was cut, for a list that is cut lacks sounds; None for no answer."""
+        completions = self._journal[key].get("completions") if key in self._journal else None
+        if not completions:
             return None
-        completions = self._journal[key].get("completions")
-        return completions[0]["text"] if completions else ""
+        reasons = ("stop", "length") if may_be_cut else ("stop",)
+        return completions[0]["text"] if completions[0]["finish_reason"] in reasons else ""
 
 
 def verify_transcript(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
@@ -149,9 +157,9 @@ def verify_yes_no(rows: list[TraceRow], checker: Checker, args: VerdictsArgument
         checker.ask(asked, sampling, f"verdicts (attempt {attempt + 1})")
         again: Asked = {}
         for key, question in asked.items():
-            name, said = key.rpartition("#")[0], checker.answer(key) or ""
-            traces[name] |= {"verdict": parse_yes_no(said), "verdict_text": said}
-            if traces[name]["verdict"] == INVALID:
+            name, said = key.rpartition("#")[0], checker.answer(key, may_be_cut=True)
+            traces[name] |= {"verdict": parse_yes_no(said or ""), "verdict_text": said}
+            if said is not None and traces[name]["verdict"] == INVALID:
                 again[f"{name}#{attempt + 1}"] = question
         asked = again
         if not asked:
@@ -181,6 +189,7 @@ class CheckerRun:
         clips = self._traces.select_columns(["id", "media_sha256"])
         schema.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
         self.ids: list[str] = list(self._traces["id"])
+        self.is_part = args.rank is not None
         self._position = {row_id: i for i, row_id in enumerate(self.ids)}
 
     def block_of(self, row_id: str) -> int:
@@ -242,7 +251,9 @@ class CheckerRun:
 
         def judged(row: TraceRow) -> Result:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
-            return row | provenance | outcome | {"checker_heard_s": heard_s.get(row["id"])}, unread.get(row["id"])
+            is_judged = all(trace["verdict"] != INVALID for trace in row["traces"])
+            detail = None if is_judged else unread.get(row["id"])
+            return row | provenance | outcome | {"checker_heard_s": heard_s.get(row["id"])}, detail
 
         return map(judged, rows)
 
@@ -286,15 +297,16 @@ def batches_file(args: VerdictsArguments) -> Path | None:
     path = Path(args.output_dir) / BATCHES_FILE
     if args.batch_api and (len(args.base_url or []) != 1 or args.num_tasks > 1 or args.rank is not None):
         raise InputError("--batch_api needs one --base_url, and no --num_tasks: the work is all at the server")
-    if path.is_file() and not args.batch_api:
+    if path.is_file() and path.stat().st_size and not args.batch_api:
         raise InputError(f"{path} records batches that are paid for; give --batch_api, or delete it to ask without them")
     return path if args.batch_api else None
 
 
 def settings_of(args: VerdictsArguments) -> dict[str, Any]:
     """What a rerun has to share: all that decides a verdict. Which servers give it, and in how many ranks, does not."""
-    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "request_timeout_s", "dry_run", "batch_api"]
-    ignored.append("batch_size" if args.base_url else "concurrency")
+    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "batch_api"]
+    if args.base_url:
+        ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
     settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
     return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}

@@ -130,7 +130,7 @@ def check(args: RunArguments) -> None:
 def main(argv: list[str]) -> None:
     args = parse_arguments(RunArguments, __doc__, argv)
     check(args)
-    ignored = ("output_dir", "batch_size" if args.base_url else "concurrency")
+    ignored = ("output_dir", "concurrency", *(["batch_size"] if args.base_url else []))
     settings = {k: v for k, v in asdict(args).items() if k not in ignored} | {"prompt_version": PROMPT_VERSION}
     settings |= {"model": fingerprint(args.model), "dataset": fingerprint(args.dataset)}
     with Stage(args.output_dir, settings) as stage:

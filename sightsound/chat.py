@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -227,15 +228,15 @@ def make_engine(
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
     them, `OpenAIBatchEngine` at the first `base_url`.
     """
-    if base_url and batches is not None:
-        from .openai_batches import OpenAIBatchEngine
+    if not base_url:
+        return TransformersEngine(model, batch_size, sampling)
+    from .openai_batches import OpenAIBatchEngine
+    from .openai_engine import TIMEOUT_S, OpenAIEngine
 
-        return OpenAIBatchEngine(model, base_url if isinstance(base_url, str) else base_url[0], batches)
-    if base_url:
-        from .openai_engine import TIMEOUT_S, OpenAIEngine
-
-        return OpenAIEngine(model, base_url, concurrency, timeout_s or TIMEOUT_S, prime)
-    return TransformersEngine(model, batch_size, sampling)
+    urls = [base_url] if isinstance(base_url, str) else base_url
+    if batches is not None:
+        return OpenAIBatchEngine(model, urls[0], batches, timeout_s or TIMEOUT_S)
+    return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime)
 
 
 # So many requests in a row without completions, and the server is set up for something else than these requests.
@@ -251,6 +252,7 @@ def run_requests(
     description: str,
     clip_of: Callable[[str], str] | None = None,
     block_of: Callable[[str], int] | None = None,
+    is_part: bool = False,
 ) -> None:
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
@@ -267,45 +269,72 @@ def run_requests(
             `keys`, and are sent one after the other, so that the server finds the clip in its prefix cache.
         block_of (`Callable`, *optional*): Key to block, of consecutive `keys`: no call has members of two. Where a part of a
             stage's questions is whole blocks, it makes the calls that all questions together would.
+        is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
 
     The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
     server told it, or `{"outcome", "detail"}`.
     """
     missing = [key for key in keys if key not in journal]
     if isinstance(engine, StreamingEngine):
-        groups = [list(group) for _, group in groupby(missing, clip_of or str)]
-        parts = _streamed(engine, groups, build, sampling)
+        feed = _Feed([list(group) for _, group in groupby(missing, clip_of or str)])
     else:
         blocks = [list(block) for _, block in groupby(keys, block_of or (lambda _: 0))]
         size = engine.requests_per_call
-        calls = [block[start : start + size] for block in blocks for start in range(0, len(block), size)]
-        parts = _called(engine, calls, journal, build, sampling)
+        feed = _Feed([block[start : start + size] for block in blocks for start in range(0, len(block), size)])
     held: list[ChatResult] = []  # failures since the last answer
     with _Progress(len(keys), len(keys) - len(missing), description) as progress:
-        for notes, results in parts:
-            failed = [result for result in results if result.outcome and result.was_sent]
-            settled = [result for result in results if result not in failed]
-            if any(result.completions for result in settled):
-                settled, held = settled + held, failed
+        while not feed.is_empty:
+            feed.is_open = True
+            if isinstance(engine, StreamingEngine):
+                parts = _streamed(engine, feed, build, sampling)
             else:
-                held += failed
-            num_new = sum(result.key not in journal for result in settled)  # a repeated call has members that are journaled
-            journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
-            progress.add(num_new, results, getattr(engine, "num_retries", 0))
-            if len(held) > MAX_UNANSWERED:
-                break
-        # A server that has not answered a single request does not dislike this one: it is set up for something else.
-        if held and (len(held) > MAX_UNANSWERED or not any("completions" in entry for entry in journal.entries.values())):
-            raise InputError(f"the server answers no request: {held[0].detail}; finished requests are kept, rerun to continue")
+                parts = _called(engine, feed, journal, build, sampling)
+            for notes, results in parts:
+                failed = [result for result in results if result.outcome and result.was_sent]
+                settled = [result for result in results if result not in failed]
+                if any(result.completions for result in settled):
+                    settled, held = settled + held, failed
+                else:
+                    held += failed
+                num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
+                journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
+                progress.add(num_new, results, getattr(engine, "num_retries", 0))
+                # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
+                feed.is_open = len(held) <= MAX_UNANSWERED
+            # A server that has not answered a single request does not dislike this one: it is set up for something else.
+            is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
+            if held and (len(held) > MAX_UNANSWERED or (feed.is_empty and is_useless)):
+                told = f"the server answers no request: {held[0].detail}"
+                raise InputError(f"{told}; finished requests are kept, rerun to continue")
         journal.append((result.key, _entry(result)) for result in held)
         progress.add(len(held), [], getattr(engine, "num_retries", 0))
+
+
+class _Feed:
+    """Groups of requests for an engine to take; while it is closed it looks like its end."""
+
+    def __init__(self, groups: list[list[str]]):
+        self._groups = deque(groups)
+        self.is_open = True
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._groups
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        if not self.is_open or not self._groups:
+            raise StopIteration
+        return self._groups.popleft()
 
 
 Part = tuple[dict[str, dict[str, Any]], list[ChatResult]]  # notes of the requests by key, and results
 
 
 def _streamed(
-    engine: StreamingEngine, groups: list[list[str]], build: Callable[[str], ChatRequest], sampling: Sampling
+    engine: StreamingEngine, groups: Iterable[list[str]], build: Callable[[str], ChatRequest], sampling: Sampling
 ) -> Iterator[Part]:
     notes: dict[str, dict[str, Any]] = {}
 
@@ -319,7 +348,7 @@ def _streamed(
 
 
 def _called(
-    engine: Engine, calls: list[list[str]], journal: Journal, build: Callable[[str], ChatRequest], sampling: Sampling
+    engine: Engine, calls: Iterable[list[str]], journal: Journal, build: Callable[[str], ChatRequest], sampling: Sampling
 ) -> Iterator[Part]:
     for call in calls:
         if all(key in journal for key in call):

@@ -8,7 +8,6 @@ table says so. Completions are as long as those journaled so far, or `max_tokens
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from .chat import ChatRequest, Sampling
 from .cli import InputError
+from .journal import is_complete
 from .media import MediaError
 from .prompts import user_message
 from .ranks import journals, read_journal
@@ -280,8 +280,7 @@ def dry_run(
     notes: Iterable[str] = (),
 ) -> str:
     """What the run would cost, as text; nothing is written and no model is asked. Arguments as for `estimate`."""
-    stage = Path(output_dir) / "stage.json"
-    if stage.is_file() and json.loads(stage.read_text(encoding="utf-8"))["complete"]:
+    if is_complete(Path(output_dir)):
         return f"{output_dir} is complete: there is nothing left to pay"
     counter = make_counter(model, base_url)
     return render(estimate(keys, build, sampling, counter, output_dir), model, counter, read_price(model)[0], notes)

@@ -9,6 +9,7 @@ that a stage starts, and a fork of one that has used CUDA cannot use it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ LOCAL, RAY, SLURM = "local", "ray", "slurm"
 RANKS_FOLDER = ".ranks"
 # What a finished rank leaves. Not `.parquet`: nothing that looks for data may find them before they are joined.
 ROWS_PART, LEDGER_PART = "rows.part", "ledger.part"
+JOB_FILE = "slurm_job"
 EXTRA = "pip install 'sightsound[scale]'"
 _PARENT = "SIGHTSOUND_RANK_PARENT"  # process id of what started a rank
 _WATCH_EVERY_S = 0.5
@@ -52,6 +54,8 @@ class ScaleArguments:
         """
         if self.rank is not None and self.rank >= self.num_tasks:
             raise InputError(f"--rank {self.rank} of --num_tasks {self.num_tasks}: ranks are numbered from 0")
+        if self.executor != LOCAL and self.num_tasks == 1 and self.rank is None:
+            raise InputError(f"--executor {self.executor} needs --num_tasks of at least 2: one rank would run here")
         if self.executor == SLURM and self.slurm_partition is None:
             raise InputError("--executor slurm needs --slurm_partition")
         bad = next((option for option in self.slurm_args or [] if "=" not in option), None)
@@ -241,10 +245,23 @@ def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
         sbatch_args=dict(option.split("=", 1) for option in args.slurm_args or []),
         logging_dir=str(logs),
     )
+    _refuse_while_queued(logs)
     try:
         executor.run()
+        (logs / JOB_FILE).write_text(str(executor.job_id))
     except FileNotFoundError as error:
         if error.filename != "sbatch":
             raise
         told = f"{logs / 'launch_script.slurm'} is written, but there is no sbatch here"
         raise InputError(f"{told}; run this command where jobs are submitted") from error
+
+
+def _refuse_while_queued(logs: Path) -> None:
+    """Submitted a second time, ranks that wait or run would be started again beside themselves."""
+    file = logs / JOB_FILE
+    if not file.is_file() or shutil.which("squeue") is None:
+        return
+    job = file.read_text()
+    queued = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, check=False).stdout
+    if queued.strip():
+        raise InputError(f"Slurm job {job} has not ended (squeue --jobs {job}); run this command again when it has")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -139,10 +140,17 @@ def _is_ours(path: str) -> bool:
     return path in ("README.md", "ledger.parquet", FUNNEL_FIGURE) or data
 
 
+# What `save_pretrained` of models and processors writes. By name: a training run leaves other .json and .safetensors files.
+_OF_CHECKPOINT = re.compile(
+    r"README\.md|(?:adapter_|generation_|preprocessor_|processor_|video_preprocessor_|tokenizer_)?config\.json"
+    r"|(?:model|adapter_model)(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|tokenizer\.json|vocab\.(?:json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(?:jinja|json)"
+)
+
+
 def _is_of_checkpoint(path: str) -> bool:
     """The same for a checkpoint."""
-    kept = path.endswith((".json", ".safetensors", ".jinja", ".txt"))  # vocabularies of some tokenizers are .txt
-    return path == "README.md" or (kept and "/" not in path and not path.startswith("."))
+    return _OF_CHECKPOINT.fullmatch(path) is not None
 
 
 def _read_build(folder: Path) -> tuple[dict[str, str], int]:

@@ -60,10 +60,11 @@ def fingerprint(source: str | Path | None) -> str | None:
         return _short_digest(path.read_bytes())
     if not path.is_dir():
         return str(source)
-    if (path / STAGE_FILE).is_file() and not _is_complete(path):
-        raise InputError(f"{path} is not complete; rerun the stage that writes it")
     for folder in (path, path.parent):
-        if (folder / STAGE_FILE).is_file() and _is_complete(folder):
+        if (folder / STAGE_FILE).is_file() and not is_complete(folder):
+            raise InputError(f"{folder} is not complete; rerun the stage that writes it")
+    for folder in (path, path.parent):
+        if is_complete(folder):
             return _short_digest((folder / STAGE_FILE).read_bytes() + str(path.relative_to(folder)).encode())
     files = sorted(file for file in path.rglob("*") if file.is_file())
     told = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
@@ -74,8 +75,16 @@ def _short_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _is_complete(folder: Path) -> bool:
-    return bool(json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))["complete"])
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds the finished output of a stage."""
+    file = folder / STAGE_FILE
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8"))["complete"])
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What a stage's folder was started with; None where no stage was."""
+    file = folder / STAGE_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
 
 
 def _digest_of_results(folder: Path) -> str:

@@ -3,10 +3,10 @@ Ask OpenAI-compatible servers: several replicas, bounded concurrency, and every 
 
 What happens to a request, and who is to blame for it:
 
-- 429, 502, 503 and 504 mean "later": asked again, after `Retry-After` where the server gives one.
-- Any other passing failure (500, a reset connection, no answer within `timeout_s`, a body that is not a chat completion) is
-  asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all: an outage is
-  waited for, up to `PATIENCE_S`.
+- 429 means "later": asked again, after `Retry-After` where the server gives one.
+- Any other passing failure (500, 502, 503, 504, a reset connection, no answer within `timeout_s`, a body that is not a chat
+  completion) is asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all:
+  an outage is waited for, up to `PATIENCE_S`.
 - 400, 413 and 422 refuse this request and not the next: its outcome at once.
 - Anything else (401, 403, 404: the key, the address, the model's name) will not get better: the run stops at once.
 
@@ -68,7 +68,9 @@ class _Replicas:
         import httpx2 as httpx  # what the openai client is built on
         from openai import OpenAI
 
-        key = os.environ.get("OPENAI_API_KEY") or "EMPTY"  # servers of one's own want none
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY"  # servers of one's own want none
+        if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
+            raise InputError("OPENAI_API_KEY holds characters that no key has, such as a line break; set it to the key alone")
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         self._all = [_Replica(url, OpenAI(base_url=url, api_key=key, max_retries=0, timeout=timeout)) for url in urls]
         self._lock = threading.Lock()
@@ -244,7 +246,7 @@ class OpenAIEngine:
         run: _Run,
     ) -> tuple[ChatResult | None, _Replica | None]:
         """Ask until there is a result; None when the run stops first."""
-        started, tries, avoided = time.monotonic(), 0, None
+        started, failed, tries, avoided = time.monotonic(), None, 0, None
         for attempt in itertools.count():
             if run.stopped.is_set():
                 return None, None
@@ -258,20 +260,36 @@ class OpenAIEngine:
                 seen = failure
             finally:
                 self._replicas.done(replica, is_well)
-            tries += not seen.is_busy
             since = max(started, run.last_answer or 0.0)
-            is_outage = seen.is_busy or not (seen.was_answered or since > started)
+            is_outage = seen.is_busy or (seen.is_down and since == started and not self._is_alive(replica))
+            tries += not is_outage
             if seen.is_final or (tries >= TRIES and not is_outage):
                 if seen.outcome is None:
                     raise InputError(f"{seen}; finished requests are kept, rerun to continue")
                 return ChatResult(key, prompt, [], seen.outcome, str(seen)), replica
-            is_new = run.last_answer is None and not seen.was_answered
-            if is_outage and time.monotonic() - since > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
+            is_new = run.last_answer is None and seen.is_unreachable
+            # The time of a first try that hung does not count: a second one is due to it.
+            failed = failed or time.monotonic()
+            waited_s = time.monotonic() - max(failed, run.last_answer or 0.0)
+            if is_outage and waited_s > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
                 raise InputError(f"{seen}; finished requests are kept, rerun to continue")
             avoided = replica
             self.num_retries += 1
             run.stopped.wait(delay_s(attempt) if seen.retry_after_s is None else seen.retry_after_s)
         raise AssertionError("unreachable")
+
+    def _is_alive(self, replica: _Replica) -> bool:
+        """Whether the server answers anything: then a request that it keeps failing is at fault, and no outage."""
+        import httpx2 as httpx
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            replica.client.models.list(timeout=CONNECT_TIMEOUT_S)
+        except APIStatusError as error:
+            return error.status_code < 500
+        except (APIConnectionError, httpx.HTTPError, ValueError):
+            return False
+        return True
 
     def _send(
         self, replica: _Replica, key: str, content: list[Any], fps: float | None, sampling: Sampling

@@ -17,7 +17,8 @@ from .media import encode_wav
 from .schema import REFUSED, SERVER_ERROR
 
 
-BUSY = (429, 502, 503, 504)
+BUSY = 429
+DOWN = (502, 503, 504)  # what stands before a server that is not there, or not yet
 REFUSALS = (400, 413, 422)
 PASSING = (408, 409, 425)  # and 5xx
 LONGEST_RETRY_AFTER_S = 600.0
@@ -34,7 +35,8 @@ class RequestFailure(Exception):
     A try that gave no completions.
 
     `outcome` is what becomes of the request if it cannot be answered: None where the run has to stop instead.
-    `is_final`: the same would happen again. `is_busy`: the server asks for patience. `was_answered`: it is at least alive.
+    `is_final`: the same would happen again. `is_busy`: the server asks for patience. `is_down`: it did not answer this, and
+    perhaps nothing. `is_unreachable`: nothing listens there.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class RequestFailure(Exception):
         outcome: str | None = None,
         is_final: bool = False,
         is_busy: bool = False,
-        was_answered: bool = True,
+        is_down: bool = False,
+        is_unreachable: bool = False,
         retry_after_s: float | None = None,
     ):
         super().__init__(message)
         self.outcome, self.is_final, self.is_busy = outcome, is_final, is_busy
-        self.was_answered, self.retry_after_s = was_answered, retry_after_s
+        self.is_down, self.is_unreachable, self.retry_after_s = is_down, is_unreachable, retry_after_s
 
 
 def _compressed(pixels: np.ndarray) -> bytes:
@@ -144,8 +147,11 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
         return RequestFailure(told, REFUSED, is_final=True)
     if error.code == "insufficient_quota":  # OpenAI's 429 that no waiting helps against
         return RequestFailure(told, is_final=True)
-    if status in BUSY:
-        return RequestFailure(told, is_busy=True, retry_after_s=_retry_after_s(error.response.headers))
+    retry_after_s = _retry_after_s(error.response.headers)
+    if status == BUSY:
+        return RequestFailure(told, is_busy=True, retry_after_s=retry_after_s)
+    if status in DOWN:
+        return RequestFailure(told, SERVER_ERROR, is_down=True, retry_after_s=retry_after_s)
     if status in PASSING or status >= 500:
         return RequestFailure(told, SERVER_ERROR)
     if status in (401, 403):
@@ -162,9 +168,9 @@ def failure_of_connection(error: Exception, url: str, timeout_s: float) -> Reque
 
     *_, root = _causes(error)
     if isinstance(error, APITimeoutError | httpx.TimeoutException) and not isinstance(root, httpx.ConnectTimeout):
-        return RequestFailure(f"no answer from {url} within {timeout_s:g} s", SERVER_ERROR, was_answered=False)
+        return RequestFailure(f"no answer from {url} within {timeout_s:g} s", SERVER_ERROR, is_down=True)
     told = f"no answer from {url}: is the server running? ({type(root).__name__}: {_one_line(root)})"
-    return RequestFailure(told, SERVER_ERROR, was_answered=False)
+    return RequestFailure(told, SERVER_ERROR, is_down=True, is_unreachable=True)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -24,7 +24,7 @@ from . import schema
 from .cli import InputError
 from .corpus import Funnel, read_parquet
 from .executors import LEDGER_PART, RANKS_FOLDER, ROWS_PART, ScaleArguments, end_with_parent, rank_folder, run_ranks
-from .journal import JOURNAL_FILE, Journal, Stage
+from .journal import JOURNAL_FILE, Journal, Stage, read_settings
 
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ def slice_of(num_rows: int, rank: int, num_tasks: int, align: int) -> slice:
 
     Args:
         align (`int`): Slices begin at a multiple of it. An engine whose draws depend on what is generated together
-            (`Engine.whole_calls`) needs the same calls in each slice as in one run: its `requests_per_call`.
+            needs the same calls in each slice as in one run: its `requests_per_call`.
     """
     units = -(-num_rows // align)
     begin, end = (align * (units * part // num_tasks) for part in (rank, rank + 1))
@@ -75,14 +75,16 @@ def collect(
     if args.rank is not None:
         mine = ids[slice_of(len(ids), args.rank, args.num_tasks, align)]
         if not (stage.path / LEDGER_PART).is_file():
-            _adopt(Path(output_dir), args, mine)
+            _adopt(Path(output_dir), args, mine, stage)
             results = work(mine, stage.path / JOURNAL_FILE) if mine else iter(())
             write_results(results, stage.path / ROWS_PART, stage.path / LEDGER_PART)
         print(f"rank {args.rank} of {args.num_tasks}: {len(mine)} questions")
         return None
     if args.num_tasks == 1:
-        _adopt(Path(output_dir), args, ids)
+        _adopt(Path(output_dir), args, ids, stage)
         return work(ids, stage.path / JOURNAL_FILE)
+    for rank in range(args.num_tasks):
+        _check_settings(rank_folder(output_dir, rank, args.num_tasks), stage)
     return _join(args, output_dir, ids) if run_ranks(args, output_dir) else None
 
 
@@ -131,7 +133,19 @@ def read_journal(file: Path) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str]) -> None:
+def _check_settings(folder: Path, stage: Stage) -> None:
+    """A rank that was started by hand, or before the output folder was emptied, may have been given other settings."""
+    recorded = read_settings(folder)
+    if recorded is not None and recorded != stage.settings:
+        changed = sorted(
+            name for name in recorded.keys() | stage.settings.keys() if recorded.get(name) != stage.settings.get(name)
+        )
+        raise InputError(
+            f"{folder} was made with other settings ({', '.join(changed)}); delete it, or give those settings again"
+        )
+
+
+def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str], stage: Stage) -> None:
     """Copy what was finished under another `--num_tasks` into the journal of this run or rank: it was paid for."""
     own = output_dir if args.rank is None else rank_folder(output_dir, args.rank, args.num_tasks)
     same_division = f"-of-{args.num_tasks}"
@@ -147,6 +161,7 @@ def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str]) -> None:
     for file in others:
         if file.parent != output_dir and _is_locked(file.parent):
             raise InputError(f"{file.parent} is being written by a rank of an earlier command; wait for it or stop it")
+        _check_settings(file.parent, stage)
         # A question's own request, or one of several whose keys begin with its id ("id/0#1").
         found = ((key, value) for key, value in read_journal(file) if key in wanted or key.rpartition("/")[0] in wanted)
         journal.append((key, value) for key, value in found if key not in journal)
@@ -154,9 +169,9 @@ def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str]) -> None:
 
 
 def _is_locked(folder: Path) -> bool:
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look do not keep each other out
         except BlockingIOError:
             return True
     return False

@@ -303,7 +303,7 @@ class VerifierEngine:
         processor = load_processor(model)
         self.verifier = verifier
         self.requests_per_call = batch_size
-        self.model = Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype="auto")
+        self.model = Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype="auto", use_safetensors=True)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.revision = (fingerprint(model) if Path(model).is_dir() else self.model.config._commit_hash) or ""
         self._collator = PairCollator(processor, verifier["prompt"])

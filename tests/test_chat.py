@@ -271,7 +271,7 @@ def test_a_server_that_is_not_there_is_named(impatient, audio_requests):
 
 def test_a_server_that_hangs_is_named_with_the_time(impatient, audio_requests):
     gone = threading.Event()
-    with OpenAIServer(lambda ask: gone.wait(60) and []) as server:
+    with OpenAIServer(lambda ask: gone.wait(60) and [], is_up=False) as server:
         engine = OpenAIEngine("tiny", server.base_url, 1, timeout_s=0.5)
         with pytest.raises(InputError, match=f"no answer from {server.base_url} within 0.5 s; finished requests are kept"):
             results_for(engine, audio_requests[:1], GREEDY)
@@ -280,7 +280,7 @@ def test_a_server_that_hangs_is_named_with_the_time(impatient, audio_requests):
 
 def test_a_server_that_is_always_busy_is_quoted(impatient, audio_requests):
     with (
-        OpenAIServer(lambda ask: ["yes"], itertools.repeat(503)) as server,
+        OpenAIServer(lambda ask: ["yes"], itertools.repeat(503), is_up=False) as server,
         pytest.raises(InputError, match=r"answered 503: .*fault 503.*; finished requests are kept, rerun to continue"),
     ):
         results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:1], GREEDY)
@@ -594,3 +594,42 @@ def test_what_is_in_flight_when_a_request_fails_is_kept(tmp_path, by_key):
         with pytest.raises(InputError, match="answered 401"):
             journal_of(path, engine, dict(list(by_key.items())[:4]))
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_refusals_before_the_first_answer_lose_nothing_that_is_in_flight(tmp_path):
+    """Two in three are refused at once while real answers take longer: more refusals in a row than are taken for an answer."""
+    keys = [str(i) for i in range(120)]
+
+    def answer(ask):
+        time.sleep(0.5)
+        return ["yes"]
+
+    def status_of(text: str) -> int | None:
+        return None if int(text) % 3 == 0 else 400
+
+    with OpenAIServer(answer, fault_of=status_of) as server:
+        journal = Journal(tmp_path / "journal.jsonl")
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=16)
+        run_requests(engine, keys, lambda key: ChatRequest(key, key), GREEDY, journal, "requests")
+        journal.close()
+    assert sorted(journal.entries) == sorted(keys)
+    assert {key for key, entry in journal.entries.items() if "completions" in entry} == {str(i) for i in range(0, 120, 3)}
+
+
+def test_a_request_that_alone_gets_504_does_not_stop_the_others_for_ever(impatient, tmp_path):
+    with OpenAIServer(lambda ask: ["yes"], fault_of=lambda text: 504 if text == "3" else None) as server:
+        journal = Journal(tmp_path / "journal.jsonl")
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=2)
+        keys = [str(i) for i in range(6)]
+        run_requests(engine, keys, lambda key: ChatRequest(key, key), GREEDY, journal, "requests")
+        journal.close()
+    assert sorted(journal.entries) == keys
+    assert journal["3"]["outcome"] == "server_error"
+    assert sum(ask == "3" for ask in server.faulted) == openai_engine.TRIES
+
+
+def test_a_key_with_a_line_break_is_refused_and_not_quoted(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET\r\nmore")
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds characters that no key has") as refused:
+        OpenAIEngine("tiny", "http://127.0.0.1:1/v1", 1)
+    assert "SECRET" not in str(refused.value)

@@ -1,6 +1,7 @@
 """A stage in ranks: the same files as one run, whoever starts the ranks and however often it is killed meanwhile."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,15 @@ def test_what_was_paid_for_is_kept_when_the_number_of_ranks_changes(one_run, tmp
     assert asked_of(tmp_path) == Counter(WITH_A_CLIP), "no question was asked a second time"
 
 
+def test_ranks_of_other_settings_are_neither_joined_nor_adopted(tmp_path):
+    for rank in (0, 1):
+        assert_done(run_stage(tmp_path, num_tasks=2, rank=rank, num_questions=12))
+    for flags in ({"num_tasks": 2}, {}, {"num_tasks": 3, "rank": 0}):
+        done = run_stage(tmp_path, **flags)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "0-of-2 was made with other settings (num_questions); delete it" in done.stderr
+
+
 def test_a_rank_that_runs_keeps_other_divisions_out(tmp_path):
     process = start_stage(tmp_path, num_tasks=2, rank=0, delay_s=60)
     try:
@@ -158,6 +168,7 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
     [
         ({"rank": 2, "num_tasks": 2}, "--rank 2 of --num_tasks 2: ranks are numbered from 0"),
         ({"executor": "slurm", "num_tasks": 2}, "--executor slurm needs --slurm_partition"),
+        ({"executor": "ray"}, "--executor ray needs --num_tasks of at least 2: one rank would run here"),
         ({"slurm_args": ["account"]}, "--slurm_args account: expected NAME=VALUE"),
     ],
 )
@@ -256,6 +267,14 @@ def test_the_slurm_job_script_runs_every_rank(one_run, tmp_path, monkeypatch):
     assert_done(done)
     assert "submitted; once the jobs have ended, the same command joins what they wrote" in done.stdout
     assert not (tmp_path / "out" / "ledger.parquet").exists()
+    shutil.rmtree(rank_folder(tmp_path / "out", 1, 3))  # as if its job had not run yet
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text("#!/bin/bash\necho 1 gpu sightsound PD")
+    squeue.chmod(0o755)
+    done = run_stage(tmp_path, **flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "Slurm job 1 has not ended" in done.stderr
+    squeue.write_text("#!/bin/bash\n")
+    assert_done(run_stage(tmp_path, **flags))
     assert_done(run_stage(tmp_path, **flags))
     assert files_of(tmp_path / "out") == one_run, (tmp_path / "slurm.log").read_text()
-    assert asked_of(tmp_path) == Counter(WITH_A_CLIP)

@@ -167,6 +167,7 @@ def test_replicas_may_change_and_the_engine_may_not(traced, tiny_dataset):
     urls = ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"]
     assert settings_of(TracesArguments(**args, base_url=urls)) == settings_of(TracesArguments(**args, base_url=urls[:1]))
     assert settings_of(TracesArguments(**args, base_url=urls)) == stage["settings"]
+    assert settings_of(TracesArguments(**args | {"concurrency": 99}, base_url=urls)) == stage["settings"]
     assert settings_of(TracesArguments(**args)) != stage["settings"], "in this process other completions are drawn"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from dataset_builders.verdicts import compare_with_transcript, parse_yes_no
 from sightsound import schema
+from sightsound.chat import Completion
 from sightsound.corpus import ACCEPT, INVALID, REJECT
 from sightsound.hub import write_dataset_card
 from sightsound.media import decode_audio
@@ -38,6 +39,10 @@ SCRIPT = "dataset_builders/verdicts.py"
         ("Not really", INVALID),
         ("Yesterday", INVALID),
         ("I think so, yes", INVALID),
+        ("Yes, the dog is heard, but the bell is not.", INVALID),
+        ("Yes, although no bell is heard.", INVALID),
+        ("No doubt, all of them are there.", INVALID),
+        ("No, but the dog is.", REJECT),
         ("", INVALID),
         (" \n", INVALID),
     ],
@@ -234,3 +239,32 @@ def test_verdicts_through_the_batch_api_are_those_of_single_requests(questions, 
     assert set(server.billed.values()) == {1}
     assert {key[-1] for key in server.billed} == {"0", "1", "2"}, "three attempts"
     assert not (tmp_path / "batch" / BATCHES_FILE).exists()
+
+
+def test_more_refusals_than_a_server_may_give_in_a_row_are_not_asked_again(questions, tiny_dataset, tmp_path):
+    """They stay invalid with their reason; only what was answered unclearly is asked again."""
+    thinks = [f"I hear {i}." for i in range(4)]
+    rows = [trace_row(question, [written(think) for think in thinks]) for question in questions]
+    flags = {"dataset": tiny_dataset, "traces": write_traces(rows, tmp_path / "traces"), "checker": "scripted"}
+    refused = {f"I hear {i}." for i in range(3)}
+
+    def fault_of(text: str) -> int | None:
+        return 400 if any(think in text for think in refused) else None
+
+    with OpenAIServer(lambda ask: ["maybe"], fault_of=fault_of) as server:
+        done = run_script(SCRIPT, **flags, base_url=server.base_url, concurrency=4, output_dir=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (len(server.faulted), len(server.asked)) == (3 * 12, 3 * 12), "twelve unclear ones, in three attempts"
+    assert {trace["verdict"] for row in read_rows(tmp_path / "out") for trace in row["traces"]} == {INVALID}
+    assert "answered 400" in read_ledger(tmp_path / "out")[0]["detail"]
+
+
+def test_a_transcript_that_was_cut_or_refused_judges_nothing(traces, tiny_dataset, tmp_path):
+    def cut(ask: Ask) -> list[Completion]:
+        return [Completion("I hear good.", "length")]
+
+    with OpenAIServer(cut) as server:
+        flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, verdict_mode="transcript", output_dir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {trace["verdict"] for row in read_rows(tmp_path) for trace in row["traces"]} == {INVALID}

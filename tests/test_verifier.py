@@ -272,7 +272,6 @@ def test_training_makes_the_sound_speak_for_accepted_traces(calibration, student
         model, processor = load(folder)
         evidence = score(model, PairCollator(processor, CHECKER_TRANSCRIPT), rows, 128, "held out")
         lead.append(evidence[accepted].mean() - evidence[~accepted].mean())
-    print(lead)
     assert lead[1] > lead[0] + 1
 
 
@@ -331,7 +330,8 @@ def test_a_verifier_is_published_by_its_recipe_and_known_by_its_id(
     (tmp_path / "home").mkdir()
     output = tmp_path / "run"
     shutil.copytree(verifier_run, output)
-    (output / "model" / ".env").write_text("HF_TOKEN=hf_inTheDotEnvFile")
+    for stray in (".env", "hf_token.txt", "credentials.json", "trainer_state.json", "optimizer.safetensors"):
+        (output / "model" / stray).write_text("hf_inAFileOfItsOwn")
     hub_flags = {"push_to_hub": "true", "hub_model_id": "alice/verifier", "hub_private_repo": "true"}
     command = tiny._command("recipes/verifier.py", {**verifier_flags(calibration, student_checkpoint, output), **hub_flags})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightsound import openai_engine
+from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, Sampling, TransformersEngine
 from sightsound.corpus import ACCEPT, INVALID, REJECT
 from sightsound.media import Frames, decode_audio, load_frames
@@ -111,7 +111,7 @@ def test_eight_traces_of_each_of_eight_videos_cost_one_prefill_per_video(engines
 
 def test_priming_keeps_one_prefill_per_video_where_the_videos_in_flight_do_not_fit_the_encoder_cache(engines, monkeypatch):
     # vLLM's CPU build dies of a seed when it computes a prompt in two steps: torch's CPU generators have no offset to set back.
-    monkeypatch.setattr(openai_engine, "seed_of", lambda *_: None)
+    monkeypatch.setattr(openai_protocol, "seed_of", lambda *_: None)
     sampling = Sampling(4, 1.0, 32, seed=0)
     shares = {}
     for prime in (False, True):

@@ -84,16 +84,27 @@ class OpenAIServer:
         answer (`Answer`): Request to its `n` texts (or `Completion`s); `model_answer(engine)` for a real model.
         faults (`Iterable`): One per request that comes in, until used up: an HTTP status, `DROP` (close the connection
             without an answer), `ONE_CHOICE` (ignore `n`), or None (answer well).
+        fault_of (`Callable`, *optional*): A request's text to its fault, instead.
+        is_up (`bool`): Whether it lists its models, by which a client tells an outage from a request that always fails.
 
     Attributes:
         asked (`list[Ask]`): Every request that was answered well, in order of arrival.
         statuses (`list`): What every request met: a fault, or 200.
+        faulted (`list[str]`): Texts of the requests that met a fault.
         most_at_once (`int`): Requests that were being answered at the same time, at most.
     """
 
-    def __init__(self, answer: Answer, faults: Iterable[int | str | None] = ()):
+    def __init__(
+        self,
+        answer: Answer,
+        faults: Iterable[int | str | None] = (),
+        fault_of: Callable[[str], int | str | None] | None = None,
+        is_up: bool = True,
+    ):
         self.asked: list[Ask] = []
         self.statuses: list[int | str] = []
+        self.faulted: list[str] = []
+        self._fault_of = fault_of
         self.most_at_once = self._now = 0
         self._answer, self._faults, self._lock = answer, iter(faults), threading.Lock()
         outer = self
@@ -108,6 +119,9 @@ class OpenAIServer:
                 finally:
                     with outer._lock:
                         outer._now -= 1
+
+            def do_GET(self) -> None:
+                outer._send(self, 200 if is_up else 503, {"object": "list", "data": []})
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -126,8 +140,11 @@ class OpenAIServer:
     def _serve(self, http: BaseHTTPRequestHandler) -> None:
         body = json.loads(http.rfile.read(int(http.headers["Content-Length"])))
         with self._lock:
-            fault = next(self._faults, None)
+            text = body["messages"][0]["content"][-1]["text"]
+            fault = self._fault_of(text) if self._fault_of else next(self._faults, None)
             self.statuses.append(fault or 200)
+            if fault:
+                self.faulted.append(text)
         if fault == DROP:
             pass  # HTTP/1.0: the connection is closed when nothing more is written
         elif isinstance(fault, int):

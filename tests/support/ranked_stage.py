@@ -41,7 +41,6 @@ class StageArguments(ScaleArguments):
 class ScriptedEngine:
     window_s = None
     revision = "1"
-    whole_calls = True
 
     def __init__(self, args: StageArguments):
         self.requests_per_call = args.calls_of
