@@ -289,6 +289,7 @@ def test_a_private_dataset_is_missing_to_everybody_else(loopback_hub, first):
 # Replacing a build
 
 
+@pytest.mark.slow
 def test_sixty_shards_replace_a_build_in_one_change(loopback_hub, second, tmp_path):
     old = publish(loopback_hub, second, tmp_path, private=False).tag
     many = make_build(tmp_path / "many", "many", shards=60, rows_per_shard=1)
@@ -347,6 +348,7 @@ def test_killed_at_the_worst_moments_and_run_again(loopback_hub, first, second, 
     assert set(uploads(loopback_hub).values()) == {1}, "what was stored is not sent again"
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_over_xet(loopback_hub, first, tmp_path):
     def second_shard(number: int, moment: str, request: Request) -> bool:
         return moment == "answered" and loopback_hub.count("POST", "/v1/shards") == 2

@@ -171,10 +171,17 @@ def test_several_processes_are_refused() -> None:
         refuse_what_would_be_ignored(SimpleNamespace(push_to_hub=False, world_size=2), ModelConfig())
 
 
-def test_grpo_on_too_few_questions_for_a_batch_is_refused(corpus, tiny_dataset, student_checkpoint, tmp_path) -> None:
+def test_grpo_on_too_few_questions_for_a_batch_is_refused(
+    corpus, tiny_dataset, student_checkpoint, tmp_path, monkeypatch, capsys
+) -> None:
     inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": student_checkpoint, "output_dir": tmp_path / "run"}
-    done = launch("grpo", config=MINIATURE / "grpo_tts_agfv.yaml", **inputs, per_device_train_batch_size=104)
-    assert "12 questions do not fill one batch of 13" in done.stderr
+    parts = [str(part) for name, value in inputs.items() for part in (f"--{name}", value)]
+    config = ["--config", str(MINIATURE / "grpo_tts_agfv.yaml"), "--per_device_train_batch_size", "104"]
+    monkeypatch.setattr(sys, "argv", ["recipes/grpo.py", *config, *parts])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPO / "recipes" / "grpo.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    assert "12 questions do not fill one batch of 13" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
 
 
