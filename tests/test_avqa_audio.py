@@ -302,6 +302,7 @@ def data_bytes(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_a_killed_build_continues_and_ends_with_the_same_bytes(tmp_path, write_clip):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):

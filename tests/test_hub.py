@@ -546,6 +546,7 @@ def test_only_finished_folders_are_published(online, first, tmp_path):
     (tmp_path / "stage.json").write_text('{"settings": {}, "complete": false}')
     with pytest.raises(InputError, match="is not complete; rerun the stage"):
         publish_dataset(tmp_path, "alice/corpus", private=True)
+    (tmp_path / "stage.json").unlink()
     broken = make_build(tmp_path / "broken", "broken", shards=1)
     (broken.folder / "data" / "small" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="is not parquet"):

@@ -323,6 +323,7 @@ def test_verdicts_py_knows_a_verifier_when_it_is_given_one(verifier_run, calibra
     assert "44 traces: " in capsys.readouterr().out and len(rows) == 11
 
 
+@pytest.mark.slow
 def test_a_verifier_is_published_by_its_recipe_and_known_by_its_id(
     loopback_hub, verifier_run, calibration, student_checkpoint, tmp_path
 ):
