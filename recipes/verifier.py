@@ -50,7 +50,7 @@ def main() -> None:
     from sightsound.journal import Stage, fingerprint, write_atomically
     from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
     from sightsound.recipe import parse_config, refuse_what_would_be_ignored, take_publication, training_settings
-    from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score
+    from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
     from sightsound.verifier_trainer import VerifierTrainer
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
@@ -71,8 +71,7 @@ def main() -> None:
         schema.check_same_clips(verdicts, dataset, f"split '{script_args.split}' of {script_args.audio}")
         audio = schema.AudioById(dataset)
         parts = calibration_parts(verdicts, script_args.max_clips)
-        ledger = [{"id": e.id, "outcome": part, "detail": e.think} for part, examples in parts.items() for e in examples]
-        schema.write_ledger(ledger, stage.path / "ledger.parquet")
+        schema.write_ledger(use_of_traces(verdicts, parts), stage.path / "ledger.parquet")
         rows = {part: ExamplesWithAudio(examples, audio) for part, examples in parts.items()}
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)

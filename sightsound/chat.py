@@ -300,7 +300,8 @@ def run_requests(
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
-                feed.is_open = len(held) <= MAX_UNANSWERED
+                # It stays closed until all is answered: an engine whose senders have ended needs new ones.
+                feed.is_open = feed.is_open and len(held) <= MAX_UNANSWERED
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
             if held and (len(held) > MAX_UNANSWERED or (feed.is_empty and is_useless)):

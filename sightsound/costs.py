@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from .chat import ChatRequest, Sampling
 from .cli import InputError
-from .journal import is_complete
+from .journal import is_complete, read_journal
 from .media import MediaError
 from .prompts import user_message
-from .ranks import journals, read_journal
+from .ranks import journals
 from .schema import SAMPLING_RATE
 
 
@@ -237,7 +237,7 @@ def _finished(output_dir: str | Path, keys: Collection[str], counter: Counter) -
     found: set[str] = set()
     lengths: list[int] = []
     for file in journals(output_dir):
-        for key, value in read_journal(file):
+        for key, value, _ in read_journal(file):
             if key in keys:
                 found.add(key)
                 if len(lengths) < SAMPLE_SIZE * 10:

@@ -191,6 +191,21 @@ class Stage:
         self.complete = True
 
 
+def read_journal(path: Path) -> Iterator[tuple[str, Any, int]]:
+    """Key, value and where the line ends, in bytes, of what a journal holds: up to half a line that a kill left."""
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                key, value = json.loads(line) if line.endswith(b"\n") else (None, None)
+            except ValueError:
+                return
+            if key is None:
+                return
+            end += len(line)
+            yield key, value, end
+
+
 class Journal:
     """
     Finished requests of one stage, `key -> value`, on disk as JSON lines.
@@ -204,16 +219,8 @@ class Journal:
         self.entries: dict[str, Any] = {}
         end = 0
         if self.path.is_file():
-            with open(self.path, "rb") as file:
-                for line in file:
-                    try:
-                        key, value = json.loads(line) if line.endswith(b"\n") else (None, None)
-                    except ValueError:
-                        break
-                    if key is None:
-                        break
-                    self.entries[key] = value
-                    end += len(line)
+            for key, value, end in read_journal(self.path):  # noqa: B007 - the last one counts
+                self.entries[key] = value
         self._file = open(self.path, "ab")  # noqa: SIM115 - stays open until `close`
         self._file.truncate(end)
 

@@ -14,7 +14,6 @@ Folders have to be on a file system that every rank sees.
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from . import schema
 from .cli import InputError
 from .corpus import Funnel, read_parquet
 from .executors import LEDGER_PART, RANKS_FOLDER, ROWS_PART, ScaleArguments, end_with_parent, rank_folder, run_ranks
-from .journal import JOURNAL_FILE, Journal, Stage, read_settings
+from .journal import JOURNAL_FILE, Journal, Stage, read_journal, read_settings
 
 
 Row = dict[str, Any]
@@ -120,19 +119,6 @@ def journals(output_dir: str | Path) -> list[Path]:
     ]
 
 
-def read_journal(file: Path) -> Iterator[tuple[str, Any]]:
-    """What a journal holds, without opening it for writing; half a line at its end is not held."""
-    with open(file, "rb") as lines:
-        for line in lines:
-            try:
-                key, value = json.loads(line) if line.endswith(b"\n") else (None, None)
-            except ValueError:
-                return
-            if key is None:
-                return
-            yield key, value
-
-
 def _check_settings(folder: Path, stage: Stage) -> None:
     """A rank that was started by hand, or before the output folder was emptied, may have been given other settings."""
     recorded = read_settings(folder)
@@ -163,7 +149,7 @@ def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str], stage: St
             raise InputError(f"{file.parent} is being written by a rank of an earlier command; wait for it or stop it")
         _check_settings(file.parent, stage)
         # A question's own request, or one of several whose keys begin with its id ("id/0#1").
-        found = ((key, value) for key, value in read_journal(file) if key in wanted or key.rpartition("/")[0] in wanted)
+        found = ((key, value) for key, value, _ in read_journal(file) if key in wanted or key.rpartition("/")[0] in wanted)
         journal.append((key, value) for key, value in found if key not in journal)
     journal.close()
 

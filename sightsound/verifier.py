@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 VERIFIER_MODE = "verifier"  # what `verdict_mode` records
 PARTS = {"held_out": 0.2, "threshold": 0.4, "train": 1.0}  # upper ends of the hash's range
 
+# Why a trace is in none of them.
+NO_REASONING, NO_VERDICT, NOT_DRAWN, REPEATED = "no_reasoning", "no_verdict", "not_drawn", "repeated"
+
 # Half of it bounds the precision from below with 90 % confidence: the threshold's own traces flatter it.
 THRESHOLD_CONFIDENCE = 0.8
 
@@ -101,6 +104,32 @@ def calibration_parts(rows: Iterable[Mapping[str, Any]], max_clips: int | None =
             told = f"{counts[True]} accepted and {counts[False]} rejected traces in the calibration part '{part}'"
             raise InputError(f"{told} ({len(drawn)} clips in all); a verifier needs both in each: calibrate on more clips")
     return parts
+
+
+def use_of_traces(rows: Iterable[Mapping[str, Any]], parts: Mapping[str, Sequence[Example]]) -> Iterator[dict[str, Any]]:
+    """
+    What became of every calibration trace, for the ledger: the part that it is in, or why it is in none.
+
+    Args:
+        rows, parts: Given to and returned by `calibration_parts`. A question without traces keeps its own outcome.
+    """
+    used = {(example.clip, example.think): part for part, examples in parts.items() for example in examples}
+    seen: set[tuple[str, str]] = set()
+    for row in rows:
+        if not row["traces"]:
+            yield {"id": row["id"], "outcome": row["outcome"], "detail": None}
+        for trace in row["traces"]:
+            key = (row["media_sha256"], trace["think"])
+            if trace["think"] is None:
+                outcome = NO_REASONING
+            elif trace["verdict"] not in (ACCEPT, REJECT):
+                outcome = NO_VERDICT
+            elif key not in used:
+                outcome = NOT_DRAWN
+            else:
+                outcome = REPEATED if key in seen else used[key]
+                seen.add(key)
+            yield {"id": row["id"], "outcome": outcome, "detail": trace["think"]}
 
 
 def platt_scaling(evidence: np.ndarray, accepted: np.ndarray) -> tuple[float, float]:

@@ -616,6 +616,28 @@ def test_refusals_before_the_first_answer_lose_nothing_that_is_in_flight(tmp_pat
     assert {key for key, entry in journal.entries.items() if "completions" in entry} == {str(i) for i in range(0, 120, 3)}
 
 
+def test_after_a_burst_of_refusals_as_many_are_asked_at_once_as_before(tmp_path):
+    keys, at_once, most, lock = [str(i) for i in range(140)], 0, 0, threading.Lock()
+
+    def answer(ask):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once if int(ask.text) > 40 else 0)
+        time.sleep(1.0 if ask.text == "0" else 0.1)  # the burst is over before the first answer
+        with lock:
+            at_once -= 1
+        return ["yes"]
+
+    with OpenAIServer(answer, fault_of=lambda text: 400 if 0 < int(text) <= 40 else None) as server:
+        journal = Journal(tmp_path / "journal.jsonl")
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=16)
+        run_requests(engine, keys, lambda key: ChatRequest(key, key), GREEDY, journal, "requests")
+        journal.close()
+    assert sorted(journal.entries) == sorted(keys)
+    assert most >= 12
+
+
 def test_a_request_that_alone_gets_504_does_not_stop_the_others_for_ever(impatient, tmp_path):
     with OpenAIServer(lambda ask: ["yes"], fault_of=lambda text: 504 if text == "3" else None) as server:
         journal = Journal(tmp_path / "journal.jsonl")

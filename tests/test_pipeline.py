@@ -140,8 +140,7 @@ def test_a_verifier_takes_the_checkers_place(miniature: Path, tmp_path: Path) ->
     verifier = tmp_path / "verifier" / "model"
     held_out = json.loads((verifier / "config.json").read_text())["verifier"]["held_out"]
     print(held_out)
-    # .908 and .846 when this was written; one trace of a hundred more or less is .01.
-    assert held_out["precision"] >= 0.88 and held_out["recall"] >= 0.6
+    assert held_out["precision"] >= 0.9 and held_out["recall"] >= 0.6
 
     run_stage("dataset_builders/verdicts.py", **data, checker=verifier, batch_size=128, output_dir=tmp_path / "verdicts")
     corpus = {"verdicts": tmp_path / "verdicts", "license": "apache-2.0", "output_dir": tmp_path / "corpus"}
