@@ -218,8 +218,10 @@ def test_a_verifier_is_a_usual_checkpoint_without_pickles_and_says_what_it_is(ve
     assert files <= {".json", ".jinja", ".safetensors", ".md"}
     card = (verifier_run / "model" / "README.md").read_text()
     assert "scripted" in card and f"p >= {verifier['threshold']}" in card and card.startswith("---\nlibrary_name")
-    parts = {entry["outcome"] for entry in tiny.read_ledger(verifier_run)}
-    assert parts == set(PARTS) and len(tiny.read_ledger(verifier_run)) == 12 * 3
+    ledger, rows = tiny.read_ledger(verifier_run), tiny.read_rows(calibration["verdicts"])
+    assert sum(entry["outcome"] in PARTS for entry in ledger) == 12 * 3
+    assert {entry["outcome"] for entry in ledger} == {*PARTS, "no_reasoning"}
+    assert len(ledger) == sum(max(1, len(row["traces"])) for row in rows), "every trace has its outcome"
 
 
 def test_the_figures_on_the_card_are_those_of_the_model_that_was_saved(verifier_run, calibration):
