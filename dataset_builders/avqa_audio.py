@@ -17,17 +17,12 @@ Every annotation ends in `ledger.parquet` with its outcome. Work is done in shar
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sightsound import schema
-from sightsound.annotations import RowError, audio_question, expect_choices, expect_id, expect_keys, expect_text, optional_label
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
+from sightsound.benchmarks.avqa import ID_KEY, to_row
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.media import VIDEO_NAME, video_name
-
-
-NUM_CHOICES = 4
-EXPECTED_KEYS = ("id", "video_name", "question_text", "multi_choice", "answer")
+from sightsound.media import video_name
 
 
 @dataclass(kw_only=True)
@@ -48,37 +43,11 @@ class AvqaAudioArguments(AudioDatasetArguments):
         return given
 
 
-def to_row(annotation: Any) -> dict[str, Any]:
-    """One annotation -> one row without its sound; choices keep their outer spaces and their duplicates."""
-    expect_keys(annotation, EXPECTED_KEYS)
-    name = VIDEO_NAME.fullmatch(str(annotation["video_name"]))
-    if name is None:
-        expected = "11-character YouTube id + '_' + 6-digit start second"
-        raise RowError(schema.BAD_ANNOTATION, f"video_name {annotation['video_name']!r} is not {expected}")
-    question = expect_text(annotation, "question_text")
-    row_id = expect_id(annotation, "id")
-    choices, answer = expect_choices(annotation["multi_choice"], NUM_CHOICES, NUM_CHOICES), annotation["answer"]
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise RowError(schema.ANSWER_OUT_OF_RANGE, f"expected an index below {len(choices)}, found {answer!r}")
-    return {
-        "id": row_id,
-        "video_id": name.group(1),
-        "start_s": float(name.group(2)),
-        "question": audio_question(question),
-        "video_question": question,
-        "choices": choices,
-        "answer": answer,
-        "answer_text": choices[answer],
-        "question_relation": optional_label(annotation, "question_relation"),
-        "question_type": optional_label(annotation, "question_type"),
-    }
-
-
 AVQA_AUDIO = AudioDataset(
     features=schema.avqa_audio_features,
     to_row=to_row,
     clip_name=video_name,
-    id_key="id",
+    id_key=ID_KEY,
     official_file="AVQA's train_qa.json",
     example_clip="06GyG4-wONQ_000006.mp4",
     card="dataset_avqa_audio.md",

@@ -15,47 +15,13 @@ avqa-audio; `video_question` is the official text. One annotation (question_id 1
      "question_deleted": 0, "anser": "one"}
 """
 
-import json
-import re
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
 
 from sightsound import schema
-from sightsound.annotations import RowError, audio_question, expect_id, expect_keys, expect_text
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
+from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED_SHA256, to_row
 from sightsound.cli import parse_arguments, run
-
-
-# data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095.
-OFFICIAL_SHA256 = "76ce24ee02fd85e28038605aedd4f62633e1335ccda96a1fcf7340b5feaf230e"
-EXPECTED_KEYS = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
-PAPER_TYPES = ("Counting", "Comparative", "Temporal", "Existential")
-PLACEHOLDER = re.compile(r"<[A-Za-z]+>")
-VIDEO_ID = re.compile(r"[A-Za-z0-9_-]+")  # a file's name and no path
-
-YES_NO = ("yes", "no")
-COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "more than ten")
-PLACES = ("indoor", "outdoor")
-POSITIONS = ("left", "middle", "right")
-# fmt: off
-INSTRUMENTS = (
-    "accordion", "acoustic_guitar", "bagpipe", "banjo", "bassoon", "cello", "clarinet", "congas", "drum", "electric_bass",
-    "erhu", "flute", "guzheng", "piano", "pipa", "saxophone", "suona", "trumpet", "tuba", "ukulele", "violin", "xylophone",
-)
-# fmt: on
-# Beginning of a question's template -> its choices; the first that fits. Together they are the official 42 answers. In the
-# official data no question's answer is ever outside its group, and any of a group's answers makes sense.
-CHOICES = (
-    ("Is ", YES_NO),
-    ("Are ", YES_NO),
-    ("How many ", COUNTS),
-    ("Where is the performance", PLACES),
-    ("Where is ", POSITIONS),
-    ("Which <Object> makes the sound ", (*POSITIONS, "simultaneously")),
-    ("Which ", INSTRUMENTS),
-    ("What ", INSTRUMENTS),
-)
 
 
 @dataclass(kw_only=True)
@@ -63,72 +29,11 @@ class MusicAvqaArguments(AudioDatasetArguments):
     annotations: str = field(metadata={"help": "avqa-test.json"})
 
 
-def texts_in(annotation: dict[str, Any], key: str) -> list[str]:
-    """A list of texts that the official file keeps as JSON inside a string: `'["Audio", "Counting"]'`."""
-    try:
-        texts = json.loads(annotation[key])
-    except (TypeError, ValueError, RecursionError):
-        texts = None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise RowError(schema.BAD_ANNOTATION, f"expected a list of texts, written as JSON, as {key}, found {annotation[key]!r}")
-    return texts
-
-
-def fill(template: str, values: list[str]) -> str:
-    """Fill placeholders in order, one occurrence each: the two of "Is the <Object> louder than the <Object>?" differ."""
-    holes = len(PLACEHOLDER.findall(template))
-    if holes != len(values):
-        raise RowError(schema.BAD_ANNOTATION, f"{holes} placeholders in {template!r}, but {len(values)} templ_values")
-    remaining = iter(values)
-    return PLACEHOLDER.sub(lambda _: next(remaining), template)
-
-
-def choices_of(template: str) -> list[str]:
-    """What can be answered to a question of this kind."""
-    for beginning, choices in CHOICES:
-        if template.startswith(beginning):
-            return list(choices)
-    raise RowError(schema.BAD_ANNOTATION, f"{template!r} is none of MUSIC-AVQA's kinds of question: its choices are unknown")
-
-
-def to_row(annotation: Any) -> dict[str, Any]:
-    """One annotation -> one row without its sound; texts as in the file, full-width question marks and all."""
-    expect_keys(annotation, EXPECTED_KEYS)
-    if not VIDEO_ID.fullmatch(str(annotation["video_id"])):
-        raise RowError(
-            schema.BAD_ANNOTATION, f"video_id {annotation['video_id']!r} is not the name of a video such as 00000093"
-        )
-    kinds = texts_in(annotation, "type")
-    if len(kinds) != 2:
-        raise RowError(schema.BAD_ANNOTATION, f"expected modality and type as type, found {kinds!r}")
-    modality, question_type = kinds
-    template = expect_text(annotation, "question_content")
-    question = fill(template, texts_in(annotation, "templ_values"))
-    choices, answer = choices_of(template), annotation["anser"]
-    if answer not in choices:
-        raise RowError(schema.ANSWER_NOT_A_CHOICE, f"{answer!r} is none of {', '.join(choices)}")
-    return {
-        "id": expect_id(annotation, "question_id"),
-        "video_id": str(annotation["video_id"]),
-        "start_s": 0.0,
-        "question": audio_question(question),
-        "video_question": question,
-        "choices": choices,
-        "answer": choices.index(answer),
-        "answer_text": answer,
-        "question_relation": modality,
-        "question_type": question_type,
-        "modality": modality,
-        "template": template,
-        "in_paper": question_type in PAPER_TYPES,
-    }
-
-
 MUSIC_AVQA = AudioDataset(
     features=schema.music_avqa_features,
     to_row=to_row,
     clip_name=itemgetter("video_id"),
-    id_key="question_id",
+    id_key=ID_KEY,
     official_file="MUSIC-AVQA's avqa-test.json",
     example_clip="00000093.mp4",
     card="dataset_music_avqa.md",
@@ -147,7 +52,7 @@ MUSIC_AVQA = AudioDataset(
 def main() -> None:
     args = parse_arguments(MusicAvqaArguments, __doc__)
     kinds = [{"beginning": beginning, "choices": choices} for beginning, choices in CHOICES]
-    build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, official_sha256=OFFICIAL_SHA256, kinds=kinds)
+    build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, official_sha256=PINNED_SHA256, kinds=kinds)
 
 
 if __name__ == "__main__":

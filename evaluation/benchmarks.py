@@ -1,20 +1,29 @@
 """
-Benchmarks: which rows, in which revision, under which prompt.
+Benchmarks: which rows, in which revision, under which prompt, and how they are broken down.
 
-One row of `avqa` (the built avqa-audio dataset, AVQA val_qa.json id 1139):
+Official annotations are read by the row functions in `sightsound/benchmarks/`; each file there shows one real annotation. The
+row that both they and a built dataset hold, AVQA's val_qa.json id 1139 (a dataset has `audio`, `duration_s` and `media_sha256`
+besides):
 
-    {"id": "1139", "video_id": "06GyG4-wONQ", "start_s": 6.0, "audio": {...}, "duration_s": 10.0,
+    {"id": "1139", "video_id": "06GyG4-wONQ", "start_s": 6.0,
      "question": "How many animals are there in the audio?", "video_question": "How many animals are there in the video?",
      "choices": ["3", "One", "4", "2"], "answer": 3, "answer_text": "2", "question_relation": "Both",
-     "question_type": "Which", "media_sha256": "..."}
+     "question_type": "Which"}
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sightsound.cli import InputError
+from sightsound.annotations import RowError
+from sightsound.benchmarks import avqa, mmau, music_avqa
+from sightsound.cli import InputError, read_json
 from sightsound.journal import fingerprint
+from sightsound.media import sha256_of
 from sightsound.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, TEACHER_INSTRUCTION
 from sightsound.schema import open_dataset
 
@@ -22,7 +31,9 @@ from sightsound.schema import open_dataset
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BENCHMARKS = ("avqa",)
+Row = dict[str, Any]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 AUDIO, VIDEO = "audio", "video"
 # How the model is asked, per modality. A model tuned with a prompt is evaluated with that prompt.
 INSTRUCTIONS = {
@@ -33,14 +44,122 @@ INSTRUCTIONS = {
 }
 
 
-def load_benchmark(name: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, str]:
+@dataclass(frozen=True)
+class Benchmark:
     """
-    Rows of a benchmark and the revision they come from.
+    What sets one benchmark apart from the others.
+
+    Args:
+        split (`str`): Of its built dataset.
+        source (`str`): The official annotation file: path, repository and commit.
+        sha256 (`str` or `None`): Of that file; None where upstream lets it be known by name only.
+        to_row (`Callable`): An official annotation -> a row. Raises `RowError`.
+        id_key (`str`): Where an annotation keeps its id.
+        groups (`dict`): Breakdowns: name of the figure -> column of a row.
+        counted (`str` or `None`): Column that marks the rows of the paper's average; None when all are.
+        official (`str` or `None`): The official protocol's metric, a folder of `evaluation/metrics/`.
+    """
+
+    split: str
+    source: str
+    sha256: str | None
+    to_row: Callable[[Any], Row]
+    id_key: str
+    groups: dict[str, str]
+    counted: str | None = None
+    official: str | None = None
+
+
+GROUPS = {"by_type": "question_type", "by_relation": "question_relation"}
+BENCHMARKS = {
+    "avqa": Benchmark("validation", avqa.PINNED, None, avqa.to_row, avqa.ID_KEY, GROUPS),
+    # by_type: sound, speech, music, as the paper's Table 2; by_relation: information extraction or reasoning.
+    "mmau": Benchmark(
+        "test",
+        mmau.PINNED,
+        mmau.PINNED_SHA256,
+        mmau.to_row,
+        mmau.ID_KEY,
+        GROUPS | {"by_difficulty": "difficulty", "by_sub_category": "sub_category"},
+        official="mmau_official",
+    ),
+    # by_type: the paper's four, and Location, which its average leaves out; by_relation: Audio, Visual, Audio-Visual.
+    "music_avqa": Benchmark(
+        "test",
+        music_avqa.PINNED,
+        music_avqa.PINNED_SHA256,
+        music_avqa.to_row,
+        music_avqa.ID_KEY,
+        GROUPS,
+        counted="in_paper",
+        official="music_avqa",
+    ),
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """
+    A benchmark by its name.
 
     Raises:
-        `InputError`: Unknown benchmark, or its dataset cannot be opened.
+        `InputError`: There is none of that name.
     """
     if name not in BENCHMARKS:
         raise InputError(f"unknown benchmark '{name}'; expected one of {', '.join(BENCHMARKS)}")
-    rows = open_dataset(dataset, split)
-    return rows.select(range(min(len(rows), limit or len(rows)))), fingerprint(dataset) or dataset
+    return BENCHMARKS[name]
+
+
+def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None) -> tuple[Dataset, str]:
+    """
+    Rows of a benchmark with their sound, and the revision they come from: a folder's fingerprint, a Hub dataset's commit.
+
+    Raises:
+        `InputError`: Unknown benchmark, its dataset cannot be opened, or is another benchmark's.
+    """
+    benchmark = get_benchmark(name)
+    rows = open_dataset(dataset, split or benchmark.split)
+    columns = [*benchmark.groups.values(), *([benchmark.counted] if benchmark.counted else [])]
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise InputError(
+            f"{dataset} is no dataset of {name}: it lacks {', '.join(missing)}; was another benchmark built there?"
+        )
+    selected = rows.select(range(min(len(rows), limit or len(rows))))
+    if benchmark.counted and not any(selected[benchmark.counted]):
+        raise InputError(f"none of the first {len(selected)} questions counts in {name}'s average; give a larger --limit")
+    return selected, _commit_of(rows) or fingerprint(dataset) or dataset
+
+
+def _commit_of(rows: Dataset) -> str | None:
+    """The commit of a dataset that came from the Hub: `datasets` keeps each in a folder of that name, online and offline."""
+    folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
+    return next((name for name in folders if COMMIT.fullmatch(name)), None)
+
+
+def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[Row], str]:
+    """
+    Rows of a benchmark without their sound, from the official annotation file, and which file that was.
+
+    Raises:
+        `InputError`: It is not the pinned file and that was not allowed, or a row cannot be used.
+    """
+    benchmark = get_benchmark(name)
+    annotations, sha256 = read_json(path), sha256_of(path)
+    if not isinstance(annotations, list) or not annotations:
+        raise InputError(f"{path}: expected a list of annotations as in {benchmark.source}")
+    if benchmark.sha256 not in (None, sha256) and not allow_unpinned:
+        told = f": {mmau.difference(annotations, sha256)}" if name == "mmau" else ""
+        raise InputError(
+            f"{path} is not {benchmark.source}{told} (sha256 {benchmark.sha256[:12]}... expected, {sha256[:12]}... found); "
+            "download that file, or give --allow_unpinned and say in what you publish which file it was"
+        )
+    rows: dict[str, Row] = {}
+    for number, annotation in enumerate(annotations):
+        try:
+            row = benchmark.to_row(annotation)
+        except RowError as error:
+            raise InputError(f"{path}, annotation {number}: {error}; scoring leaves no question out") from error
+        if row["id"] in rows:
+            raise InputError(f"{path}, annotation {number}: id {row['id']} stands there twice")
+        rows[row["id"]] = row
+    return list(rows.values()), f"sha256:{sha256}"

@@ -4,7 +4,8 @@ Gather finished runs into a report: a table on the terminal, `report.md`, `repor
     python -m evaluation report --runs outputs/miniature/seed-*/evaluation/* --training outputs/miniature/seed-*/sft-* \
         --output_dir outputs/miniature
 
-Every accuracy comes with its 95 % Wilson interval; unanswered questions count as not correct and have a column of their own.
+The first line says whether a model is deaf. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
+not correct and have a column of their own.
 """
 
 import json
@@ -12,11 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.generate import NO_CONTROL, SILENT, SWAPPED
+from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
+from evaluation.statistics import Comparison
 from sightsound.cli import InputError, parse_arguments, read_json
 from sightsound.journal import write_atomically
 
 
+# Breakdowns that a benchmark may have, and what they say.
+BREAKDOWNS = {
+    "by_type": ("By question type", ""),
+    "by_relation": ("By relation", 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'),
+    "by_difficulty": ("By difficulty", ""),
+    "by_sub_category": ("By sub-category", ""),
+    "by_position": ("By position of the right choice", "Even figures mean that the model does not go by the letter."),
+}
 TABLE_HEAD = "| arm | seed | questions | accuracy [95 % interval] | unanswered | silent audio | another clip's audio |"
 
 
@@ -34,22 +44,53 @@ def to_entry(results: dict[str, Any]) -> dict[str, Any]:
         "arm": results["arm"],
         "seed": results["seed"],
         **{name: scored[name] for name in ("n", "accuracy", "low", "high", "unanswered")},
-        "silent_accuracy": controls[SILENT]["accuracy"] if SILENT in controls else None,
-        "swapped_accuracy": controls[SWAPPED]["accuracy"] if SWAPPED in controls else None,
+        **{f"{name}_accuracy": controls[name]["accuracy"] if name in controls else None for name in OF_SOUND},
     }
+
+
+def name_of(results: dict[str, Any]) -> str:
+    return f"{results['arm']} (seed {results['seed']})"
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def _with_interval(figures: dict[str, Any], name: str = "accuracy") -> str:
+    return f"{figures[name]:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
+
+
 def main_table(entries: list[dict[str, Any]]) -> list[str]:
     """The table of arms, as Markdown lines."""
     lines = [TABLE_HEAD, "| --- | --- | --- | --- | --- | --- | --- |"]
     for e in entries:
-        accuracy = f"{e['accuracy']:.1f} [{e['low']:.1f}, {e['high']:.1f}]"
+        accuracy = _with_interval(e)
         shown = [_percent(e[name]) for name in ("unanswered", "silent_accuracy", "swapped_accuracy")]
         lines.append(f"| {e['arm']} | {e['seed']} | {e['n']} | {accuracy} | {' | '.join(shown)} |")
+    return lines
+
+
+def controls_table(runs: list[dict[str, Any]]) -> list[str]:
+    """What each run gains over its controls, and how often it keeps its choice when choices are shuffled."""
+    heads = [f"gain over {told}" for told in CONTROLS.values()]
+    lines = [f"| arm | seed | {' | '.join(heads)} | same choice when shuffled |", "| --- " * (len(heads) + 3) + "|"]
+    for run in runs:
+        gains = [str(Comparison(**run["gains"][name])) if name in run["gains"] else "–" for name in CONTROLS]
+        kept = _with_interval(run["consistency"], "same_choice") if "consistency" in run else "–"
+        lines.append(f"| {run['arm']} | {run['seed']} | {' | '.join(gains)} | {kept} |")
+    return lines
+
+
+def official_table(runs: list[dict[str, Any]]) -> list[str]:
+    """The official protocol's figure beside the paper's, for benchmarks that have one."""
+    lines = [
+        "| arm | seed | benchmark | paper's protocol | official protocol | unanswered |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        paper, official = run["results"][NO_CONTROL], run["official"][NO_CONTROL]
+        cells = [run["benchmark"], _with_interval(paper), _with_interval(official), _percent(official["unanswered"])]
+        lines.append(f"| {run['arm']} | {run['seed']} | {' | '.join(cells)} |")
     return lines
 
 
@@ -124,10 +165,15 @@ def main(argv: list[str]) -> None:
     entries = [to_entry(run) for run in runs]
     write_atomically(output / "report.json", json.dumps(entries, indent=2) + "\n")
     table = main_table(entries)
-    lines = ["# Report", "", *table, "", "![accuracy by arm](accuracy.png)", ""]
-    lines += ["## By question type", "", *breakdown_table(runs, "by_type"), ""]
-    lines += ["## By relation", "", 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.', ""]
-    lines += [*breakdown_table(runs, "by_relation"), ""]
+    told = verdict([(name_of(run), run["gains"]) for run in runs])
+    lines = [told, "", "# Report", "", *table, "", "![accuracy by arm](accuracy.png)", ""]
+    if official := [run for run in runs if "official" in run]:
+        lines += ["## Official protocol", "", *official_table(official), ""]
+    if controlled := [run for run in runs if run["gains"]]:
+        lines += ["## Controls", "", "Percent points, with 95 % intervals over clips.", "", *controls_table(controlled), ""]
+    for group, (title, note) in BREAKDOWNS.items():
+        if broken_down := [run for run in runs if group in run["results"][NO_CONTROL]]:
+            lines += [f"## {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]
     plot_accuracy(entries, output / "accuracy.png")
     logs = read_logs(args.training or [])
     sft = {name: log for name, log in logs.items() if not any("reward" in entry for entry in log)}
@@ -140,5 +186,5 @@ def main(argv: list[str]) -> None:
         plot_curves(grpo, metrics, "GRPO", output / "grpo.png")
         lines += ["![GRPO reward and KL](grpo.png)", ""]
     write_atomically(output / "report.md", "\n".join(lines))
-    print("\n".join(table))
+    print("\n".join([told, "", *table]))
     print(f"report: {output / 'report.md'}")

@@ -2,55 +2,98 @@
 Scores with intervals. Unanswered is kept apart from wrong: it counts against accuracy, and is also reported by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-
-def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion, in percent."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(num_correct, num_rows).proportion_ci(0.95, method="wilson")
-    return 100 * interval.low, 100 * interval.high
+from evaluation.benchmarks import Benchmark, Row, get_benchmark
+from evaluation.controls import NO_CONTROL, SHUFFLED, consistency, gains_over
+from evaluation.protocols import PAPER, UNANSWERED, Decision, decide_all
+from evaluation.statistics import clustered_error, wilson_interval
+from sightsound.prompts import LETTERS
 
 
-def score(predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+Figures = dict[str, float | None]
+
+
+def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
     """
-    Accuracy, its interval and the unanswered rate, all in percent, of prediction rows.
+    Accuracy with its interval and error and the unanswered rate, all in percent.
+
+    Args:
+        decisions (`Sequence[Decision]`): Per question.
+        clips (`Sequence[str]`): The clip of each question.
 
     Returns:
-        `dict`: `n`, `accuracy`, `low`, `high`, `unanswered`.
+        `dict`: `n`, `accuracy`, `low`, `high` (Wilson, 95 %), `error` (clustered by clip; None for one clip), `unanswered`.
     """
-    correct = sum(row["correct"] for row in predictions)
-    low, high = wilson_interval(correct, len(predictions))
-    unanswered = sum(row["answer"] is None for row in predictions)
+    correct = [decision.correct for decision in decisions]
+    low, high = wilson_interval(sum(correct), len(correct))
+    unanswered = sum(decision.matched_by == UNANSWERED for decision in decisions)
     return {
-        "n": len(predictions),
-        "accuracy": 100 * correct / len(predictions),
+        "n": len(correct),
+        "accuracy": 100 * sum(correct) / len(correct),
         "low": low,
         "high": high,
-        "unanswered": 100 * unanswered / len(predictions),
+        "error": clustered_error(correct, clips),
+        "unanswered": 100 * unanswered / len(correct),
     }
 
 
-def score_by(predictions: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, dict[str, float]]:
-    """`score` per group of rows, groups in alphabetical order."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in predictions:
-        groups.setdefault(key(row), []).append(row)
-    return {name: score(groups[name]) for name in sorted(groups)}
+def score_by(decisions: Sequence[Decision], clips: Sequence[str], groups: Sequence[str]) -> dict[str, Figures]:
+    """`score` per group of questions, groups in alphabetical order."""
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    return {name: score([decisions[i] for i in members[name]], [clips[i] for i in members[name]]) for name in sorted(members)}
 
 
-def results_of(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def results_of(decisions: Sequence[Decision], rows: Sequence[Row], benchmark: Benchmark) -> dict[str, Any]:
     """
-    All figures of one benchmark under one control.
+    All figures of one run over a benchmark under one protocol.
 
     `by_relation`: AVQA's `question_relation`. In the miniature "Both" marks clean clips (heard as seen) and "Sound" the
-    traps, where only the sound tells.
+    traps, where only the sound tells. `by_position` is by the letter of the right choice as it was asked. Where the paper's
+    average leaves questions out, the figures on top are over the ones that it counts, and `all` is over every one.
     """
-    return {
-        **score(predictions),
-        "matched_by": {name: part["n"] for name, part in score_by(predictions, lambda row: row["matched_by"]).items()},
-        "by_type": score_by(predictions, lambda row: row["question_type"]),
-        "by_relation": score_by(predictions, lambda row: row["question_relation"]),
+    clips = [row["video_id"] for row in rows]
+    counted = [i for i, row in enumerate(rows) if benchmark.counted is None or row[benchmark.counted]]
+    some = len(counted) < len(rows)
+    breakdowns = {
+        name: score_by(decisions, clips, [row[column] or "" for row in rows]) for name, column in benchmark.groups.items()
     }
+    return {
+        **score([decisions[i] for i in counted], [clips[i] for i in counted]),
+        **({"all": score(decisions, clips)} if some else {}),
+        "matched_by": dict(sorted(Counter(decision.matched_by for decision in decisions).items())),
+        **breakdowns,
+        "by_position": score_by(decisions, clips, [LETTERS[row["answer"]] for row in rows]),
+    }
+
+
+def score_run(
+    benchmark: str, protocols: Sequence[str], outputs: Mapping[str, Sequence[str | None]], rows: Mapping[str, Sequence[Row]]
+) -> dict[str, dict[str, Any]]:
+    """
+    All figures of one run over a benchmark, with its controls.
+
+    Args:
+        benchmark (`str`): Its name.
+        protocols (`Sequence[str]`): `"official"`, `"paper"`.
+        outputs (`Mapping`): Per control, `"none"` among them, what the model wrote to each question; None where nothing came.
+        rows (`Mapping`): Per control the questions as they were asked, the same ones in one order.
+
+    Returns:
+        `dict`: Per protocol `results`, the figures per control; `gains`, of the run over each control; and where choices were
+        shuffled, under the paper's protocol, `consistency`.
+    """
+    asked = {control: decide_all(benchmark, protocols, outputs[control], rows[control]) for control in outputs}
+    clips = [row["video_id"] for row in rows[NO_CONTROL]]
+    scored: dict[str, dict[str, Any]] = {}
+    for protocol in protocols:
+        decisions = {control: asked[control][protocol] for control in asked}
+        results = {control: results_of(part, rows[control], get_benchmark(benchmark)) for control, part in decisions.items()}
+        scored[protocol] = {"results": results, "gains": gains_over(decisions, clips)}
+        if protocol == PAPER and SHUFFLED in decisions:
+            scored[protocol]["consistency"] = consistency(decisions[NO_CONTROL], decisions[SHUFFLED])
+    return scored

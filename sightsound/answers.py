@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import NamedTuple
 
 from .prompts import LETTERS
 
@@ -78,33 +80,106 @@ def extract_answer_text(output: str) -> str:
     return "" if "<think>" in output else output.strip()
 
 
+# "#", "+", "%", a leading "-" and the marks inside a number carry meaning: A# is not A, -5 is not 5, 1.5 is not 1/5.
+_NO_MEANING = re.compile(r"(?!(?<=\d)[-.,:/]\d)(?:[^\w\s#+%-]|(?<=\w)-(?=\w))")
+
+
 def _normalise(text: str) -> str:
-    # "#", "+", "%", a leading "-" and the marks inside a number carry meaning: A# is not A, -5 is not 5, 1.5 is not 1/5.
-    words = re.sub(r"(?!(?<=\d)[-.,:/]\d)(?:[^\w\s#+%-]|(?<=\w)-(?=\w))", " ", text.casefold()).split()
+    folded = text.casefold()
+    # Most answers are words alone, and the expression costs more than everything else here.
+    words = (folded if folded.replace(" ", "").isalnum() else _NO_MEANING.sub(" ", folded)).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words).replace(" %", "%")
 
 
 def _numerals(text: str) -> list[str]:
+    if text.replace(" ", "").isalpha():
+        return []
     return [word for word in text.split() if any(map(str.isdigit, word))]
 
 
-def _similarity(answer: str, choice: str) -> float:
-    """
-    1.0 when the answer contains the choice as whole words, else the ratio of matching characters.
+def _ends_a_longer_word(shorter: str, longer: str) -> bool:
+    """What is added in front of a word reverses it (unhappy)."""
+    at = longer.find(shorter)
+    while at >= 0:
+        before, after = longer[at - 1 : at], longer[at + len(shorter) :][:1]
+        if (before.isalnum() or before == "_") and not (after.isalnum() or after == "_"):
+            return True
+        at = longer.find(shorter, at + 1)
+    return False
 
-    Characters say nothing where they mislead: 10 is no kind of 1, and what is added in front of a word reverses it (unhappy).
+
+def _most_similar(answer: str, choices: "Sequence[_Form]") -> list[int]:
     """
-    if f" {choice} " in f" {answer} ":
-        return 1.0
-    shorter, longer = sorted((answer, choice), key=len)
-    if _numerals(answer) != _numerals(choice) or re.search(rf"\w{re.escape(shorter)}(?!\w)", longer):
+    The choices that an answer is most similar to: none, one, or several that are equally so.
+
+    Similarity is 1.0 when the answer contains the choice as whole words, else the ratio of matching characters, in order; 0.0
+    where characters mislead (10 is no kind of 1) or it is below `MIN_SIMILARITY`.
+    """
+    padded = f" {answer} "
+    if contained := [i for i, choice in enumerate(choices) if choice.padded in padded]:
+        return contained
+    numerals = _numerals(answer)
+    best, tied = MIN_SIMILARITY, list[int]()
+    # The most promising first: what cannot come near the best needs no more than its bound.
+    bounds = [_at_most(answer, choice) if choice.numerals == numerals else 0.0 for choice in choices]
+    for i in sorted(range(len(choices)), key=bounds.__getitem__, reverse=True):
+        if bounds[i] < best:
+            break
+        score = _ratio(answer, choices[i].text)
+        if score > best:
+            best, tied = score, []
+        if score == best:
+            tied.append(i)
+    return sorted(tied)
+
+
+def _at_most(answer: str, choice: "_Form") -> float:
+    """The ratio, were all characters in order: quickly told, which the ratio is not; 0.0 where that is too low."""
+    total = len(answer) + len(choice.text)
+    shared = min(len(answer), len(choice.text))
+    if 2.0 * shared / total < MIN_SIMILARITY:
         return 0.0
+    if answer not in choice.text and choice.text not in answer:
+        shared = 0
+        for character in set(answer):
+            here, there = answer.count(character), choice.text.count(character)
+            shared += here if here < there else there
+    return 2.0 * shared / total
+
+
+def _ratio(answer: str, choice: str) -> float:
+    if _ends_a_longer_word(*sorted((answer, choice), key=len)):
+        return 0.0
+    if answer in choice or choice in answer:
+        return 2.0 * min(len(answer), len(choice)) / (len(answer) + len(choice))
     return SequenceMatcher(None, answer, choice, autojunk=False).ratio()
 
 
 def _plain(choice: str) -> str:
     """Equal for choices that are the same. Punctuation counts here: 5% and 5 are two."""
     return " ".join(choice.casefold().split())
+
+
+class _Form(NamedTuple):
+    """A choice as answers are compared with it. `padded` is in no answer where the choice is nothing but punctuation."""
+
+    plain: str
+    text: str
+    padded: str
+    numerals: list[str]
+
+
+@lru_cache(maxsize=16_384)  # yes, no, one, two: questions share their choices
+def _form(choice: str) -> _Form:
+    text = _normalise(choice)
+    return _Form(_plain(choice), text, f" {text} " if text else "\0", _numerals(text))
+
+
+@lru_cache(maxsize=16_384)  # the questions of a run, or of a training set, come again and again
+def _forms(choices: tuple[str, ...]) -> tuple[list[str], list[str], list[_Form]]:
+    """Choices as `_plain` has them, as `_normalise` has them, and all that answers are compared with."""
+    forms = [_form(choice) for choice in choices]
+    return [form.plain for form in forms], [form.text for form in forms], forms
 
 
 def match_choice(text: str, choices: Sequence[str]) -> Answer:
@@ -118,8 +193,8 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     Returns:
         `Answer`: `index` is None when no choice is similar enough, or two are equally so.
     """
+    plain, normalised, forms = _forms(tuple(choices))
     # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
-    plain = [_plain(choice) for choice in choices]
     exact = _plain(text.strip().removesuffix("."))
     if len(exact) > 1 and exact in plain:
         return Answer(plain.index(exact), "choice_text", text)
@@ -129,17 +204,15 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
         if index < len(choices):
             # The first of equal choices, as by text: traces that say B and D of the same choice agree.
             return Answer(plain.index(plain[index]), "letter", text)
-    answer, normalised = _normalise(text), [_normalise(choice) for choice in choices]
+    answer = _normalise(text)
     if not answer:
         return Answer(None, "none", text)
     if answer in normalised:
         return Answer(normalised.index(answer), "choice_text", text)
-    scores = [_similarity(answer, choice) if choice else 0.0 for choice in normalised]
-    best = max(scores)
+    tied = _most_similar(answer, forms)
     # A choice that is part of another ("guitar" in "acoustic guitar") is contained whenever the longer one is.
-    tied = [i for i, score in enumerate(scores) if score == best]
-    longest = [i for i in tied if all(normalised[j] in normalised[i] for j in tied)]
-    if best < MIN_SIMILARITY or not longest:
+    longest = [i for i in tied if all(normalised[j] in normalised[i] for j in tied)] if len(tied) > 1 else tied
+    if not longest:
         return Answer(None, "none", text)
     return Answer(longest[0], "similarity", text)
 
@@ -151,7 +224,10 @@ def parse_answer(output: str, choices: Sequence[str]) -> Answer:
 
 def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
     """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
-    return answer.index is not None and _plain(choices[answer.index]) == _plain(choices[gold])
+    if answer.index is None:
+        return False
+    plain = _forms(tuple(choices))[0]
+    return plain[answer.index] == plain[gold]
 
 
 def has_trace_format(output: str) -> bool:

@@ -172,10 +172,10 @@ def predictions_features() -> Features:
     """One row per benchmark question of one evaluation run."""
     from datasets import Features, List, Value
 
-    text = {name: Value("string") for name in ("id", "control", "question_type", "question_relation", "prompt", "output")}
+    texts = ("id", "video_id", "control", "question_type", "question_relation", "prompt", "output")
     return Features(
         {
-            **text,
+            **{name: Value("string") for name in texts},
             "finish_reason": Value("string"),
             "answer": Value("int32"),
             "matched_by": Value("string"),

@@ -26,6 +26,11 @@ def test_extraction_is_faster_than_a_call_of_ffmpeg_per_clip_and_sounds_alike(re
 
 
 @pytest.mark.slow
+def test_all_protocols_take_no_longer_than_a_plain_token_matcher(real_data):
+    measure("scoring_speed", "--annotations", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"))
+
+
+@pytest.mark.slow
 def test_memory_and_time_per_row_do_not_grow_with_the_rows():
     measure("build_memory", "--num_rows", "100")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+from evaluation.__main__ import COMMANDS as EVALUATION
 from sightsound.cli import InputError, parse_arguments, read_json, run
 
 
@@ -121,7 +122,8 @@ def test_a_script_says_what_is_wrong_in_one_line(case, tmp_path):
 
 def test_an_unknown_command_of_the_evaluation_is_refused():
     done = subprocess.run([sys.executable, "-m", "evaluation", "guess"], cwd=REPO, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: unknown command 'guess'; expected one of run, report\n")
+    told = f"error: unknown command 'guess'; expected one of {', '.join(EVALUATION)}\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 SCRIPTS = [
@@ -129,7 +131,7 @@ SCRIPTS = [
     for pattern in ("dataset_builders/*.py", "recipes/*.py", "recipes/miniature/*.py")
     for path in sorted(Path(REPO).glob(pattern))
 ]
-COMMANDS = [*SCRIPTS, "-m evaluation", "-m evaluation run", "-m evaluation report"]
+COMMANDS = [*SCRIPTS, "-m evaluation", *(f"-m evaluation {name}" for name in EVALUATION)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builders import mmau
 from sightsound import schema
 from sightsound.annotations import RowError
+from sightsound.benchmarks import mmau
 from sightsound.cli import InputError
 from tests.support.tiny import REPO, read_ledger, run_script
 

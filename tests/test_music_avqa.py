@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset_builders import music_avqa
 from evaluation.benchmarks import load_benchmark
 from evaluation.generate import RequestBuilder, RunArguments
 from sightsound import schema
 from sightsound.annotations import RowError
+from sightsound.benchmarks import music_avqa
 from tests.support.tiny import read_ledger, run_script
 
 

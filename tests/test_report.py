@@ -3,20 +3,28 @@
 import json
 
 import pytest
-from test_scoring import ROWS
+from test_scoring import DECISIONS, ROWS
 
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.controls import CONTROLS, gains_over
+from evaluation.protocols import Decision
 from evaluation.report import main
 from evaluation.scoring import results_of
 from sightsound.cli import InputError
 
 
 KEYS = {"arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"}
+NOTHING_RIGHT = [Decision(False, "letter")] * len(ROWS)
 
 
-def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 0) -> str:
+def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 0, heard=DECISIONS, **more) -> str:
     folder.mkdir(parents=True)
-    results = {"none": results_of(ROWS), **{name: results_of(ROWS[1:]) for name in controls}}
-    (folder / "results.json").write_text(json.dumps({"arm": arm, "seed": seed, "results": results}))
+    decisions = {"none": heard, **dict.fromkeys(controls, NOTHING_RIGHT)}
+    results = {
+        "results": {name: results_of(part, ROWS, BENCHMARKS["avqa"]) for name, part in decisions.items()},
+        "gains": gains_over(decisions, [row["video_id"] for row in ROWS]),
+    }
+    (folder / "results.json").write_text(json.dumps({"arm": arm, "seed": seed, **results, **more}))
     (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
     return str(folder)
 
@@ -42,17 +50,52 @@ def test_the_report_holds_every_run_with_its_controls(tmp_path, capsys):
     sft, base = json.loads((out / "report.json").read_text())
     assert set(sft) == KEYS == set(base)
     assert (sft["arm"], sft["n"], sft["accuracy"], sft["unanswered"]) == ("sft", 4, 50.0, 25.0)
-    assert sft["silent_accuracy"] == sft["swapped_accuracy"] == pytest.approx(100 / 3)
+    assert sft["silent_accuracy"] == sft["swapped_accuracy"] == 0.0
     assert (base["seed"], base["silent_accuracy"], base["swapped_accuracy"]) == (1, None, None)
-    row = "| sft | 0 | 4 | 50.0 [15.0, 85.0] | 25.0 | 33.3 | 33.3 |"
+    row = "| sft | 0 | 4 | 50.0 [15.0, 85.0] | 25.0 | 0.0 | 0.0 |"
     text = (out / "report.md").read_text()
     assert row in text.splitlines()
     assert "| base | 1 | 4 | 50.0 [15.0, 85.0] | 25.0 | – | – |" in text.splitlines()
     assert row in capsys.readouterr().out
     assert "| arm | seed | Where | Which |" in text
     assert "| sft | 0 | 50.0 (n=2) | 50.0 (n=2) |" in text, "by relation"
+    assert "| sft | 0 | +50.0 [+0.0, +100.0] | +50.0 [+0.0, +100.0] | – | – | – |" in text, "gains over controls"
+    assert "| base | 1 | 33.3 (n=3) | 100.0 (n=1) |" in text, "by position"
     assert is_png(out / "accuracy.png")
     assert not (out / "sft_loss.png").exists()
+
+
+ALL_RIGHT = [Decision(True, "letter")] * len(ROWS)
+
+
+def first_line(tmp_path, *runs: str) -> str:
+    main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
+    return (tmp_path / "out" / "report.md").read_text().splitlines()[0]
+
+
+def test_the_first_line_says_who_is_deaf(tmp_path):
+    hears = write_run(tmp_path / "hears", "hears", ["silent", "swapped"], heard=ALL_RIGHT)
+    deaf = write_run(tmp_path / "deaf", "deaf", ["silent"], heard=NOTHING_RIGHT)
+    untold = write_run(tmp_path / "untold", "untold", ["text_only"])
+    assert first_line(tmp_path, hears).startswith("Not deaf: every run does better")
+    line = first_line(tmp_path, hears, deaf, untold)
+    assert line.startswith("DEAF: deaf (seed 0) does no better with the clip than with silent audio (+0.0 points")
+    assert "hears" not in line
+    assert first_line(tmp_path, hears, untold).startswith(
+        "Not tested for deafness: untold (seed 0). Run with --controls silent"
+    )
+
+
+def test_controls_and_the_official_protocol_stand_beside_the_figures(tmp_path):
+    official = results_of(NOTHING_RIGHT, ROWS, BENCHMARKS["mmau"])
+    kept = {"n": 4, "same_choice": 75.0, "low": 30.1, "high": 95.4}
+    more = {"official": {"none": official}, "benchmark": "mmau", "consistency": kept}
+    run = write_run(tmp_path / "run", "sft", list(CONTROLS), heard=ALL_RIGHT, **more)
+    assert first_line(tmp_path, run).startswith("Not deaf")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| sft | 0 | mmau | 100.0 [51.0, 100.0] | 0.0 [0.0, 49.0] | 0.0 |" in text
+    gain = "+100.0 [+100.0, +100.0]"
+    assert f"| sft | 0 | {gain} | {gain} | {gain} | {gain} | 75.0 [30.1, 95.4] |" in text
 
 
 def test_training_curves_are_plotted_by_kind(tmp_path):

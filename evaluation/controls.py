@@ -1,0 +1,96 @@
+"""
+Controls: does the model listen, and does it look at what the choices say or at where they stand?
+
+`silent` gives it silence of the clip's length, `swapped` another clip's sound, `text_only` no sound at all. A model that hears
+does better with the clip than with silence and with another clip; one that does not is deaf, whatever its accuracy. `shuffled`
+gives it the clip and every choice at another letter: a model that goes by what the choices say chooses the same one again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from evaluation.benchmarks import Row
+from evaluation.protocols import Decision
+from evaluation.statistics import compare, wilson_interval
+
+
+NO_CONTROL = "none"
+SILENT, SWAPPED, TEXT_ONLY, SHUFFLED = "silent", "swapped", "text_only", "shuffled"
+CONTROLS = {
+    SILENT: "silent audio",
+    SWAPPED: "another clip's audio",
+    TEXT_ONLY: "text only",
+    SHUFFLED: "shuffled choices",
+}
+OF_SOUND = (SILENT, SWAPPED)  # what a deaf model does as well with
+
+
+def shuffled(row: Row) -> Row:
+    """
+    The question with every choice at another letter, the same for every model.
+
+    Moving all of them makes the two ends plain: a model that always says B never chooses the same text twice.
+    """
+    order = list(range(len(row["choices"])))
+    rng = random.Random(row["id"])
+    while any(new == old for new, old in enumerate(order)):
+        rng.shuffle(order)
+    return row | {"choices": [row["choices"][i] for i in order], "answer": order.index(row["answer"])}
+
+
+def consistency(first: Sequence[Decision], second: Sequence[Decision]) -> dict[str, float]:
+    """How often a question is answered with the same choice in both orders; unanswered ones are not."""
+    pairs = [(a.choice, b.choice) for a, b in zip(first, second, strict=True)]
+    same = sum(a is not None and b is not None and a.split() == b.split() for a, b in pairs)
+    low, high = wilson_interval(same, len(pairs))
+    return {"n": len(pairs), "same_choice": 100 * same / len(pairs), "low": low, "high": high}
+
+
+def gains_over(decisions: dict[str, Sequence[Decision]], clips: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    What the model gains over each control, question by question.
+
+    Args:
+        decisions (`dict`): Per control, `"none"` among them, in the same order of questions.
+        clips (`Sequence[str]`): The clip of each question.
+
+    Returns:
+        `dict`: Per control a `statistics.Comparison`, as a dict, of the run with the run under that control.
+    """
+    heard = [decision.correct for decision in decisions[NO_CONTROL]]
+    return {
+        name: asdict(compare(heard, [decision.correct for decision in decisions[name]], clips))
+        for name in CONTROLS
+        if name in decisions
+    }
+
+
+def deaf_by(gains: dict[str, dict[str, Any]]) -> list[str]:
+    """The controls of sound that a run is no better than: those where the interval of its gain holds nothing, or less."""
+    return [name for name in OF_SOUND if name in gains and gains[name]["low"] <= 0]
+
+
+def verdict(runs: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:
+    """
+    The first line of a report.
+
+    Args:
+        runs: Name and gains of each run.
+    """
+    deaf, untested = [], []
+    for name, gains in runs:
+        if not any(control in gains for control in OF_SOUND):
+            untested.append(name)
+        for control in deaf_by(gains):
+            gain = gains[control]
+            told = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
+            deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({told})")
+    if deaf:
+        return f"DEAF: {'; '.join(deaf)}. Nothing shows that it listens."
+    if untested:
+        return f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}."
+    return "Not deaf: every run does better with the clip than under each control of its sound, beyond the 95 % interval."

@@ -1,0 +1,65 @@
+"""
+MMAU's official matcher as an `evaluate` metric, reproduced from its published rule.
+
+    metric = evaluate.load("evaluation/metrics/mmau_official")
+    metric.compute(predictions=["The answer is Man."], references=["Man"], choices=[["Man", "Woman", "Child", "Robot"]])
+
+The rule is in `matcher.py`.
+"""
+
+import datasets
+import evaluate
+
+from sightsound.answers import extract_answer_text
+
+from .matcher import decide
+
+
+_DESCRIPTION = "Accuracy on MMAU by the official rule: all words of the answer, none that only other choices hold."
+_CITATION = """\
+@article{sakshi2024mmau,
+  title={{MMAU}: A massive multi-task audio understanding and reasoning benchmark},
+  author={Sakshi, S and Tyagi, Utkarsh and Kumar, Sonal and Seth, Ashish and Selvakumar, Ramaneswaran and Nieto, Oriol and
+    Duraiswami, Ramani and Ghosh, Sreyan and Manocha, Dinesh},
+  journal={arXiv preprint arXiv:2410.19168},
+  year={2024}
+}
+"""
+_INPUTS = """
+Args:
+    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
+    references (`list[str]`): The text of the right choice.
+    choices (`list[list[str]]`): All choices of each question.
+Returns:
+    accuracy (`float`): Percent of all questions.
+    unanswered (`float`): Percent of outputs without any word where the answer should be. They count against the accuracy.
+    correct (`list[bool]`): The decisions.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class MmauOfficial(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        columns = {
+            "predictions": datasets.Value("string"),
+            "references": datasets.Value("string"),
+            "choices": datasets.Sequence(datasets.Value("string")),
+        }
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(columns),
+            reference_urls=["https://github.com/Sakshi113/MMAU", "https://arxiv.org/abs/2410.19168"],
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[str], choices: list[list[str]]
+    ) -> dict[str, float | list[bool]]:
+        texts = (extract_answer_text(prediction) for prediction in predictions)
+        decisions = [decide(*row) for row in zip(texts, references, choices, strict=True)]
+        return {
+            "accuracy": 100 * decisions.count(True) / len(decisions),
+            "unanswered": 100 * decisions.count(None) / len(decisions),
+            "correct": [bool(decision) for decision in decisions],
+        }

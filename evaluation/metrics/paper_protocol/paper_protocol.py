@@ -1,0 +1,65 @@
+"""
+The protocol of SightSound-R1's paper as an `evaluate` metric: an option letter first, else the most similar choice.
+
+    metric = evaluate.load("evaluation/metrics/paper_protocol")
+    metric.compute(predictions=["<answer>(B)</answer>"], references=[1], choices=[["dog", "bell", "drum", "siren"]])
+
+The answer is extracted and matched by `sightsound.answers`, which also rewards the student and judges the teacher's traces.
+"""
+
+from collections import Counter
+
+import datasets
+import evaluate
+
+from sightsound.answers import is_correct, parse_answer
+
+
+_DESCRIPTION = "Accuracy on multiple choice: an option letter, else the choice that the answer's text is most similar to."
+_CITATION = """\
+@article{sightsound2025,
+  title={{SightSound-R1}: Cross-modal reasoning distillation from vision to audio language models},
+  journal={arXiv preprint arXiv:2509.15661},
+  year={2025}
+}
+"""
+_INPUTS = """
+Args:
+    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
+    references (`list[int]`): Index of the right choice.
+    choices (`list[list[str]]`): All choices of each question, in the order in which they were asked.
+Returns:
+    accuracy (`float`): Percent of all questions.
+    unanswered (`float`): Percent of outputs that are similar to no choice. They count against the accuracy.
+    matched_by (`dict[str, int]`): How many answers were matched by `letter`, `choice_text`, `similarity` and `none`.
+    correct (`list[bool]`): The decisions.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class PaperProtocol(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        columns = {
+            "predictions": datasets.Value("string"),
+            "references": datasets.Value("int32"),
+            "choices": datasets.Sequence(datasets.Value("string")),
+        }
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(columns),
+            reference_urls=["https://arxiv.org/abs/2509.15661"],
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[int], choices: list[list[str]]
+    ) -> dict[str, float | dict[str, int] | list[bool]]:
+        answers = [parse_answer(output, options) for output, options in zip(predictions, choices, strict=True)]
+        correct = [is_correct(*row) for row in zip(answers, references, choices, strict=True)]
+        return {
+            "accuracy": 100 * sum(correct) / len(correct),
+            "unanswered": 100 * sum(answer.index is None for answer in answers) / len(answers),
+            "matched_by": dict(Counter(answer.matched_by for answer in answers)),
+            "correct": correct,
+        }
