@@ -21,6 +21,7 @@ from trl.trainer.utils import create_model_from_path
 from .checkpoints import FullWeightsResume
 from .cli import InputError
 from .media import decode_audio
+from .prompt_sharing import pack, regroup, shared_prefill
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
 
@@ -93,7 +94,7 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
         `InputError`: vLLM rollouts are asked for: TRL would send the prompts without the clips.
     """
 
-    def __init__(self, model: str, *, args: Any, **kwargs: Any):
+    def __init__(self, model: str, *, args: Any, share_prompts: bool = True, **kwargs: Any):
         if args.use_vllm:
             raise InputError("vLLM rollouts would not hear the clips with TRL 1.16; set use_vllm: false")
         policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
@@ -103,6 +104,7 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
             super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
+        self.share_prompts = share_prompts
         self._audio: list[Features] = []  # of the rows being generated for or scored
         self._towers = {id(m): SharedTower(m) for m in (self.model, self.ref_model) if m is not None}
 
@@ -131,6 +133,14 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
                 by_clip[cell["bytes"]] = (mel["input_features"][0], mel["attention_mask"][0])
         return [by_clip[cell["bytes"]] for cell in cells]
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = regroup(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._audio = self._read_audio([row["audio"] for row in inputs])
         output = super()._generate_and_score_completions([{**r, "prompt": with_audio(r["prompt"])} for r in inputs])
@@ -152,12 +162,24 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
         return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.share_prompts:
+            with shared_prefill(self.accelerator.unwrap_model(self.model), [id(mel) for mel, _ in self._audio]):
+                return super()._generate_single_turn(*args, **kwargs)
         with self._tower_of(self.model).sharing(self._audio):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(
-        self, model: torch.nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
     ) -> Any:
+        if self.share_prompts:
+            return self._score_packed(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
         # TRL scores the rows in order, in chunks: each chunk gets its clips. Image arguments are all None here.
         rows = iter(self._audio)
 
@@ -166,7 +188,31 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
             with self._tower_of(model).sharing(chunk):
                 return model(**inputs, **stack_features(chunk))
 
-        return super()._get_per_token_logps_and_entropies(hearing_model, input_ids, *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(
+            hearing_model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+        )
+
+    def _score_packed(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        batch_size: int | None,
+        compute_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            audio = self._audio[rows]
+            packed = pack(input_ids[rows], attention_mask[rows], completion_length, [id(mel) for mel, _ in audio])
+            with self.accelerator.autocast():
+                output = model(**packed.inputs, **stack_features([audio[row] for row in packed.first]), fused_lm_head=True)
+            logps.append(packed.unpack(output.log_probs))
+            if compute_entropy:
+                entropies.append(packed.unpack(output.entropy))
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         self._audio = inputs["audio"]
