@@ -12,14 +12,16 @@ Rewards: +1 when the answer is the teacher's, +1 for the format. KL to the model
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import InputError, run, show_help_and_exit
+from sightsound.recipe import ValidationArguments
 
 
 @dataclass
-class GRPOScriptArguments:
+class GRPOScriptArguments(ValidationArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     selection: str = field(metadata={"help": "whose questions: label, cot, agfv, tts or tts_agfv"})
     split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
+    share_prompts: bool = field(default=True, metadata={"help": "compute each prompt once for all its completions"})
 
 
 def main() -> None:
@@ -34,7 +36,15 @@ def main() -> None:
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
+    from sightsound.prompts import COT_INSTRUCTION
+    from sightsound.recipe import (
+        audio_rows,
+        callbacks_of,
+        parse_config,
+        refuse_what_would_be_ignored,
+        training_settings,
+        validation_of,
+    )
     from sightsound.rewards import accuracy_reward, format_reward
 
     script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
@@ -47,7 +57,8 @@ def main() -> None:
             print(f"{stage.path} is complete")
             return
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
-        dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", one_per_question=True)
+        dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", samples_its_own=True)
+        validation = validation_of(script_args, training_args, COT_INSTRUCTION)
         prompts_per_step = training_args.generation_batch_size // training_args.num_generations
         if len(dataset) < prompts_per_step:
             raise InputError(f"{len(dataset)} questions do not fill one batch of {prompts_per_step}: TRL would train on none")
@@ -61,9 +72,13 @@ def main() -> None:
             reward_funcs=[accuracy_reward, format_reward],
             args=training_args,
             train_dataset=dataset,
+            eval_dataset=None if validation is None else validation.rows,
+            callbacks=callbacks_of(script_args),
             processing_class=processor,
             peft_config=get_peft_config(model_args),
+            share_prompts=script_args.share_prompts,
         )
+        trainer.validation = validation
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
         trainer.save_state()
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -13,10 +13,11 @@ and what became of it).
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
+from sightsound.recipe import ValidationArguments
 
 
 @dataclass
-class SFTScriptArguments:
+class SFTScriptArguments(ValidationArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     selection: str = field(metadata={"help": "the arm: label, cot, agfv, tts or tts_agfv"})
@@ -29,13 +30,22 @@ def main() -> None:
         SFTScriptArguments,
         inherited="Also accepted: every field of trl.SFTConfig; model and LoRA fields of trl.ModelConfig.",
     )
-    from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+    from trl import ModelConfig, SFTConfig, get_peft_config
     from trl.trainer.utils import create_model_from_path
 
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.collator import CompletionCollator
+    from sightsound.corpus import instruction_of
     from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
+    from sightsound.recipe import (
+        audio_rows,
+        callbacks_of,
+        parse_config,
+        refuse_what_would_be_ignored,
+        training_settings,
+        validation_of,
+    )
+    from sightsound.sft_trainer import AudioSFTTrainer
 
     script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
     refuse_what_would_be_ignored(training_args, model_args)
@@ -49,9 +59,10 @@ def main() -> None:
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = CompletionCollator(processor, training_args.max_length)
         dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
+        validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
         training_args.remove_unused_columns = False
         training_args.dataset_kwargs = {"skip_prepare_dataset": True}
-        trainer = SFTTrainer(
+        trainer = AudioSFTTrainer(
             model=create_model_from_path(
                 model_args.model_name_or_path,
                 revision=model_args.model_revision,
@@ -60,10 +71,13 @@ def main() -> None:
             ),
             args=training_args,
             train_dataset=dataset,
+            eval_dataset=None if validation is None else validation.rows,
+            callbacks=callbacks_of(script_args),
             processing_class=processor,
             data_collator=collator,
             peft_config=get_peft_config(model_args),
         )
+        trainer.validation = validation
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
         trainer.save_state()
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -135,31 +135,44 @@ class TransformersEngine:
     A model in this process, batched.
 
     Args:
-        model (`str`): Local folder or Hub id of an audio or vision language model.
+        model (`PreTrainedModel`): An audio or vision language model.
+        processor (`ProcessorMixin`): Its own.
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
+        revision (`str`): What the model is, for the rows that it makes.
     """
 
-    def __init__(self, model: str, batch_size: int, sampling: Sampling):
+    def __init__(self, model: Any, processor: Any, batch_size: int, sampling: Sampling, revision: str = ""):
+        self.model, self.processor, self.revision = model, processor, revision
+        self.requests_per_call = max(1, batch_size // sampling.n)
+        extractor = getattr(processor, "feature_extractor", None)
+        self.window_s = float(extractor.chunk_length) if extractor is not None else None
+        self._takes = {"audio": extractor is not None, "video": getattr(processor, "video_processor", None) is not None}
+        # A sampled placeholder would ask the next forward for a clip that is not there.
+        names = ("audio_token_id", "image_token_id", "video_token_id")
+        self._placeholders = [i for i in (getattr(model.config, name, None) for name in names) if i is not None]
+
+    @classmethod
+    def load(cls, model: str, batch_size: int, sampling: Sampling) -> TransformersEngine:
+        """
+        From a local folder or a Hub id.
+
+        Raises:
+            `InputError`: It cannot be loaded, or is an adapter.
+        """
         import torch
         import transformers
 
         if (Path(model) / "adapter_config.json").is_file():
             raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
-        self.processor = load_processor(model)
+        processor = load_processor(model)
         config = transformers.AutoConfig.from_pretrained(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         architecture = getattr(transformers, config.architectures[0])
-        self.model = architecture.from_pretrained(model, dtype="auto").to(device).eval()
-        self.requests_per_call = max(1, batch_size // sampling.n)
-        extractor = getattr(self.processor, "feature_extractor", None)
-        self.window_s = float(extractor.chunk_length) if extractor is not None else None
-        self._takes = {"audio": extractor is not None, "video": getattr(self.processor, "video_processor", None) is not None}
+        loaded = architecture.from_pretrained(model, dtype="auto").to(device).eval()
         # The commit that was loaded, which need not be the Hub's newest.
-        self.revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
-        # A sampled placeholder would ask the next forward for a clip that is not there.
-        names = ("audio_token_id", "image_token_id", "video_token_id")
-        self._placeholders = [i for i in (getattr(config, name, None) for name in names) if i is not None]
+        revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
+        return cls(loaded, processor, batch_size, sampling, revision)
 
     def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
         media: dict[str, Any] = {}
@@ -229,7 +242,7 @@ def make_engine(
     them, `OpenAIBatchEngine` at the first `base_url`.
     """
     if not base_url:
-        return TransformersEngine(model, batch_size, sampling)
+        return TransformersEngine.load(model, batch_size, sampling)
     from .openai_batches import OpenAIBatchEngine
     from .openai_engine import TIMEOUT_S, OpenAIEngine
 

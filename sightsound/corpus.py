@@ -92,16 +92,26 @@ def _tts_agfv(row: TraceRow) -> list[str]:
 SELECTIONS = {"label": _label, "cot": _cot, "agfv": _agfv, "tts": _tts, "tts_agfv": _tts_agfv}
 
 
-def select(rows: Iterable[TraceRow], selection: str) -> list[dict[str, Any]]:
+def instruction_of(selection: str) -> str:
+    """How the questions of an arm are asked."""
+    return DIRECT_INSTRUCTION if selection == "label" else COT_INSTRUCTION
+
+
+def select(rows: Iterable[TraceRow], selection: str, instruction: str | None = None) -> list[dict[str, Any]]:
     """
     Training rows of an arm: `id`, `prompt` (messages), `completion`, `teacher_answer`, `choices`; one per selected trace.
+
+    Args:
+        rows (`Iterable[dict]`): The ledger.
+        selection (`str`): One of `SELECTIONS`.
+        instruction (`str`, *optional*): What ends the prompts; by default `instruction_of(selection)`.
 
     Raises:
         `InputError`: The arm is unknown, or selects nothing.
     """
     if selection not in SELECTIONS:
         raise InputError(f"unknown selection '{selection}'; expected one of {', '.join(SELECTIONS)}")
-    instruction = DIRECT_INSTRUCTION if selection == "label" else COT_INSTRUCTION
+    instruction = instruction or instruction_of(selection)
     selected, outcomes = [], Counter[str]()
     for row in rows:
         prompt = [{"role": "user", "content": question_text(row["question"], row["choices"], instruction)}]

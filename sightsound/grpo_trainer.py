@@ -24,6 +24,7 @@ from .media import decode_audio
 from .prompt_sharing import pack, regroup, shared_prefill
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
+from .validation import BestByAccuracy
 
 
 Features = tuple[torch.Tensor, torch.Tensor]  # of one clip: mel `(num_mel_bins, frames)`, its mask `(frames,)`
@@ -81,7 +82,7 @@ class SharedTower:
         return output
 
 
-class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
+class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     """
     `GRPOTrainer` for audio language models of the Qwen2-Audio kind.
 

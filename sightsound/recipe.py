@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli import InputError
-from .prompts import PROMPT_VERSION
+from .prompts import COT_INSTRUCTION, PROMPT_VERSION
 from .publishing import REPO_ID, PublishArguments
 
 
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from .collator import CompletionCollator
+    from .validation import ValidationSet
+
+
+@dataclass(kw_only=True)
+class ValidationArguments:
+    """Read when `eval_strategy` asks for evaluation: then `eval_accuracy` is measured on validation questions."""
+
+    validation_split: str = field(default="validation", metadata={"help": "split of avqa-audio; its ground truth is read"})
+    num_validation: int = field(default=200, metadata={"help": "questions of it, evenly spaced"})
+    validation_max_tokens: int = field(default=512, metadata={"help": "per answer"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a better one"}
+    )
+
 
 # Where results go and how they are reported: a rerun may differ in these.
 _NOT_SETTINGS = (
@@ -102,7 +116,38 @@ def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: M
             raise InputError(f"{name}: {value} is not supported by this recipe; leave it out")
 
 
-def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, one_per_question: bool = False) -> Dataset:
+def validation_of(script_args: Any, training_args: TrainingArguments, instruction: str) -> ValidationSet | None:
+    """
+    The questions that checkpoints are judged by; None when nothing is evaluated.
+
+    Raises:
+        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric.
+    """
+    from .validation import METRIC, ValidationSet
+
+    if training_args.eval_strategy == "no":
+        if script_args.early_stopping_patience is not None:
+            raise InputError("early_stopping_patience needs evaluations: set eval_strategy: steps and eval_steps")
+        return None
+    if training_args.metric_for_best_model not in (None, METRIC):
+        found = training_args.metric_for_best_model
+        raise InputError(f"metric_for_best_model: {found}: expected {METRIC}, which is what evaluation measures here")
+    from .schema import open_dataset
+
+    rows = open_dataset(script_args.audio, script_args.validation_split)
+    size = training_args.per_device_eval_batch_size
+    return ValidationSet.evenly_spaced(rows, script_args.num_validation, instruction, size, script_args.validation_max_tokens)
+
+
+def callbacks_of(script_args: Any) -> list[Any]:
+    """Early stopping, if asked for."""
+    from transformers import EarlyStoppingCallback
+
+    patience = script_args.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, samples_its_own: bool = False) -> Dataset:
     """
     The rows of an arm, joined with their clips; clips are read when a batch needs them.
 
@@ -111,7 +156,8 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
         collator (`CompletionCollator`): Of the model that is trained: knows its window and the allowed length.
         ledger_path (`Path`): Gets every selected trace with its outcome: `used`, `missing_audio` or `too_long`; `detail`
             says where a clip is longer than the model's window and so was cut.
-        one_per_question (`bool`): Keep the first trace of each question only (GRPO samples its own).
+        samples_its_own (`bool`): For GRPO: one row per question, and always with the prompt that asks for reasoning, which the
+            format reward wants to see also where the selection is `label`.
 
     Raises:
         `InputError`: The selection is empty, or no row of it can be used.
@@ -124,8 +170,8 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
     from .schema import AudioById, check_same_clips, open_dataset, write_ledger
 
     rows = open_dataset(script_args.traces, "train", "traces")
-    selected = select(rows, script_args.selection)
-    if one_per_question:
+    selected = select(rows, script_args.selection, COT_INSTRUCTION if samples_its_own else None)
+    if samples_its_own:
         selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]
     dataset = open_dataset(script_args.audio, script_args.split)
     audio = AudioById(dataset)

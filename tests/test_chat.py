@@ -44,12 +44,12 @@ def results_for(engine, requests, sampling):
 
 @pytest.fixture(scope="module")
 def hearing(student_checkpoint) -> TransformersEngine:
-    return TransformersEngine(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
+    return TransformersEngine.load(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
 
 
 @pytest.fixture(scope="module")
 def seeing(teacher_checkpoint) -> TransformersEngine:
-    return TransformersEngine(str(teacher_checkpoint), batch_size=4, sampling=SAMPLED)
+    return TransformersEngine.load(str(teacher_checkpoint), batch_size=4, sampling=SAMPLED)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_model_without_ears_or_eyes_is_refused(hearing, seeing, audio_requests
 def test_an_adapter_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="is an adapter; give the merged model"):
-        TransformersEngine(str(tmp_path), batch_size=4, sampling=GREEDY)
+        TransformersEngine.load(str(tmp_path), batch_size=4, sampling=GREEDY)
 
 
 def test_a_server_gives_the_text_of_the_engine_that_it_serves_for_audio(hearing, audio_requests):
