@@ -22,6 +22,7 @@ class GRPOScriptArguments(ValidationArguments):
     selection: str = field(metadata={"help": "whose questions: label, cot, agfv, tts or tts_agfv"})
     split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
     share_prompts: bool = field(default=True, metadata={"help": "compute each prompt once for all its completions"})
+    freeze_audio_tower: bool = field(default=False, metadata={"help": "train projector and language model only"})
 
 
 def main() -> None:
@@ -77,6 +78,7 @@ def main() -> None:
             processing_class=processor,
             peft_config=get_peft_config(model_args),
             share_prompts=script_args.share_prompts,
+            freeze_audio_tower=script_args.freeze_audio_tower,
         )
         trainer.validation = validation
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))

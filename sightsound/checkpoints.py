@@ -109,7 +109,17 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 
 class FullWeightsResume:
-    """Mix into a `Trainer`: resuming full-parameter training restores every weight, or fails."""
+    """
+    Mix into a `Trainer`: resuming full-parameter training restores every weight, or fails.
+
+    A checkpoint is logged at, too: what `Trainer` has summed up since the last log is not in it, and the first log of a
+    resumed run would be of fewer steps than that of an uninterrupted one.
+    """
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control  # type: ignore[attr-defined]
+        control.should_log = control.should_log or control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from peft import PeftModel

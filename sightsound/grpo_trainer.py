@@ -9,8 +9,11 @@ completion. Private methods of TRL are overridden: `trl` is pinned to 1.16.
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +23,16 @@ from trl.trainer.utils import create_model_from_path
 
 from .checkpoints import FullWeightsResume
 from .cli import InputError
+from .generation_window import load_window, save_window, window_file
 from .media import decode_audio
 from .prompt_sharing import pack, regroup, shared_prefill
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
 from .validation import BestByAccuracy
 
+
+# Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
+HOPELESS_BATCHES = 10
 
 Features = tuple[torch.Tensor, torch.Tensor]  # of one clip: mel `(num_mel_bins, frames)`, its mask `(frames,)`
 
@@ -90,15 +97,26 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         model (`str`): Folder or Hub id. The reference model is loaded from there too, so a LoRA from SFT must have been
             merged into it.
         reward_funcs, args, train_dataset, processing_class, ...: As for `GRPOTrainer`; `processing_class` is a processor.
+        share_prompts (`bool`): Compute each prompt once for all its completions (see `prompt_sharing`).
+        freeze_audio_tower (`bool`): Leave the audio tower as it is; projector and language model are trained.
+
+    Logged beside TRL's metrics, in the mean of an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
+    log-probabilities under the old and the reference policy), `time/train_s` (forward, backward, optimizer), and
+    `audio_tower/rows_saved` (clips that were not encoded again, of all that this process sampled for and scored).
 
     Raises:
         `InputError`: vLLM rollouts are asked for: TRL would send the prompts without the clips.
     """
 
-    def __init__(self, model: str, *, args: Any, share_prompts: bool = True, **kwargs: Any):
+    _step: int  # TRL's
+    _buffered_inputs: Any
+
+    def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
         if args.use_vllm:
             raise InputError("vLLM rollouts would not hear the clips with TRL 1.16; set use_vllm: false")
         policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
+        if freeze_audio_tower:
+            policy.model.audio_tower.requires_grad_(False)
         # The one image-only line of `GRPOTrainer.__init__` reads this to keep the placeholder from being sampled.
         policy.config.image_token_id = policy.config.audio_token_id
         try:
@@ -108,6 +126,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self.share_prompts = share_prompts
         self._audio: list[Features] = []  # of the rows being generated for or scored
         self._towers = {id(m): SharedTower(m) for m in (self.model, self.ref_model) if m is not None}
+        self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
+        self._rows_encoded_before = 0
+        self._hopeless_batches: int | None = 0  # None once a group had unequal rewards
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
@@ -143,10 +164,62 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        start, rollout_before = time.perf_counter(), self._spent["rollout_s"]
         self._audio = self._read_audio([row["audio"] for row in inputs])
         output = super()._generate_and_score_completions([{**r, "prompt": with_audio(r["prompt"])} for r in inputs])
         output["audio"] = self._audio
+        rollout_s = self._spent["rollout_s"] - rollout_before
+        self._spent["score_s"] += time.perf_counter() - start - rollout_s
+        self._stop_if_nothing_can_be_learned()
         return output
+
+    def _stop_if_nothing_can_be_learned(self) -> None:
+        if self._hopeless_batches is None or not self.model.training:
+            return
+        alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1.0
+        self._hopeless_batches = self._hopeless_batches + 1 if alike else None
+        if self._hopeless_batches == HOPELESS_BATCHES:
+            reward = self._metrics["train"]["reward"][-1]
+            raise InputError(
+                f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
+                f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions (log_completions: true); a "
+                "higher temperature, a longer max_completion_length or a model after SFT may help"
+            )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        start, before = time.perf_counter(), self._spent["rollout_s"] + self._spent["score_s"]
+        loss = super().training_step(*args, **kwargs)
+        sampled_s = self._spent["rollout_s"] + self._spent["score_s"] - before
+        self._spent["train_s"] += time.perf_counter() - start - sampled_s
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            encoded = sum(tower.rows_encoded for tower in self._towers.values())
+            saved = self._spent.pop("rows_heard", 0) - (encoded - self._rows_encoded_before)
+            self._rows_encoded_before = encoded
+            self._metrics["train"]["audio_tower/rows_saved"].append(saved)
+            for part in ("rollout_s", "score_s", "train_s"):
+                self._metrics["train"][f"time/{part}"].append(self._spent.pop(part, 0.0))
+        return loss
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            save_window(window_file(checkpoint, self.accelerator.process_index), self._step, self._buffered_inputs)
+            self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as whole
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._hopeless_batches = None
+        micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
+        if micro_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
+            return
+        path = window_file(checkpoint, self.accelerator.process_index)
+        if not path.is_file():
+            raise InputError(f"{path} is missing: expected the number of processes that wrote {checkpoint}; resume with it")
+        self._step, self._buffered_inputs = load_window(path, self.accelerator.device)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         processor = self.processing_class
@@ -163,11 +236,16 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        self._spent["rows_heard"] += len(self._audio)
         if self.share_prompts:
             with shared_prefill(self.accelerator.unwrap_model(self.model), [id(mel) for mel, _ in self._audio]):
-                return super()._generate_single_turn(*args, **kwargs)
-        with self._tower_of(self.model).sharing(self._audio):
-            return super()._generate_single_turn(*args, **kwargs)
+                output = super()._generate_single_turn(*args, **kwargs)
+        else:
+            with self._tower_of(self.model).sharing(self._audio):
+                output = super()._generate_single_turn(*args, **kwargs)
+        self._spent["rollout_s"] += time.perf_counter() - start
+        return output
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -179,6 +257,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> Any:
+        self._spent["rows_heard"] += len(input_ids)
         if self.share_prompts:
             return self._score_packed(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
         # TRL scores the rows in order, in chunks: each chunk gets its clips. Image arguments are all None here.
