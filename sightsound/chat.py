@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from .checkpoints import load_processor
 from .cli import InputError
 from .journal import Journal, fingerprint
 from .media import Frames, MediaError
+from .progress import RequestProgress
 from .prompts import user_message
 from .schema import SAMPLING_RATE
 
@@ -252,7 +252,7 @@ def make_engine(
     return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime)
 
 
-# So many requests in a row without completions, and the server is set up for something else than these requests.
+# So many clips in a row without completions, and the server is set up for something else than these requests.
 MAX_UNANSWERED = 20
 
 
@@ -295,7 +295,11 @@ def run_requests(
         size = engine.requests_per_call
         feed = _Feed([block[start : start + size] for block in blocks for start in range(0, len(block), size)])
     held: list[ChatResult] = []  # failures since the last answer
-    with _Progress(len(keys), len(keys) - len(missing), description) as progress:
+
+    def num_clips_held() -> int:  # all traces of one bad clip are refused, and follow each other
+        return len({(clip_of or str)(result.key) for result in held})
+
+    with RequestProgress(len(keys), len(keys) - len(missing), description) as progress:
         while not feed.is_empty:
             feed.is_open = True
             if isinstance(engine, StreamingEngine):
@@ -314,10 +318,10 @@ def run_requests(
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
                 # It stays closed until all is answered: an engine whose senders have ended needs new ones.
-                feed.is_open = feed.is_open and len(held) <= MAX_UNANSWERED
+                feed.is_open = feed.is_open and num_clips_held() <= MAX_UNANSWERED
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
-            if held and (len(held) > MAX_UNANSWERED or (feed.is_empty and is_useless)):
+            if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):
                 told = f"the server answers no request: {held[0].detail}"
                 raise InputError(f"{told}; finished requests are kept, rerun to continue")
         journal.append((result.key, _entry(result)) for result in held)
@@ -386,37 +390,3 @@ def _entry(result: ChatResult) -> dict[str, Any]:
         return {"outcome": result.outcome, "detail": result.detail}
     usage = {} if result.usage is None else {"usage": asdict(result.usage)}
     return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions], **usage}
-
-
-class _Progress:
-    """A progress bar: rows per second and time left; tokens per second and the cached share of prompts where they are told."""
-
-    def __init__(self, total: int, done: int, description: str):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, initial=done, desc=description, unit="row", mininterval=1.0)
-        self._started = time.monotonic()
-        self._written = self._prompted = self._cached = 0
-
-    def __enter__(self) -> _Progress:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def add(self, num_new: int, came: Sequence[ChatResult], num_retries: int) -> None:
-        for usage in (result.usage for result in came if result.usage is not None):
-            self._written += usage.completion_tokens
-            if usage.cached_tokens is not None:
-                self._prompted += usage.prompt_tokens
-                self._cached += usage.cached_tokens
-        told = {}
-        if self._written:
-            told["tokens/s"] = f"{self._written / max(1e-9, time.monotonic() - self._started):.0f}"
-        if self._prompted:
-            told["cached"] = f"{100 * self._cached / self._prompted:.0f}%"
-        if num_retries:
-            told["retries"] = str(num_retries)
-        self._bar.set_postfix(told, refresh=False)
-        self._bar.update(num_new)

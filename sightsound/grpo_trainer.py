@@ -29,6 +29,7 @@ from .prompt_sharing import pack, regroup, shared_prefill
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
 from .validation import BestByAccuracy
+from .vllm_rollouts import check_rollouts, hearing_rollouts, read_clips
 
 
 # Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
@@ -105,26 +106,27 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     `audio_tower/rows_saved` (clips that were not encoded again, of all that this process sampled for and scored).
 
     Raises:
-        `InputError`: vLLM rollouts are asked for: TRL would send the prompts without the clips.
+        `InputError`: vLLM is to sample and is not there (see `vllm_rollouts.check_rollouts`).
     """
 
     _step: int  # TRL's
     _buffered_inputs: Any
 
     def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
-        if args.use_vllm:
-            raise InputError("vLLM rollouts would not hear the clips with TRL 1.16; set use_vllm: false")
+        check_rollouts(args, model)
         policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
         if freeze_audio_tower:
             policy.model.audio_tower.requires_grad_(False)
         # The one image-only line of `GRPOTrainer.__init__` reads this to keep the placeholder from being sampled.
         policy.config.image_token_id = policy.config.audio_token_id
         try:
-            super().__init__(policy, args=args, **kwargs)
+            with hearing_rollouts(policy, args):
+                super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
         self.share_prompts = share_prompts
         self._audio: list[Features] = []  # of the rows being generated for or scored
+        self._cells: list[dict[str, Any]] = []  # their audio columns
         self._towers = {id(m): SharedTower(m) for m in (self.model, self.ref_model) if m is not None}
         self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
         self._rows_encoded_before = 0
@@ -165,7 +167,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         start, rollout_before = time.perf_counter(), self._spent["rollout_s"]
-        self._audio = self._read_audio([row["audio"] for row in inputs])
+        self._cells = [row["audio"] for row in inputs]
+        self._audio = self._read_audio(self._cells)
         output = super()._generate_and_score_completions([{**r, "prompt": with_audio(r["prompt"])} for r in inputs])
         output["audio"] = self._audio
         rollout_s = self._spent["rollout_s"] - rollout_before
@@ -182,8 +185,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             reward = self._metrics["train"]["reward"][-1]
             raise InputError(
                 f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
-                f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions (log_completions: true); a "
-                "higher temperature, a longer max_completion_length or a model after SFT may help"
+                f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions (log_completions: true); "
+                "a higher temperature, a longer max_completion_length or a model after SFT may help"
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -235,15 +238,20 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         """Tokens of a clip after the tower's convolution and pooling, as the model itself counts them."""
         return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: None, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
+        if self.use_vllm:
+            clips = read_clips(self._cells, float(self.processing_class.feature_extractor.chunk_length))
+            output = super()._generate_single_turn(prompt_ids, clips, *args, **kwargs)
+            self._spent["rollout_s"] += time.perf_counter() - start
+            return output
         self._spent["rows_heard"] += len(self._audio)
         if self.share_prompts:
             with shared_prefill(self.accelerator.unwrap_model(self.model), [id(mel) for mel, _ in self._audio]):
-                output = super()._generate_single_turn(*args, **kwargs)
+                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         else:
             with self._tower_of(self.model).sharing(self._audio):
-                output = super()._generate_single_turn(*args, **kwargs)
+                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         self._spent["rollout_s"] += time.perf_counter() - start
         return output
 

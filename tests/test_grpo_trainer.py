@@ -163,7 +163,7 @@ def test_a_clip_longer_than_the_window_is_cut(student_checkpoint, rows, tmp_path
     assert torch.equal(long_features, short_features)
 
 
-TIMES = ("time/", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up what one process did
 
 
 @pytest.mark.parametrize(
