@@ -204,6 +204,7 @@ class TransformersEngine:
                 max_new_tokens=sampling.max_tokens,
                 num_return_sequences=sampling.n,
                 suppress_tokens=self._placeholders,
+                synced_gpus=False,  # processes that validate a student have different numbers of questions
                 **draw,
             )
         new = output[:, inputs["input_ids"].shape[1] :]

@@ -17,23 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from .checkpoints import FullWeightsResume
+from .checkpoints import FullWeightsResume, freeze_positions
 from .cli import InputError
 from .generation_window import load_window, save_window, window_file
 from .media import decode_audio
-from .prompt_sharing import pack, regroup, shared_prefill
+from .packed_attention import use_packed_attention
+from .processes import together
+from .prompt_sharing import pack, regroup, takes_any_mask
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
+from .shared_sampling import shared_sampling
 from .validation import BestByAccuracy
 from .vllm_rollouts import check_rollouts, hearing_rollouts, read_clips
 
 
+logger = get_logger(__name__)
+
 # Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
 HOPELESS_BATCHES = 10
+
+CANNOT_SHARE = (
+    "Prompts are computed once for each completion: attention %r takes no mask that hides completions from each other. "
+    "With attn_implementation: sdpa they are computed once for all."
+)
 
 Features = tuple[torch.Tensor, torch.Tensor]  # of one clip: mel `(num_mel_bins, frames)`, its mask `(frames,)`
 
@@ -98,7 +109,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         model (`str`): Folder or Hub id. The reference model is loaded from there too, so a LoRA from SFT must have been
             merged into it.
         reward_funcs, args, train_dataset, processing_class, ...: As for `GRPOTrainer`; `processing_class` is a processor.
-        share_prompts (`bool`): Compute each prompt once for all its completions (see `prompt_sharing`).
+        share_prompts (`bool`): Compute each prompt once for all its completions (see `prompt_sharing`), where the attention
+            implementation can; else it is said once and each clip is shared only.
         freeze_audio_tower (`bool`): Leave the audio tower as it is; projector and language model are trained.
 
     Logged beside TRL's metrics, in the mean of an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
@@ -115,6 +127,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
         check_rollouts(args, model)
         policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
+        freeze_positions(policy)
         if freeze_audio_tower:
             policy.model.audio_tower.requires_grad_(False)
         # The one image-only line of `GRPOTrainer.__init__` reads this to keep the placeholder from being sampled.
@@ -124,10 +137,16 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                 super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
-        self.share_prompts = share_prompts
+        self.share_prompts = share_prompts and takes_any_mask(policy)
+        if share_prompts > self.share_prompts:
+            logger.warning(CANNOT_SHARE, policy.config.get_text_config()._attn_implementation)
         self._audio: list[Features] = []  # of the rows being generated for or scored
         self._cells: list[dict[str, Any]] = []  # their audio columns
-        self._towers = {id(m): SharedTower(m) for m in (self.model, self.ref_model) if m is not None}
+        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        self._towers = {id(m): SharedTower(m) for m in models}
+        if self.share_prompts:
+            for each in models:
+                use_packed_attention(each)
         self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
         self._rows_encoded_before = 0
         self._hopeless_batches: int | None = 0  # None once a group had unequal rewards
@@ -183,11 +202,13 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._hopeless_batches = self._hopeless_batches + 1 if alike else None
         if self._hopeless_batches == HOPELESS_BATCHES:
             reward = self._metrics["train"]["reward"][-1]
-            raise InputError(
-                f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
-                f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions (log_completions: true); "
-                "a higher temperature, a longer max_completion_length or a model after SFT may help"
-            )
+            with together():  # every process finds the same
+                raise InputError(
+                    f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
+                    f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions "
+                    "(log_completions: true); a higher temperature, a longer max_completion_length or a model after SFT "
+                    "may help"
+                )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start, before = time.perf_counter(), self._spent["rollout_s"] + self._spent["score_s"]
@@ -195,13 +216,22 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         sampled_s = self._spent["rollout_s"] + self._spent["score_s"] - before
         self._spent["train_s"] += time.perf_counter() - start - sampled_s
         if self._step % self.current_gradient_accumulation_steps == 0:
-            encoded = sum(tower.rows_encoded for tower in self._towers.values())
+            encoded = self._rows_encoded()
             saved = self._spent.pop("rows_heard", 0) - (encoded - self._rows_encoded_before)
             self._rows_encoded_before = encoded
             self._metrics["train"]["audio_tower/rows_saved"].append(saved)
             for part in ("rollout_s", "score_s", "train_s"):
                 self._metrics["train"][f"time/{part}"].append(self._spent.pop(part, 0.0))
         return loss
+
+    def _rows_encoded(self) -> int:
+        return sum(tower.rows_encoded for tower in self._towers.values())
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        before = self._rows_encoded()
+        metrics = super().evaluate(*args, **kwargs)
+        self._rows_encoded_before += self._rows_encoded() - before  # these are not training's
+        return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self._step % (self.args.steps_per_generation * self.num_iterations):
@@ -247,7 +277,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             return output
         self._spent["rows_heard"] += len(self._audio)
         if self.share_prompts:
-            with shared_prefill(self.accelerator.unwrap_model(self.model), [id(mel) for mel, _ in self._audio]):
+            heard = [id(mel) for mel, _ in self._audio]
+            policy = self.accelerator.unwrap_model(self.model)
+            with shared_sampling(policy, heard, self.eos_token_ids), self.accelerator.autocast():
                 output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         else:
             with self._tower_of(self.model).sharing(self._audio):
@@ -294,8 +326,10 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         for start in range(0, len(input_ids), size):
             rows = slice(start, start + size)
             audio = self._audio[rows]
-            packed = pack(input_ids[rows], attention_mask[rows], completion_length, [id(mel) for mel, _ in audio])
+            heard = [id(mel) for mel, _ in audio]
             with self.accelerator.autocast():
+                policy = self.accelerator.unwrap_model(model)
+                packed = pack(policy, input_ids[rows], attention_mask[rows], completion_length, heard)
                 output = model(**packed.inputs, **stack_features([audio[row] for row in packed.first]), fused_lm_head=True)
             logps.append(packed.unpack(output.log_probs))
             if compute_entropy:

@@ -1,33 +1,43 @@
 """
-One prompt for all its completions: GRPO scores and samples G of them about the same clip and question.
+One prompt for all its completions: GRPO scores G of them about the same clip and question (`shared_sampling` samples them).
 
-Scoring packs a group into one row, `prompt, completion 1, ..., completion G`, under a mask that lets every completion see the
-prompt and itself and no other (Hydragen, arXiv 2402.05099, shares the prefix's attention in the same way; here the linear
-layers and the audio tower see it once, too). The last token of the prompt opens each completion, because its output
-predicts a completion's first token. Sampling computes each prompt once and gives its keys and values to every completion.
-
-Both are exact: log-probabilities, gradients and draws are those of separate rows, up to rounding.
+A group is packed into one row, `prompt, completion 1, ..., completion G`, under a mask that lets every completion see the
+prompt and itself and no other. The last token of the prompt opens each completion, because its output predicts a completion's
+first token. This is exact: log-probabilities and gradients are those of separate rows, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from trl.trainer.utils import split_tensor_dict
 
+from .packed_attention import PACKED, Packing
 
-# Attention implementations of transformers that take an arbitrary mask.
-MASKABLE = ("sdpa", "eager")
+
+# Attention implementations of transformers that take an arbitrary mask; the flash kernels know causal ones only.
+MASKABLE = ("sdpa", "eager", PACKED)
 
 
 def takes_any_mask(model: PreTrainedModel) -> bool:
     """Whether the language model's attention can let completions of a row not see each other."""
-    return model.config.get_text_config()._attn_implementation in MASKABLE
+    config = model.config.get_text_config()
+    return config._attn_implementation in MASKABLE and "sliding_attention" not in config.layer_types
+
+
+def additive_mask(sees: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """
+    0 where `sees`, far below elsewhere, in the type that attention computes in.
+
+    Eager attention knows no other mask, and the other would turn truth values into this one again in each layer.
+    """
+    device = sees.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
 
 
 def group_rows(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -44,13 +54,13 @@ class PackedBatch:
     Rows of a batch, packed by prompt.
 
     Args:
-        inputs (`dict`): `input_ids` and `position_ids` `(groups, length)`, `attention_mask` `(groups, 1, length, length)` bool
-            and `shift_labels` `(groups, length)`: the token that each position predicts, -100 where none is scored.
+        inputs (`dict`): `input_ids` and `position_ids` `(groups, length)`, what attention needs, and `shift_labels`
+            `(groups, length)`: the token that each position predicts, -100 where none is scored.
         first (`list[int]`): A row of each group: its clip is the group's.
         group, position (`torch.Tensor`): `(rows, completion length)`: where each completion token is predicted.
     """
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     first: list[int]
     group: torch.Tensor
     position: torch.Tensor
@@ -61,12 +71,17 @@ class PackedBatch:
 
 
 def pack(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int, clips: Sequence[Hashable]
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    clips: Sequence[Hashable],
 ) -> PackedBatch:
     """
     Pack rows of a left-padded prompt and a right-padded completion.
 
     Args:
+        model (`PreTrainedModel`): For which; under the autocast, if any, that it will run under.
         input_ids, attention_mask (`torch.Tensor`): `(rows, prompt length + completion_length)`.
         completion_length (`int`): Columns of completions.
         clips (`Sequence[Hashable]`): Per row: rows share a prompt only if they share the clip.
@@ -97,14 +112,41 @@ def pack(
             group[row] = packed
             position[row, :count] = torch.arange(end, end + count)
             end += count
-    segment = segment.to(device)
-    asks, answers = segment[:, :, None], segment[:, None, :]
-    order = torch.arange(length, device=device)
-    sees = (order[:, None] >= order) & ((answers == 0) | (answers == asks))
-    sees |= order[:, None] == order  # padding has to see something
-    inputs = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
-    inputs = {name: value.to(device) for name, value in inputs.items()} | {"attention_mask": sees[:, None]}
+    inputs: dict[str, Any] = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
+    if model.config.get_text_config()._attn_implementation == PACKED:
+        ends = torch.tensor([len(prompts[rows[0]]) - 1 for rows in groups])
+        packing = _packing(model, group, position, torch.tensor(written), ends, length)
+        inputs["packing"] = Packing(packing[0], *(part.to(device) for part in packing[1:]))
+        inputs["attention_mask"] = {"full_attention": None}  # each layer's; without it the model would make one
+    else:
+        asks, answers = segment[:, :, None], segment[:, None, :]
+        order = torch.arange(length)
+        sees = (order[:, None] >= order) & ((answers == 0) | (answers == asks))
+        inputs["attention_mask"] = additive_mask(sees[:, None], model)
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     return PackedBatch(inputs, [rows[0] for rows in groups], group.to(device), position.to(device))
+
+
+def _packing(
+    model: PreTrainedModel,
+    group: torch.Tensor,
+    position: torch.Tensor,
+    written: torch.Tensor,
+    ends: torch.Tensor,
+    length: int,
+) -> Packing:
+    """For `PackedBatch`'s `group` and `position`, tokens per row, and tokens that each group's completions share."""
+    shared, tokens = int(ends.max()), torch.arange(group.shape[1])
+    sees_prompt = torch.arange(shared) < ends[group[:, :1], None]
+    sees_itself = (tokens[:, None] >= tokens).expand(len(group), -1, -1)
+    sees = torch.cat([sees_prompt.expand(-1, len(tokens), -1), sees_itself], dim=2)
+    place = group * length + position
+    origin = torch.arange(len(ends))[:, None] * shared + torch.arange(length).clamp(max=shared - 1)
+    origin = origin.flatten()
+    is_written = tokens < written[:, None]
+    results = len(ends) * shared + torch.arange(place.numel()).view_as(place)
+    origin[place[is_written]] = results[is_written]
+    return Packing(shared, group[:, 0], place, additive_mask(sees[:, None], model), origin)
 
 
 Batch = dict[str, Any]  # of TRL: rows as tensors and lists, and scalars
@@ -133,47 +175,3 @@ def _reorder(value: Any, order: list[int]) -> Any:
     if isinstance(value, list):
         return [value[row] for row in order]
     return value[order] if isinstance(value, torch.Tensor) and value.ndim else value
-
-
-@contextmanager
-def shared_prefill(model: PreTrainedModel, clips: Sequence[Hashable]) -> Iterator[None]:
-    """
-    Within it, `model.generate` computes each distinct prompt once.
-
-    Args:
-        clips (`Sequence[Hashable]`): Per row of the batch that will be generated for.
-    """
-    generate: Callable[..., Any] = model.generate
-
-    def generate_sharing(
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        input_features: torch.Tensor,
-        feature_attention_mask: torch.Tensor,
-        **options: Any,
-    ) -> Any:
-        keys = zip(clips, map(tuple, input_ids.tolist()), strict=True)
-        groups = group_rows(list(keys))
-        owner = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
-        for number, rows in enumerate(groups):
-            owner[rows] = number
-        first = torch.tensor([rows[0] for rows in groups], device=input_ids.device)
-        mask = attention_mask[first, :-1]
-        cache = DynamicCache(config=model.config.get_text_config())
-        model.model(
-            input_ids=input_ids[first, :-1],
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            input_features=input_features[first],
-            feature_attention_mask=feature_attention_mask[first],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache.batch_select_indices(owner)
-        return generate(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, **options)
-
-    model.generate = generate_sharing  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.generate

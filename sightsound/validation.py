@@ -67,7 +67,9 @@ class ValidationSet:
                 )
                 for row in rows
             ]
-            with torch.random.fork_rng():  # training goes on with the draws that it would have had
+            # Training goes on with the draws that it would have had. Only this process's device: a rank may see all of them.
+            devices = [model.device] if model.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
                 (results,) = engine.complete(requests, sampling)
             for row, result in zip(rows, results, strict=True):
                 answer = parse_answer(result.completions[0].text, row["choices"])
@@ -80,7 +82,7 @@ class BestByAccuracy:
     """
     Mix into a `Trainer`, before it: `evaluate` answers `validation`, and `load_best_model_at_end` loads every weight.
 
-    Each process answers its share of the questions.
+    Each process answers its share of the questions, in this process and not on a vLLM server that samples for GRPO.
     """
 
     validation: ValidationSet | None = None
@@ -95,13 +97,19 @@ class BestByAccuracy:
         total = len(self.validation.rows)
         share = range(accelerator.process_index, total, accelerator.num_processes)
         was_training = self.model.training  # type: ignore[attr-defined]
-        with unwrap_model_for_generation(self.model_wrapped, accelerator) as model:  # type: ignore[attr-defined]
+        checkpointing = self.args.gradient_checkpointing_kwargs  # type: ignore[attr-defined]
+        with unwrap_model_for_generation(
+            self.model_wrapped,  # type: ignore[attr-defined]
+            accelerator,
+            gradient_checkpointing_kwargs=checkpointing,
+        ) as model:
             model.eval()
             counts = self.validation.count(model, self.processing_class, share)  # type: ignore[attr-defined]
-        self.model.train(was_training)  # type: ignore[attr-defined]
         right, unanswered = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
         metrics = {f"{metric_key_prefix}_accuracy": right / total, f"{metric_key_prefix}_unanswered": unanswered / total}
+        # Before the model trains again: TRL would add what training has gathered, and forget it.
         self.log(metrics)  # type: ignore[attr-defined]
+        self.model.train(was_training)  # type: ignore[attr-defined]
         self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
             self.args,  # type: ignore[attr-defined]
             self.state,  # type: ignore[attr-defined]

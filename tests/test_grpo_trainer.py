@@ -250,8 +250,3 @@ def test_lora_with_gradient_checkpointing_trains_only_the_adapter(share_prompts,
     assert kl[0] < 1e-6 < kl[1]
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
     assert trained and all("lora_" in name for name in trained)
-
-
-def test_vllm_rollouts_are_refused_because_they_would_not_hear(student_checkpoint, rows, tmp_path) -> None:
-    with pytest.raises(InputError, match="use_vllm: false"):
-        make_trainer(student_checkpoint, rows, tmp_path, use_vllm=True)
