@@ -6,7 +6,7 @@ SEED ?= 0
 SMOKE ?=
 OUTPUT ?= outputs/miniature$(if $(SMOKE),-smoke)
 
-.PHONY: setup setup-vllm setup-browser demo test test-slow lint lock clean
+.PHONY: setup setup-vllm setup-deepspeed setup-browser demo test test-slow lint lock clean
 
 setup: .venv/.ready
 
@@ -29,13 +29,20 @@ setup-browser:
 	{ command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
+# For the slow tests, which shard models over two processes on the CPU. Nothing is compiled now; its CPU part is at first use.
+setup-deepspeed: .venv/.deepspeed
+
+.venv/.deepspeed: pyproject.toml constraints.txt | setup
+	DS_BUILD_OPS=0 $(UV) pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[dev,scale,deepspeed]'
+	touch $@
+
 demo: setup
 	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh
 
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
 
-test-slow: setup setup-vllm
+test-slow: setup setup-vllm setup-deepspeed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m slow --timeout 1800
 
 lint: setup
@@ -45,7 +52,7 @@ lint: setup
 
 lock:
 	test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/pip install --quiet uv==$(UV_VERSION); }
-	$(UV) pip compile --quiet pyproject.toml --extra dev --extra scale --extra vllm --python-version 3.11 \
+	$(UV) pip compile --quiet pyproject.toml --extra dev --extra scale --extra vllm --extra deepspeed --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-annotate --no-header -o constraints.txt
 
 clean:

@@ -6,20 +6,24 @@ GRPO of the student, with the teacher's answer as label (paper, section 3.3, equ
         --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
 
 Rewards: +1 when the answer is the teacher's, +1 for the format. KL to the model that training starts from. Written to
-`output_dir`: `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every selected question).
+`output_dir`: `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every selected question). The best checkpoint,
+going on after a kill, publishing: as in `sft.py`. Validation questions are answered in this process, also where vLLM samples.
 """
 
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import InputError, run, show_help_and_exit
+from sightsound.recipe import ValidationArguments
 
 
 @dataclass
-class GRPOScriptArguments:
+class GRPOScriptArguments(ValidationArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     selection: str = field(metadata={"help": "whose questions: label, cot, agfv, tts or tts_agfv"})
     split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
+    share_prompts: bool = field(default=True, metadata={"help": "compute each prompt once for all its completions"})
+    freeze_audio_tower: bool = field(default=False, metadata={"help": "train projector and language model only"})
 
 
 def main() -> None:
@@ -28,50 +32,88 @@ def main() -> None:
         GRPOScriptArguments,
         inherited="Also accepted: every field of trl.GRPOConfig; model and LoRA fields of trl.ModelConfig.",
     )
-    from trl import GRPOConfig, ModelConfig, get_peft_config
+    from trl import GRPOConfig, ModelConfig
 
-    from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
+    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
-    from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
+    from sightsound.journal import fingerprint
+    from sightsound.processes import (
+        SharedStage,
+        is_main_process,
+        on_main_process,
+        refuse_another_launch_than_asked,
+        save_trained,
+        together,
+    )
+    from sightsound.prompts import COT_INSTRUCTION
+    from sightsound.recipe import (
+        audio_rows,
+        callbacks_of,
+        lora_of,
+        parse_config,
+        refuse_what_would_be_ignored,
+        take_publication,
+        training_settings,
+        validation_of,
+        write_student_card,
+    )
     from sightsound.rewards import accuracy_reward, format_reward
+    from sightsound.vllm_rollouts import check_rollouts
 
-    script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
-    refuse_what_would_be_ignored(training_args, model_args)
-    settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
-    for name in ("traces", "audio", "model_name_or_path"):
-        settings[name] = fingerprint(settings[name])
-    with Stage(training_args.output_dir, settings) as stage:
+    with together():
+        script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
+        publication = take_publication(training_args)
+        refuse_another_launch_than_asked(training_args)
+        refuse_what_would_be_ignored(training_args, model_args)
+        settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
+        for name in ("traces", "audio", "model_name_or_path"):
+            settings[name] = fingerprint(settings[name])
+    with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
-            print(f"{stage.path} is complete")
+            if is_main_process():
+                print(f"{stage.path} is complete")
+                publication.publish_student(stage.path)
             return
-        processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
-        dataset = audio_rows(script_args, CompletionCollator(processor), stage.path / "ledger.parquet", one_per_question=True)
-        prompts_per_step = training_args.generation_batch_size // training_args.num_generations
-        if len(dataset) < prompts_per_step:
-            raise InputError(f"{len(dataset)} questions do not fill one batch of {prompts_per_step}: TRL would train on none")
-        training_args.model_init_kwargs = {
-            "revision": model_args.model_revision,
-            "dtype": model_args.dtype,
-            "attn_implementation": model_args.attn_implementation,
-        }
-        trainer = AudioGRPOTrainer(
-            model_args.model_name_or_path,
-            reward_funcs=[accuracy_reward, format_reward],
-            args=training_args,
-            train_dataset=dataset,
-            processing_class=processor,
-            peft_config=get_peft_config(model_args),
-        )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
+        checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, stage.path))
+        with together():
+            check_rollouts(training_args, model_args.model_name_or_path)
+            processor = load_audio_processor(model_args.model_name_or_path, model_args.model_revision)
+            lora = lora_of(model_args)
+            dataset = audio_rows(
+                script_args, CompletionCollator(processor), stage.path / "ledger.parquet", samples_its_own=True
+            )
+            validation = validation_of(script_args, training_args, COT_INSTRUCTION)
+            prompts_per_step = training_args.generation_batch_size // training_args.num_generations
+            if len(dataset) < prompts_per_step:
+                raise InputError(
+                    f"{len(dataset)} questions do not fill one batch of {prompts_per_step}: TRL would train on none"
+                )
+            training_args.model_init_kwargs = {
+                "revision": model_args.model_revision,
+                "dtype": model_args.dtype,
+                "attn_implementation": model_args.attn_implementation,
+            }
+            trainer = AudioGRPOTrainer(
+                model_args.model_name_or_path,
+                reward_funcs=[accuracy_reward, format_reward],
+                args=training_args,
+                train_dataset=dataset,
+                eval_dataset=None if validation is None else validation.rows,
+                callbacks=callbacks_of(script_args),
+                processing_class=processor,
+                peft_config=lora,
+                share_prompts=script_args.share_prompts,
+                freeze_audio_tower=script_args.freeze_audio_tower,
+            )
+        trainer.validation = validation
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if model_args.use_peft:
-            model.save_pretrained(stage.path / "adapter")
-            model = model.merge_and_unload()
-        save_checkpoint(model, processor, stage.path / "model")
+        for folder in save_trained(trainer, stage.path):
+            write_student_card(folder, "GRPO", script_args, training_args, model_args, trainer)
         stage.finish()
+        if is_main_process():
+            publication.publish_student(stage.path)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,26 @@ Supervised fine-tuning of the student on one arm of the corpus (paper, section 3
 
 LoRA on the language model only, loss on the completion only. Written to `output_dir`: `adapter/`, `model/` (the adapter
 merged, what GRPO and the evaluation start from), `trainer_state.json` (the log) and `ledger.parquet` (every selected trace,
-and what became of it).
+and what became of it). `selection: ground_truth` is the upper baseline: the annotated answers of `--audio`, and no `--traces`.
+
+With `eval_strategy: steps`, validation questions are answered and graded every `eval_steps`, and `load_best_model_at_end: true`
+ends with the best checkpoint. A killed run goes on with the same command. With `--push_to_hub true --hub_model_id ORG/NAME
+[--hub_private_repo true]` the finished `model/` is published, and `adapter/` as ORG/NAME-adapter, also by a rerun.
 """
 
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
+from sightsound.recipe import ValidationArguments
 
 
 @dataclass
-class SFTScriptArguments:
-    traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
+class SFTScriptArguments(ValidationArguments):
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
-    selection: str = field(metadata={"help": "the arm: label, cot, agfv, tts or tts_agfv"})
+    selection: str = field(metadata={"help": "the arm: ground_truth, label, cot, agfv, tts or tts_agfv"})
+    traces: str | None = field(
+        default=None, metadata={"help": "the corpus: folder or Hub id with the config `traces`; not for ground_truth"}
+    )
     split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
 
 
@@ -29,50 +36,80 @@ def main() -> None:
         SFTScriptArguments,
         inherited="Also accepted: every field of trl.SFTConfig; model and LoRA fields of trl.ModelConfig.",
     )
-    from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+    from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
+    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor
     from sightsound.collator import CompletionCollator
-    from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import audio_rows, parse_config, refuse_what_would_be_ignored, training_settings
+    from sightsound.corpus import instruction_of
+    from sightsound.journal import fingerprint
+    from sightsound.processes import (
+        SharedStage,
+        is_main_process,
+        on_main_process,
+        refuse_another_launch_than_asked,
+        save_trained,
+        together,
+    )
+    from sightsound.recipe import (
+        audio_rows,
+        callbacks_of,
+        lora_of,
+        parse_config,
+        refuse_what_would_be_ignored,
+        take_publication,
+        training_settings,
+        validation_of,
+        write_student_card,
+    )
+    from sightsound.sft_trainer import AudioSFTTrainer
 
-    script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
-    refuse_what_would_be_ignored(training_args, model_args)
-    settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
-    for name in ("traces", "audio", "model_name_or_path"):
-        settings[name] = fingerprint(settings[name])
-    with Stage(training_args.output_dir, settings) as stage:
+    with together():
+        script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
+        publication = take_publication(training_args)
+        refuse_another_launch_than_asked(training_args)
+        refuse_what_would_be_ignored(training_args, model_args)
+        settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
+        for name in ("traces", "audio", "model_name_or_path"):
+            settings[name] = fingerprint(settings[name])
+    with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
-            print(f"{stage.path} is complete")
+            if is_main_process():
+                print(f"{stage.path} is complete")
+                publication.publish_student(stage.path)
             return
-        processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
-        collator = CompletionCollator(processor, training_args.max_length)
-        dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
-        training_args.remove_unused_columns = False
-        training_args.dataset_kwargs = {"skip_prepare_dataset": True}
-        trainer = SFTTrainer(
-            model=create_model_from_path(
-                model_args.model_name_or_path,
-                revision=model_args.model_revision,
-                dtype=model_args.dtype,
-                attn_implementation=model_args.attn_implementation,
-            ),
-            args=training_args,
-            train_dataset=dataset,
-            processing_class=processor,
-            data_collator=collator,
-            peft_config=get_peft_config(model_args),
-        )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(stage.path))
+        checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, stage.path))
+        with together():
+            processor = load_audio_processor(model_args.model_name_or_path, model_args.model_revision)
+            lora = lora_of(model_args)
+            collator = CompletionCollator(processor, training_args.max_length)
+            dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
+            validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
+            training_args.remove_unused_columns = False
+            training_args.dataset_kwargs = {"skip_prepare_dataset": True}
+            trainer = AudioSFTTrainer(
+                model=create_model_from_path(
+                    model_args.model_name_or_path,
+                    revision=model_args.model_revision,
+                    dtype=model_args.dtype,
+                    attn_implementation=model_args.attn_implementation,
+                ),
+                args=training_args,
+                train_dataset=dataset,
+                eval_dataset=None if validation is None else validation.rows,
+                callbacks=callbacks_of(script_args),
+                processing_class=processor,
+                data_collator=collator,
+                peft_config=lora,
+            )
+        trainer.validation = validation
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if model_args.use_peft:
-            model.save_pretrained(stage.path / "adapter")
-            processor.save_pretrained(stage.path / "adapter")
-            model = model.merge_and_unload()
-        save_checkpoint(model, processor, stage.path / "model")
+        for folder in save_trained(trainer, stage.path):
+            write_student_card(folder, "SFT", script_args, training_args, model_args, trainer)
         stage.finish()
+        if is_main_process():
+            publication.publish_student(stage.path)
 
 
 if __name__ == "__main__":

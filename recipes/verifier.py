@@ -48,6 +48,7 @@ def main() -> None:
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
     from sightsound.hub import render_card
     from sightsound.journal import Stage, fingerprint, write_atomically
+    from sightsound.processes import refuse_several_processes
     from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
     from sightsound.recipe import parse_config, refuse_what_would_be_ignored, take_publication, training_settings
     from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
@@ -55,6 +56,7 @@ def main() -> None:
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     publication = take_publication(training_args)
+    refuse_several_processes(training_args)
     refuse_what_would_be_ignored(training_args, model_args)
     if not model_args.use_peft:
         raise InputError("the verifier is a LoRA on the language model: set use_peft and lora_target_modules")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from .checkpoints import load_processor
 from .cli import InputError
 from .journal import Journal, fingerprint
 from .media import Frames, MediaError
+from .progress import RequestProgress
 from .prompts import user_message
 from .schema import SAMPLING_RATE
 
@@ -135,31 +135,44 @@ class TransformersEngine:
     A model in this process, batched.
 
     Args:
-        model (`str`): Local folder or Hub id of an audio or vision language model.
+        model (`PreTrainedModel`): An audio or vision language model.
+        processor (`ProcessorMixin`): Its own.
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
+        revision (`str`): What the model is, for the rows that it makes.
     """
 
-    def __init__(self, model: str, batch_size: int, sampling: Sampling):
+    def __init__(self, model: Any, processor: Any, batch_size: int, sampling: Sampling, revision: str = ""):
+        self.model, self.processor, self.revision = model, processor, revision
+        self.requests_per_call = max(1, batch_size // sampling.n)
+        extractor = getattr(processor, "feature_extractor", None)
+        self.window_s = float(extractor.chunk_length) if extractor is not None else None
+        self._takes = {"audio": extractor is not None, "video": getattr(processor, "video_processor", None) is not None}
+        # A sampled placeholder would ask the next forward for a clip that is not there.
+        names = ("audio_token_id", "image_token_id", "video_token_id")
+        self._placeholders = [i for i in (getattr(model.config, name, None) for name in names) if i is not None]
+
+    @classmethod
+    def load(cls, model: str, batch_size: int, sampling: Sampling) -> TransformersEngine:
+        """
+        From a local folder or a Hub id.
+
+        Raises:
+            `InputError`: It cannot be loaded, or is an adapter.
+        """
         import torch
         import transformers
 
         if (Path(model) / "adapter_config.json").is_file():
             raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
-        self.processor = load_processor(model)
+        processor = load_processor(model)
         config = transformers.AutoConfig.from_pretrained(model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         architecture = getattr(transformers, config.architectures[0])
-        self.model = architecture.from_pretrained(model, dtype="auto").to(device).eval()
-        self.requests_per_call = max(1, batch_size // sampling.n)
-        extractor = getattr(self.processor, "feature_extractor", None)
-        self.window_s = float(extractor.chunk_length) if extractor is not None else None
-        self._takes = {"audio": extractor is not None, "video": getattr(self.processor, "video_processor", None) is not None}
+        loaded = architecture.from_pretrained(model, dtype="auto").to(device).eval()
         # The commit that was loaded, which need not be the Hub's newest.
-        self.revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
-        # A sampled placeholder would ask the next forward for a clip that is not there.
-        names = ("audio_token_id", "image_token_id", "video_token_id")
-        self._placeholders = [i for i in (getattr(config, name, None) for name in names) if i is not None]
+        revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
+        return cls(loaded, processor, batch_size, sampling, revision)
 
     def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
         media: dict[str, Any] = {}
@@ -191,6 +204,7 @@ class TransformersEngine:
                 max_new_tokens=sampling.max_tokens,
                 num_return_sequences=sampling.n,
                 suppress_tokens=self._placeholders,
+                synced_gpus=False,  # processes that validate a student have different numbers of questions
                 **draw,
             )
         new = output[:, inputs["input_ids"].shape[1] :]
@@ -229,7 +243,7 @@ def make_engine(
     them, `OpenAIBatchEngine` at the first `base_url`.
     """
     if not base_url:
-        return TransformersEngine(model, batch_size, sampling)
+        return TransformersEngine.load(model, batch_size, sampling)
     from .openai_batches import OpenAIBatchEngine
     from .openai_engine import TIMEOUT_S, OpenAIEngine
 
@@ -239,7 +253,7 @@ def make_engine(
     return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime)
 
 
-# So many requests in a row without completions, and the server is set up for something else than these requests.
+# So many clips in a row without completions, and the server is set up for something else than these requests.
 MAX_UNANSWERED = 20
 
 
@@ -282,7 +296,11 @@ def run_requests(
         size = engine.requests_per_call
         feed = _Feed([block[start : start + size] for block in blocks for start in range(0, len(block), size)])
     held: list[ChatResult] = []  # failures since the last answer
-    with _Progress(len(keys), len(keys) - len(missing), description) as progress:
+
+    def num_clips_held() -> int:  # all traces of one bad clip are refused, and follow each other
+        return len({(clip_of or str)(result.key) for result in held})
+
+    with RequestProgress(len(keys), len(keys) - len(missing), description) as progress:
         while not feed.is_empty:
             feed.is_open = True
             if isinstance(engine, StreamingEngine):
@@ -301,10 +319,10 @@ def run_requests(
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
                 # It stays closed until all is answered: an engine whose senders have ended needs new ones.
-                feed.is_open = feed.is_open and len(held) <= MAX_UNANSWERED
+                feed.is_open = feed.is_open and num_clips_held() <= MAX_UNANSWERED
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
-            if held and (len(held) > MAX_UNANSWERED or (feed.is_empty and is_useless)):
+            if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):
                 told = f"the server answers no request: {held[0].detail}"
                 raise InputError(f"{told}; finished requests are kept, rerun to continue")
         journal.append((result.key, _entry(result)) for result in held)
@@ -373,37 +391,3 @@ def _entry(result: ChatResult) -> dict[str, Any]:
         return {"outcome": result.outcome, "detail": result.detail}
     usage = {} if result.usage is None else {"usage": asdict(result.usage)}
     return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions], **usage}
-
-
-class _Progress:
-    """A progress bar: rows per second and time left; tokens per second and the cached share of prompts where they are told."""
-
-    def __init__(self, total: int, done: int, description: str):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, initial=done, desc=description, unit="row", mininterval=1.0)
-        self._started = time.monotonic()
-        self._written = self._prompted = self._cached = 0
-
-    def __enter__(self) -> _Progress:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def add(self, num_new: int, came: Sequence[ChatResult], num_retries: int) -> None:
-        for usage in (result.usage for result in came if result.usage is not None):
-            self._written += usage.completion_tokens
-            if usage.cached_tokens is not None:
-                self._prompted += usage.prompt_tokens
-                self._cached += usage.cached_tokens
-        told = {}
-        if self._written:
-            told["tokens/s"] = f"{self._written / max(1e-9, time.monotonic() - self._started):.0f}"
-        if self._prompted:
-            told["cached"] = f"{100 * self._cached / self._prompted:.0f}%"
-        if num_retries:
-            told["retries"] = str(num_retries)
-        self._bar.set_postfix(told, refresh=False)
-        self._bar.update(num_new)

@@ -19,6 +19,7 @@ from .journal import replace_folder
 
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
 _DOUBLED_PREFIX = re.compile(r"^language_model\.model\.model\.")
@@ -63,9 +64,60 @@ def load_processor(model: str, revision: str | None = None) -> Any:
         raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
 
 
-def save_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:
+def load_audio_processor(model: str, revision: str | None = None) -> Any:
+    """
+    The processor of an audio language model that is about to be trained, if the two belong together.
+
+    Nothing but the config is read of the model: hours may pass before a wrong id in a batch is noticed, if it ever is.
+
+    Raises:
+        `InputError`: As for `load_processor`; the folder holds an adapter, no audio model, or another model's processor.
+    """
+    from transformers import AutoConfig
+
+    if (Path(model) / "adapter_config.json").is_file():
+        raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
+    processor = load_processor(model, revision)
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    if not hasattr(config, "audio_config") or not hasattr(config, "audio_token_id"):
+        raise InputError(f"{model} is a model of type {config.model_type}; expected an audio model like Qwen2-Audio")
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is None:
+        raise InputError(f"{model} has a {type(processor).__name__} and no processor for sound; save the model's own beside it")
+    audio, tokenizer = config.audio_config, processor.tokenizer
+    facts = {
+        "id of the audio token": (tokenizer.convert_tokens_to_ids(processor.audio_token), config.audio_token_id),
+        "mel bins": (extractor.feature_size, audio.num_mel_bins),
+        "frames of a window": (extractor.nb_max_frames, 2 * audio.max_source_positions),  # its convolution takes every second
+    }
+    wrong = [f"{name}: {has}, the model's is {expected}" for name, (has, expected) in facts.items() if has != expected]
+    if len(tokenizer) > config.text_config.vocab_size:
+        wrong.append(f"tokens: {len(tokenizer)}, the model has {config.text_config.vocab_size}")
+    if wrong:
+        raise InputError(f"the processor in {model} is another model's ({'; '.join(wrong)}); save the model's own there")
+    return processor
+
+
+def save_adapter(
+    model: Any, processor: ProcessorMixin, path: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write a LoRA (safetensors) and the processor of its model; put the folder in place whole. `weights`: as below."""
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary, state_dict=weights)
+    processor.save_pretrained(temporary)
+    replace_folder(temporary, final)
+
+
+def save_checkpoint(
+    model: PreTrainedModel, processor: ProcessorMixin, path: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """
     Write weights (safetensors), config, generation config, processor and chat template; put the folder in place whole.
+
+    Args:
+        weights (`dict`, *optional*): All of them, where the model itself holds only a part (ZeRO-3, FSDP).
 
     Raises:
         `RuntimeError`: The written checkpoint does not give back the model's weights.
@@ -76,20 +128,71 @@ def save_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, path: str
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, state_dict=weights)
     processor.save_pretrained(temporary)
     _repair(temporary)
     reloaded = type(model).from_pretrained(temporary, dtype=model.dtype).state_dict()
-    for name, weight in model.state_dict().items():
+    for name, weight in (weights or model.state_dict()).items():
         if not torch.equal(weight.cpu(), reloaded[name]):
             raise RuntimeError(f"{temporary}: {name} does not come back as it was written; the checkpoint is not usable")
     replace_folder(temporary, final)
 
 
+def freeze_positions(model: PreTrainedModel) -> None:
+    """The audio tower's sinusoids are no weights to train: the class says so, and `from_pretrained` forgets it."""
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+
+
 def load_full_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Load a full-parameter checkpoint into a model in memory; unlike `Trainer`, every weight or an error."""
-    loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    """
+    Load a full-parameter checkpoint into a model in memory; unlike `Trainer`, every weight or an error.
+
+    Raises:
+        `InputError`: It is no checkpoint of this model.
+    """
+    config = json.loads((Path(checkpoint) / "config.json").read_text()) if Path(checkpoint, "config.json").is_file() else {}
+    if config.get("model_type") != model.config.model_type:
+        found = config.get("model_type", "no whole model")
+        raise InputError(f"{checkpoint} is a checkpoint of {found}, and not of the {model.config.model_type} to be trained")
+    loaded, told = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    found, expected = ({name: weight.shape for name, weight in m.state_dict().items()} for m in (loaded, model))
+    wrong = {*told["missing_keys"], *told["unexpected_keys"]}
+    wrong |= {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
+    if wrong:
+        raise InputError(f"{checkpoint} is a checkpoint of another model: {len(wrong)} weights differ (first: {min(wrong)})")
     model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
+    """
+    Make sure that a checkpoint holds the LoRA of this model; PEFT would only warn of weights that it does not find.
+
+    Raises:
+        `InputError`: It holds none, of other shapes or places, or for another base model.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = Path(checkpoint) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{checkpoint} holds no LoRA; expected a checkpoint of a run with these LoRA settings")
+    with safe_open(file, "pt") as saved:
+        found = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 - no mapping
+    expected = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model).items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise InputError(
+            f"{checkpoint} holds the LoRA of another model, or with other LoRA settings: {len(wrong)} weights differ (first: "
+            f"{wrong[0]}, {found.get(wrong[0])} there, {expected.get(wrong[0])} here)"
+        )
+    base = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ours = model.peft_config[model.active_adapters[0]].base_model_name_or_path
+    if _resolved(base) != _resolved(ours):
+        raise InputError(f"{checkpoint} is a LoRA on {base}, and not on {ours}; give the model that it was trained on")
+
+
+def _resolved(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -108,13 +211,46 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(numbered)[1]) if numbered else None
 
 
+def checkpoint_to_resume(asked: str | None, output_dir: str | Path) -> str | None:
+    """
+    Where training goes on: the checkpoint that `--resume_from_checkpoint PATH` names, else the run's own newest.
+
+    Raises:
+        `InputError`: There is no whole checkpoint at the path.
+    """
+    if asked is None or asked.lower() == "true":
+        return last_complete_checkpoint(output_dir)
+    if not (Path(asked) / "trainer_state.json").is_file():
+        told = "expected a checkpoint-N folder of a run, whole (with trainer_state.json)"
+        raise InputError(f"resume_from_checkpoint {asked}: {told}; leave it out to go on from the newest of {output_dir}")
+    return asked
+
+
 class FullWeightsResume:
-    """Mix into a `Trainer`: resuming full-parameter training restores every weight, or fails."""
+    """
+    Mix into a `Trainer`: resuming full-parameter training restores every weight, or fails.
+
+    A checkpoint is logged at, too: what `Trainer` has summed up since the last log is not in it, and the first log of a
+    resumed run would be of fewer steps than that of an uninterrupted one.
+    """
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control  # type: ignore[attr-defined]
+        # Where the best are saved, only the evaluation says whether this is one.
+        control.should_log = control.should_log or control.should_save or control.should_evaluate
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        # The last that each process writes itself; `trainer_state.json`, which says that all is there, comes next.
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from peft import PeftModel
 
         model = model or self.model  # type: ignore[attr-defined]
+        if isinstance(model, PeftModel):
+            check_adapter_checkpoint(model, resume_from_checkpoint)
         if isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # type: ignore[attr-defined]
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         else:

@@ -91,17 +91,48 @@ def _tts_agfv(row: TraceRow) -> list[str]:
 # The arms of the paper's Table 2. Without test-time scaling there is one sample per question: the first.
 SELECTIONS = {"label": _label, "cot": _cot, "agfv": _agfv, "tts": _tts, "tts_agfv": _tts_agfv}
 
+# The upper baseline of Table 2, and the only arm that sees an annotated answer. No selection of a ledger: see `gold_labels`.
+GROUND_TRUTH = "ground_truth"
 
-def select(rows: Iterable[TraceRow], selection: str) -> list[dict[str, Any]]:
+
+def instruction_of(selection: str) -> str:
+    """How the questions of an arm are asked."""
+    return DIRECT_INSTRUCTION if selection in ("label", GROUND_TRUTH) else COT_INSTRUCTION
+
+
+def gold_labels(questions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Training rows of the arm `ground_truth`: `id`, `prompt` (messages), `completion`, `choices`, for every question.
+
+    Args:
+        questions (`Iterable[dict]`): Rows of avqa-audio; their `answer` is what the other arms never read.
+    """
+    return [
+        {
+            "id": row["id"],
+            "choices": row["choices"],
+            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], DIRECT_INSTRUCTION)}],
+            "completion": render_label(row["choices"][row["answer"]].strip()),
+        }
+        for row in questions
+    ]
+
+
+def select(rows: Iterable[TraceRow], selection: str, instruction: str | None = None) -> list[dict[str, Any]]:
     """
     Training rows of an arm: `id`, `prompt` (messages), `completion`, `teacher_answer`, `choices`; one per selected trace.
+
+    Args:
+        rows (`Iterable[dict]`): The ledger.
+        selection (`str`): One of `SELECTIONS`.
+        instruction (`str`, *optional*): What ends the prompts; by default `instruction_of(selection)`.
 
     Raises:
         `InputError`: The arm is unknown, or selects nothing.
     """
     if selection not in SELECTIONS:
         raise InputError(f"unknown selection '{selection}'; expected one of {', '.join(SELECTIONS)}")
-    instruction = DIRECT_INSTRUCTION if selection == "label" else COT_INSTRUCTION
+    instruction = instruction or instruction_of(selection)
     selected, outcomes = [], Counter[str]()
     for row in rows:
         prompt = [{"role": "user", "content": question_text(row["question"], row["choices"], instruction)}]

@@ -9,21 +9,42 @@ completion. Private methods of TRL are overridden: `trl` is pinned to 1.16.
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from .checkpoints import FullWeightsResume
+from .checkpoints import FullWeightsResume, freeze_positions
 from .cli import InputError
+from .generation_window import load_window, save_window, window_file
 from .media import decode_audio
+from .packed_attention import use_packed_attention
+from .processes import together
+from .prompt_sharing import pack, regroup, takes_any_mask
 from .prompts import with_audio
 from .schema import SAMPLING_RATE
+from .shared_sampling import shared_sampling
+from .validation import BestByAccuracy
+from .vllm_rollouts import check_rollouts, hearing_rollouts, read_clips
 
+
+logger = get_logger(__name__)
+
+# Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
+HOPELESS_BATCHES = 10
+
+CANNOT_SHARE = (
+    "Prompts are computed once for each completion: attention %r takes no mask that hides completions from each other. "
+    "With attn_implementation: sdpa they are computed once for all."
+)
 
 Features = tuple[torch.Tensor, torch.Tensor]  # of one clip: mel `(num_mel_bins, frames)`, its mask `(frames,)`
 
@@ -80,7 +101,7 @@ class SharedTower:
         return output
 
 
-class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
+class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     """
     `GRPOTrainer` for audio language models of the Qwen2-Audio kind.
 
@@ -88,23 +109,47 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
         model (`str`): Folder or Hub id. The reference model is loaded from there too, so a LoRA from SFT must have been
             merged into it.
         reward_funcs, args, train_dataset, processing_class, ...: As for `GRPOTrainer`; `processing_class` is a processor.
+        share_prompts (`bool`): Compute each prompt once for all its completions (see `prompt_sharing`), where the attention
+            implementation can; else it is said once and each clip is shared only.
+        freeze_audio_tower (`bool`): Leave the audio tower as it is; projector and language model are trained.
+
+    Logged beside TRL's metrics, in the mean of an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
+    log-probabilities under the old and the reference policy), `time/train_s` (forward, backward, optimizer), and
+    `audio_tower/rows_saved` (clips that were not encoded again, of all that this process sampled for and scored).
 
     Raises:
-        `InputError`: vLLM rollouts are asked for: TRL would send the prompts without the clips.
+        `InputError`: vLLM is to sample and is not there (see `vllm_rollouts.check_rollouts`).
     """
 
-    def __init__(self, model: str, *, args: Any, **kwargs: Any):
-        if args.use_vllm:
-            raise InputError("vLLM rollouts would not hear the clips with TRL 1.16; set use_vllm: false")
+    _step: int  # TRL's
+    _buffered_inputs: Any
+
+    def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
+        check_rollouts(args, model)
         policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
+        freeze_positions(policy)
+        if freeze_audio_tower:
+            policy.model.audio_tower.requires_grad_(False)
         # The one image-only line of `GRPOTrainer.__init__` reads this to keep the placeholder from being sampled.
         policy.config.image_token_id = policy.config.audio_token_id
         try:
-            super().__init__(policy, args=args, **kwargs)
+            with hearing_rollouts(policy, args):
+                super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
+        self.share_prompts = share_prompts and takes_any_mask(policy)
+        if share_prompts > self.share_prompts:
+            logger.warning(CANNOT_SHARE, policy.config.get_text_config()._attn_implementation)
         self._audio: list[Features] = []  # of the rows being generated for or scored
-        self._towers = {id(m): SharedTower(m) for m in (self.model, self.ref_model) if m is not None}
+        self._cells: list[dict[str, Any]] = []  # their audio columns
+        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        self._towers = {id(m): SharedTower(m) for m in models}
+        if self.share_prompts:
+            for each in models:
+                use_packed_attention(each)
+        self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
+        self._rows_encoded_before = 0
+        self._hopeless_batches: int | None = 0  # None once a group had unequal rewards
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
@@ -131,11 +176,83 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
                 by_clip[cell["bytes"]] = (mel["input_features"][0], mel["attention_mask"][0])
         return [by_clip[cell["bytes"]] for cell in cells]
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = regroup(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._audio = self._read_audio([row["audio"] for row in inputs])
+        start, rollout_before = time.perf_counter(), self._spent["rollout_s"]
+        self._cells = [row["audio"] for row in inputs]
+        self._audio = self._read_audio(self._cells)
         output = super()._generate_and_score_completions([{**r, "prompt": with_audio(r["prompt"])} for r in inputs])
         output["audio"] = self._audio
+        rollout_s = self._spent["rollout_s"] - rollout_before
+        self._spent["score_s"] += time.perf_counter() - start - rollout_s
+        self._stop_if_nothing_can_be_learned()
         return output
+
+    def _stop_if_nothing_can_be_learned(self) -> None:
+        if self._hopeless_batches is None or not self.model.training:
+            return
+        alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1.0
+        self._hopeless_batches = self._hopeless_batches + 1 if alike else None
+        if self._hopeless_batches == HOPELESS_BATCHES:
+            reward = self._metrics["train"]["reward"][-1]
+            with together():  # every process finds the same
+                raise InputError(
+                    f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
+                    f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions "
+                    "(log_completions: true); a higher temperature, a longer max_completion_length or a model after SFT "
+                    "may help"
+                )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        start, before = time.perf_counter(), self._spent["rollout_s"] + self._spent["score_s"]
+        loss = super().training_step(*args, **kwargs)
+        sampled_s = self._spent["rollout_s"] + self._spent["score_s"] - before
+        self._spent["train_s"] += time.perf_counter() - start - sampled_s
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            encoded = self._rows_encoded()
+            saved = self._spent.pop("rows_heard", 0) - (encoded - self._rows_encoded_before)
+            self._rows_encoded_before = encoded
+            self._metrics["train"]["audio_tower/rows_saved"].append(saved)
+            for part in ("rollout_s", "score_s", "train_s"):
+                self._metrics["train"][f"time/{part}"].append(self._spent.pop(part, 0.0))
+        return loss
+
+    def _rows_encoded(self) -> int:
+        return sum(tower.rows_encoded for tower in self._towers.values())
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        before = self._rows_encoded()
+        metrics = super().evaluate(*args, **kwargs)
+        self._rows_encoded_before += self._rows_encoded() - before  # these are not training's
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            save_window(window_file(checkpoint, self.accelerator.process_index), self._step, self._buffered_inputs)
+            self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as whole
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._hopeless_batches = None
+        micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
+        if micro_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
+            return
+        path = window_file(checkpoint, self.accelerator.process_index)
+        if not path.is_file():
+            raise InputError(f"{path} is missing: expected the number of processes that wrote {checkpoint}; resume with it")
+        self._step, self._buffered_inputs = load_window(path, self.accelerator.device)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         processor = self.processing_class
@@ -151,13 +268,38 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
         """Tokens of a clip after the tower's convolution and pooling, as the model itself counts them."""
         return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._tower_of(self.model).sharing(self._audio):
-            return super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: None, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        if self.use_vllm:
+            clips = read_clips(self._cells, float(self.processing_class.feature_extractor.chunk_length))
+            output = super()._generate_single_turn(prompt_ids, clips, *args, **kwargs)
+            self._spent["rollout_s"] += time.perf_counter() - start
+            return output
+        self._spent["rows_heard"] += len(self._audio)
+        if self.share_prompts:
+            heard = [id(mel) for mel, _ in self._audio]
+            policy = self.accelerator.unwrap_model(self.model)
+            with shared_sampling(policy, heard, self.eos_token_ids), self.accelerator.autocast():
+                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        else:
+            with self._tower_of(self.model).sharing(self._audio):
+                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        self._spent["rollout_s"] += time.perf_counter() - start
+        return output
 
     def _get_per_token_logps_and_entropies(
-        self, model: torch.nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
     ) -> Any:
+        self._spent["rows_heard"] += len(input_ids)
+        if self.share_prompts:
+            return self._score_packed(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
         # TRL scores the rows in order, in chunks: each chunk gets its clips. Image arguments are all None here.
         rows = iter(self._audio)
 
@@ -166,7 +308,33 @@ class AudioGRPOTrainer(FullWeightsResume, GRPOTrainer):
             with self._tower_of(model).sharing(chunk):
                 return model(**inputs, **stack_features(chunk))
 
-        return super()._get_per_token_logps_and_entropies(hearing_model, input_ids, *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(
+            hearing_model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+        )
+
+    def _score_packed(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion_length: int,
+        batch_size: int | None,
+        compute_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            audio = self._audio[rows]
+            heard = [id(mel) for mel, _ in audio]
+            with self.accelerator.autocast():
+                policy = self.accelerator.unwrap_model(model)
+                packed = pack(policy, input_ids[rows], attention_mask[rows], completion_length, heard)
+                output = model(**packed.inputs, **stack_features([audio[row] for row in packed.first]), fused_lm_head=True)
+            logps.append(packed.unpack(output.log_probs))
+            if compute_entropy:
+                entropies.append(packed.unpack(output.entropy))
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         self._audio = inputs["audio"]

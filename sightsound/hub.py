@@ -98,7 +98,7 @@ def publish_model(folder: Path, repo_id: str, private: bool) -> str:
     config and processor are loaded as a user would.
 
     Args:
-        folder (`Path`): `model/` of a finished training stage: README.md, config.json, *.safetensors, processor.
+        folder (`Path`): `model/` or `adapter/` of a finished training stage: README.md, config, *.safetensors, processor.
         repo_id, private: As for `publish_dataset`.
 
     Raises:
@@ -107,7 +107,8 @@ def publish_model(folder: Path, repo_id: str, private: bool) -> str:
     _refuse_unpublishable(repo_id)
     fingerprint(folder)  # refuses the output of a stage that has not finished
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and _is_of_checkpoint(file.name))
-    if not {"README.md", "config.json"} <= set(names) or not any(name.endswith(".safetensors") for name in names):
+    has_config = "config.json" in names or "adapter_config.json" in names
+    if "README.md" not in names or not has_config or not any(name.endswith(".safetensors") for name in names):
         raise InputError(f"{folder} holds no README.md, config.json and *.safetensors; give the `model/` folder of a recipe")
     build = {name: sha256_of(str(folder / name)) for name in names}
     return _publish(_ModelPublication(build, folder, repo_id), "a checkpoint", private)
@@ -380,8 +381,10 @@ class _ModelPublication(_Publication):
         self.say(f"read back {len(self.build)} files, all as sent; config and processor can be loaded")
 
     def loaded(self, source: str, **options: Any) -> dict[tuple[str, str], tuple[int, Any]]:
+        from peft import PeftConfig
         from transformers import AutoConfig, AutoProcessor
 
-        AutoConfig.from_pretrained(source, **options)
+        kind = PeftConfig if "adapter_config.json" in self.build else AutoConfig
+        kind.from_pretrained(source, **options)
         AutoProcessor.from_pretrained(source, **options)
         return {}

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,23 @@ class PublishArguments:
 
             revision = publish_dataset(folder, self.push_to_hub, self.private)
             print(f"published: {self.push_to_hub}, revision {revision}")
+
+    def publish_student(self, folder: Path) -> None:
+        """
+        Upload what a training recipe has finished: `model/`, and `adapter/` to a repository of its own beside it.
+
+        In one repository, transformers would find the adapter's config first. An adapter on a base that is in a folder here is
+        not sent: nobody else could load it.
+        """
+        self.publish_model(folder / "model")
+        config = folder / "adapter" / "adapter_config.json"
+        if self.push_to_hub is None or not config.is_file():
+            return
+        base = json.loads(config.read_text())["base_model_name_or_path"]
+        if Path(base).exists():
+            print(f"adapter/ stays here: its base {base} is a folder on this machine")
+        else:
+            replace(self, push_to_hub=f"{self.push_to_hub}-adapter").publish_model(folder / "adapter")
 
     def publish_model(self, folder: Path) -> None:
         """Upload a finished checkpoint folder, if that was asked for."""

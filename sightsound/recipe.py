@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli import InputError
-from .prompts import PROMPT_VERSION
+from .corpus import GROUND_TRUTH, gold_labels, select
+from .processes import describe_processes, is_main_process, whole_models
+from .prompts import COT_INSTRUCTION, PROMPT_VERSION
 from .publishing import REPO_ID, PublishArguments
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
     from transformers import TrainingArguments
     from trl import ModelConfig
 
     from .collator import CompletionCollator
+    from .validation import ValidationSet
+
+
+@dataclass(kw_only=True)
+class ValidationArguments:
+    """Read when `eval_strategy` asks for evaluation: then `eval_accuracy` is measured on validation questions."""
+
+    validation_split: str = field(default="validation", metadata={"help": "split of avqa-audio; its ground truth is read"})
+    num_validation: int = field(default=200, metadata={"help": "questions of it, evenly spaced"})
+    validation_max_tokens: int = field(default=512, metadata={"help": "per answer"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a better one"}
+    )
+
 
 # Where results go and how they are reported: a rerun may differ in these.
 _NOT_SETTINGS = (
@@ -27,6 +45,8 @@ _NOT_SETTINGS = (
     "run_name",
     "resume_from_checkpoint",
     "hub_token",
+    "vllm_server_",
+    "vllm_group_port",
 )
 
 
@@ -54,7 +74,7 @@ def parse_config(dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
 def training_settings(arguments: TrainingArguments) -> dict[str, Any]:
     """The training arguments that change the result, and the version of the prompts, for `Stage`."""
     settings = {k: v for k, v in arguments.to_dict().items() if not k.startswith(_NOT_SETTINGS)}
-    return settings | {"prompt_version": PROMPT_VERSION}
+    return settings | {"processes": describe_processes(arguments), "prompt_version": PROMPT_VERSION}
 
 
 # What the recipes read of `ModelConfig`; anything else would be accepted and do nothing.
@@ -89,29 +109,182 @@ def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: M
     Refuse settings that these recipes do not carry out.
 
     Raises:
-        `InputError`: `push_to_hub` (`Trainer` would upload `training_args.bin`, a pickle), several processes, or a field of
-            `ModelConfig` that is not read.
+        `InputError`: A field of `ModelConfig` that is not read.
     """
-    if training_args.push_to_hub:
-        raise InputError("push_to_hub is not supported by this recipe: upload the finished `model/` folder instead")
-    if training_args.world_size > 1:
-        raise InputError(f"expected one process, found {training_args.world_size}: this version trains on one; see README")
     defaults = type(model_args)()
     for name, value in asdict(model_args).items():
         if not name.startswith(_MODEL_FIELDS) and value != getattr(defaults, name):
             raise InputError(f"{name}: {value} is not supported by this recipe; leave it out")
 
 
-def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, one_per_question: bool = False) -> Dataset:
+def lora_of(model_args: ModelConfig) -> PeftConfig | None:
+    """
+    The LoRA that the flags ask for, tried on the model without its weights; None where they ask for none.
+
+    Raises:
+        `InputError`: It would reach nothing, or what hears: the usual list of suffixes (`q_proj`, ...) also names modules of
+            the audio tower, whose adapters vLLM cannot serve.
+    """
+    import copy
+
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForMultimodalLM
+    from trl import get_peft_config
+
+    lora = get_peft_config(model_args)
+    if lora is None:
+        return None
+    asked = model_args.lora_target_modules
+    remedy = r"the recipes use ['.*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj']"
+    if asked is None:
+        raise InputError(f"use_peft without lora_target_modules; {remedy}")
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    with whole_models(), torch.device("meta"):
+        model = AutoModelForMultimodalLM.from_config(config)
+    try:
+        reached = get_peft_model(model, copy.deepcopy(lora)).base_model.targeted_module_names
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"lora_target_modules {asked} matches no module ({reason}); {remedy}") from error
+    outside = [name for name in reached if "language_model" not in name]
+    if outside:
+        told = f"matches {len(outside)} modules outside the language model (first: {outside[0]})"
+        raise InputError(f"lora_target_modules {asked} {told}; {remedy}")
+    if is_main_process():
+        print(f"LoRA: {len(reached)} modules of the language model, 0 of the audio tower")
+    return lora
+
+
+def write_student_card(
+    folder: Path, stage: str, script_args: Any, training_args: TrainingArguments, model_args: ModelConfig, trainer: Any
+) -> None:
+    """
+    README.md of a trained student, or of its adapter: what it was trained on, and how.
+
+    Args:
+        folder (`Path`): A finished `model/` or `adapter/`.
+        stage (`str`): `"SFT"` or `"GRPO"`.
+        trainer (`Trainer`): Once it has trained.
+    """
+    from .hub import render_card
+    from .journal import write_atomically
+
+    card = render_card(
+        "student.md",
+        stage=stage,
+        is_adapter=(folder / "adapter_config.json").is_file(),
+        base=model_args.model_name_or_path,
+        base_is_on_hub=not Path(model_args.model_name_or_path).exists(),
+        selection=script_args.selection,
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step if training_args.load_best_model_at_end else None,
+        best_accuracy=trainer.state.best_metric,
+        num_validation=script_args.num_validation,
+        learning_rate=training_args.learning_rate,
+        lora={"r": model_args.lora_r, "alpha": model_args.lora_alpha} if model_args.use_peft else None,
+        seed=training_args.seed,
+        prompt_version=PROMPT_VERSION,
+    )
+    write_atomically(folder / "README.md", card)
+
+
+def validation_of(script_args: Any, training_args: TrainingArguments, instruction: str) -> ValidationSet | None:
+    """
+    The questions that checkpoints are judged by; None when nothing is evaluated.
+
+    Raises:
+        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric.
+    """
+    from .validation import METRIC, ValidationSet
+
+    if training_args.eval_strategy == "no":
+        if script_args.early_stopping_patience is not None:
+            raise InputError("early_stopping_patience needs evaluations: set eval_strategy: steps and eval_steps")
+        return None
+    if training_args.metric_for_best_model not in (None, METRIC):
+        found = training_args.metric_for_best_model
+        raise InputError(f"metric_for_best_model: {found}: set it to {METRIC}, which is what evaluation measures here")
+    training_args.metric_for_best_model, training_args.greater_is_better = METRIC, True
+    # What early stopping has counted so far.
+    training_args.restore_callback_states_from_checkpoint = True
+    rows = open_avqa_audio(script_args.audio, script_args.validation_split)
+    size = training_args.per_device_eval_batch_size
+    return ValidationSet.evenly_spaced(rows, script_args.num_validation, instruction, size, script_args.validation_max_tokens)
+
+
+def callbacks_of(script_args: Any) -> list[Any]:
+    """Early stopping, if asked for."""
+    from transformers import EarlyStoppingCallback
+
+    patience = script_args.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+# What training reads of avqa-audio.
+_AVQA_COLUMNS = ("id", "audio", "duration_s", "question", "choices", "answer", "media_sha256")
+
+
+def open_avqa_audio(source: str, split: str) -> Dataset:
+    """
+    A split of avqa-audio, audio undecoded.
+
+    Raises:
+        `InputError`: There is no such dataset, or it is one of another kind, such as one without sound.
+    """
+    from datasets import Audio
+
+    from .schema import open_dataset
+
+    dataset = open_dataset(source, split)
+    missing = [name for name in _AVQA_COLUMNS if name not in dataset.column_names]
+    if not missing and not isinstance(dataset.features["audio"], Audio):
+        missing = ["audio of type Audio"]
+    if missing:
+        told = f"split '{split}' of {source} has no column {', '.join(missing)} (only {', '.join(dataset.column_names)})"
+        raise InputError(f"{told}; expected avqa-audio, as dataset_builders/avqa_audio.py writes it")
+    return dataset
+
+
+def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list[dict[str, Any]]:
+    """The rows of an arm, without their clips."""
+    from .schema import check_same_clips, open_dataset
+
+    if script_args.selection == GROUND_TRUTH:
+        if samples_its_own:
+            raise InputError("selection ground_truth is for SFT: GRPO's label is the teacher's answer, so choose another arm")
+        if script_args.traces is not None:
+            raise InputError("selection ground_truth reads the answers of --audio and no traces: leave --traces out")
+        return gold_labels(dataset.select_columns(["id", "question", "choices", "answer"]))
+    if script_args.traces is None:
+        raise InputError(f"selection {script_args.selection} is one of a corpus: give it with --traces FOLDER_OR_HUB_ID")
+    rows = open_dataset(script_args.traces, "train", "traces")
+    selected = select(rows, script_args.selection, COT_INSTRUCTION if samples_its_own else None)
+    if samples_its_own:
+        selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]
+    known = set(dataset["id"])
+    traced = (row for row in rows.select_columns(["id", "media_sha256"]) if row["id"] in known)
+    check_same_clips(traced, dataset, f"split '{script_args.split}' of {script_args.audio}")
+    return selected
+
+
+def _is_empty(completion: str) -> bool:
+    """Nothing, or tags with nothing between them: a target that teaches to say nothing."""
+    return not re.sub(r"</?(?:think|answer)>", "", completion).strip()
+
+
+def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, samples_its_own: bool = False) -> Dataset:
     """
     The rows of an arm, joined with their clips; clips are read when a batch needs them.
 
     Args:
         script_args: With `traces`, `audio`, `split` and `selection`.
         collator (`CompletionCollator`): Of the model that is trained: knows its window and the allowed length.
-        ledger_path (`Path`): Gets every selected trace with its outcome: `used`, `missing_audio` or `too_long`; `detail`
-            says where a clip is longer than the model's window and so was cut.
-        one_per_question (`bool`): Keep the first trace of each question only (GRPO samples its own).
+        ledger_path (`Path`): Gets every selected trace with its outcome: `used`, `missing_audio`, `empty_completion` or
+            `too_long`; `detail` says where a clip is longer than the model's window and so was cut, and where the target is
+            the ground truth.
+        samples_its_own (`bool`): For GRPO: one row per question, and always with the prompt that asks for reasoning, which the
+            format reward wants to see also where the selection is `label`.
 
     Raises:
         `InputError`: The selection is empty, or no row of it can be used.
@@ -120,39 +293,38 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
 
     from datasets import Dataset
 
-    from .corpus import select
-    from .schema import AudioById, check_same_clips, open_dataset, write_ledger
+    from .schema import AudioById, write_ledger
 
-    rows = open_dataset(script_args.traces, "train", "traces")
-    selected = select(rows, script_args.selection)
-    if one_per_question:
-        selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]
-    dataset = open_dataset(script_args.audio, script_args.split)
+    dataset = open_avqa_audio(script_args.audio, script_args.split)
+    selected = _selected(script_args, dataset, samples_its_own)
     audio = AudioById(dataset)
-    traced = (row for row in rows.select_columns(["id", "media_sha256"]) if row["id"] in audio)
-    check_same_clips(traced, dataset, f"split '{script_args.split}' of {script_args.audio}")
     duration_s = dict(zip(dataset["id"], dataset["duration_s"], strict=True))
-    used, ledger = [], []
+    used, ledger, num_cut = [], [], 0
 
     def length_of(row: dict[str, Any]) -> int:
         return collator.num_tokens({**row, "audio": True}, duration_s[row["id"]])
 
     for row in selected:
-        outcome, detail = "used", None
+        outcome, detail = "used", "ground truth" if script_args.selection == GROUND_TRUTH else None
         if row["id"] not in audio:
             outcome, detail = "missing_audio", f"{script_args.audio} has no such row"
+        elif not samples_its_own and _is_empty(row["completion"]):
+            outcome, detail = "empty_completion", f"nothing to learn in {row['completion']!r}"
         elif collator.max_length and (length := length_of(row)) > collator.max_length:
             outcome, detail = "too_long", f"{length} tokens, max_length is {collator.max_length}"
         elif collator.window_s and duration_s[row["id"]] > collator.window_s:
-            detail = f"cut: the model hears {collator.window_s:g} of {duration_s[row['id']]:.2f} s"
+            cut = f"cut: the model hears {collator.window_s:g} of {duration_s[row['id']]:.2f} s"
+            detail = f"{detail}; {cut}" if detail else cut
+            num_cut += 1
         if outcome == "used":
             used.append(row)
         ledger.append({"id": row["id"], "outcome": outcome, "detail": detail})
-    write_ledger(ledger, ledger_path)
+    if is_main_process():
+        write_ledger(ledger, ledger_path)
     counts = Counter(entry["outcome"] for entry in ledger)
-    cut = sum(entry["outcome"] == "used" and entry["detail"] is not None for entry in ledger)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    print(f"{script_args.selection}: {told}" + (f"; {cut} clips cut to {collator.window_s:g} s" if cut else ""))
+    if is_main_process():
+        print(f"{script_args.selection}: {told}" + (f"; {num_cut} clips cut to {collator.window_s:g} s" if num_cut else ""))
     if not used:
         raise InputError(f"no selected trace can be used ({told}); {ledger_path} tells why")
 

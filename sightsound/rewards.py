@@ -1,6 +1,6 @@
 """The two rewards of the paper (section 3.3), as TRL reward functions. Both ask the project's grader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .answers import has_trace_format, is_correct, parse_answer
@@ -14,6 +14,7 @@ def accuracy_reward(
     completions: Sequence[str | list[dict[str, Any]]],
     teacher_answer: Sequence[int],
     choices: Sequence[Sequence[str]],
+    log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float]:
     """
@@ -23,9 +24,13 @@ def accuracy_reward(
         completions: One per sampled output, as text or as a conversational completion.
         teacher_answer (`Sequence[int]`): Index of the teacher's choice, per output.
         choices: The choices, per output.
+        log_metric: TRL's: gets `unanswered`, the share of outputs without an answer, which a reward of 0 does not tell apart.
     """
-    rows = zip(completions, teacher_answer, choices, strict=True)
-    return [float(is_correct(parse_answer(_text(c), options), gold, options)) for c, gold, options in rows]
+    answers = [parse_answer(_text(c), options) for c, options in zip(completions, choices, strict=True)]
+    if log_metric is not None:
+        log_metric("unanswered", sum(answer.index is None for answer in answers) / len(answers))
+    rows = zip(answers, teacher_answer, choices, strict=True)
+    return [float(is_correct(answer, gold, options)) for answer, gold, options in rows]
 
 
 def format_reward(completions: Sequence[str | list[dict[str, Any]]], **_: Any) -> list[float]:

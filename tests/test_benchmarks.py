@@ -47,3 +47,26 @@ def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
     # on top of the engine's time instead of beside it.
     told = measure("traces_engine", may_miss=True)
     assert json.loads(told.splitlines()[-1])["ratio"] <= 1.25
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_runs_on_a_small_model():
+    figures = json.loads(
+        measure("gpu_step", "--tiny", "--steps", "2", "--clip_s", "2", "--num_new_tokens", "6").splitlines()[-1]
+    )
+    assert all(figures[name]["tokens_per_s"] > 0 and figures[name]["peak_gib"] > 0 for name in ("sft", "grpo"))
+
+
+@pytest.mark.gpu
+def test_steps_of_a_model_of_the_size_of_the_7b():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU of 80 GB")
+    measure("gpu_step")
+
+
+@pytest.mark.slow
+def test_a_grpo_step_takes_less_than_half_of_the_plain_way():
+    told = measure("grpo_step", "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1")
+    assert json.loads(told.splitlines()[-1])["10"] >= 2

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -44,12 +44,12 @@ def results_for(engine, requests, sampling):
 
 @pytest.fixture(scope="module")
 def hearing(student_checkpoint) -> TransformersEngine:
-    return TransformersEngine(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
+    return TransformersEngine.load(str(student_checkpoint), batch_size=4, sampling=SAMPLED)
 
 
 @pytest.fixture(scope="module")
 def seeing(teacher_checkpoint) -> TransformersEngine:
-    return TransformersEngine(str(teacher_checkpoint), batch_size=4, sampling=SAMPLED)
+    return TransformersEngine.load(str(teacher_checkpoint), batch_size=4, sampling=SAMPLED)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_model_without_ears_or_eyes_is_refused(hearing, seeing, audio_requests
 def test_an_adapter_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="is an adapter; give the merged model"):
-        TransformersEngine(str(tmp_path), batch_size=4, sampling=GREEDY)
+        TransformersEngine.load(str(tmp_path), batch_size=4, sampling=GREEDY)
 
 
 def test_a_server_gives_the_text_of_the_engine_that_it_serves_for_audio(hearing, audio_requests):
@@ -573,6 +573,18 @@ def test_a_server_that_refuses_everything_stops_the_stage(tmp_path, by_key):
         with pytest.raises(InputError, match=r"the server answers no request: .*422"):
             journal_of(path, engine, by_key)
     assert path.read_bytes() == b""
+
+
+def test_a_few_clips_with_many_refused_traces_do_not_stop_the_run(tmp_path):
+    """Three clips that the server does not take, eight traces each, one after the other: 24 refusals in a row are three."""
+    requests = {f"{clip}-{trace}": ChatRequest(f"{clip}-{trace}", clip) for clip in "abcde" for trace in range(8)}
+    refusals = [None] * 8 + [400] * 24 + [None] * 8
+    sampling, path = Sampling(1, 0.0, 8, 0), tmp_path / "journal.jsonl"
+    with OpenAIServer(lambda ask: ["yes"], refusals) as server, closing(Journal(path)) as journal:
+        engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
+        run_requests(engine, list(requests), requests.__getitem__, sampling, journal, "traces", lambda key: key[0])
+        outcomes = [entry.get("outcome") for entry in journal.entries.values()]
+    assert outcomes.count("refused") == 24 and outcomes.count(None) == 16
 
 
 def test_what_is_in_flight_when_a_request_fails_is_kept(tmp_path, by_key):

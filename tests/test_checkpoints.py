@@ -1,11 +1,20 @@
 """A checkpoint that was saved is loaded whole by everyone; one that a kill cut short is never resumed from."""
 
 import json
+import shutil
 
 import pytest
 from safetensors import safe_open
 
-from sightsound.checkpoints import last_complete_checkpoint, load_full_weights, save_checkpoint
+from sightsound.checkpoints import (
+    check_adapter_checkpoint,
+    checkpoint_to_resume,
+    last_complete_checkpoint,
+    load_audio_processor,
+    load_full_weights,
+    save_checkpoint,
+)
+from sightsound.cli import InputError
 
 
 def keys_of(checkpoint) -> set[str]:
@@ -139,3 +148,80 @@ def test_a_checkpoint_that_a_kill_cut_short_is_removed(tmp_path, state):
     checkpoint(tmp_path, 20, state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_a_checkpoint_can_be_asked_for(tmp_path):
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    assert checkpoint_to_resume(str(tmp_path / "checkpoint-10"), tmp_path / "elsewhere") == str(tmp_path / "checkpoint-10")
+    for asked in (None, "true", "True"):
+        assert checkpoint_to_resume(asked, tmp_path) == str(tmp_path / "checkpoint-20")
+    with pytest.raises(InputError, match="checkpoint-30: expected a checkpoint-N folder of a run, whole"):
+        checkpoint_to_resume(str(tmp_path / "checkpoint-30"), tmp_path)
+
+
+def test_the_weights_of_another_model_are_not_resumed_from(student, student_checkpoint, teacher_checkpoint, tmp_path):
+    from transformers import AutoConfig, Qwen2AudioForConditionalGeneration
+
+    model, processor = student
+    with pytest.raises(InputError, match=r"is a checkpoint of qwen2_5_vl, and not of the qwen2_audio to be trained"):
+        load_full_weights(model, str(teacher_checkpoint))
+    with pytest.raises(InputError, match=r"is a checkpoint of no whole model"):
+        load_full_weights(model, str(tmp_path))
+    config = AutoConfig.from_pretrained(student_checkpoint)
+    config.text_config.intermediate_size *= 2
+    save_checkpoint(Qwen2AudioForConditionalGeneration(config), processor, tmp_path / "wider")
+    with pytest.raises(InputError, match=r"of another model: 9 weights differ \(first: model.language_model.layers.0.mlp"):
+        load_full_weights(model, str(tmp_path / "wider"))
+    config.text_config.intermediate_size //= 2
+    config.text_config.num_hidden_layers += 1
+    config.text_config.layer_types.append("full_attention")
+    save_checkpoint(Qwen2AudioForConditionalGeneration(config), processor, tmp_path / "deeper")
+    with pytest.raises(InputError, match=r"of another model: 12 weights differ \(first: model.language_model.layers.3"):
+        load_full_weights(model, str(tmp_path / "deeper"))
+
+
+def test_a_lora_of_another_model_is_not_resumed_from(student_checkpoint, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2AudioForConditionalGeneration
+
+    def with_lora(rank):
+        model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
+        return get_peft_model(model, LoraConfig(r=rank, target_modules=r".*language_model\.layers\.\d+\.mlp\.up_proj"))
+
+    model, other = with_lora(2), with_lora(4)
+    for name, each in (("own", model), ("rank", other)):
+        each.save_pretrained(tmp_path / name)
+    check_adapter_checkpoint(model, str(tmp_path / "own"))
+    with pytest.raises(
+        InputError, match=r"with other LoRA settings: 6 weights differ \(first: .*, \(4, 64\) there, \(2, 64\) here"
+    ):
+        check_adapter_checkpoint(model, str(tmp_path / "rank"))
+    with pytest.raises(InputError, match="holds no LoRA"):
+        check_adapter_checkpoint(model, str(student_checkpoint))
+    config = json.loads((tmp_path / "own" / "adapter_config.json").read_text())
+    (tmp_path / "own" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "other/base"}))
+    with pytest.raises(InputError, match="is a LoRA on other/base, and not on"):
+        check_adapter_checkpoint(model, str(tmp_path / "own"))
+
+
+def test_a_processor_and_a_model_that_do_not_belong_together_are_refused(student_checkpoint, teacher_checkpoint, tmp_path):
+    assert load_audio_processor(str(student_checkpoint)).audio_token == "<|AUDIO|>"
+    with pytest.raises(InputError, match=r"is a model of type qwen2_5_vl; expected an audio model like Qwen2-Audio"):
+        load_audio_processor(str(teacher_checkpoint))
+    changes = {
+        "id of the audio token: 3, the model's is 7": lambda config: config.update(audio_token_id=7, audio_token_index=7),
+        "tokens: .*, the model has 100": lambda config: config["text_config"].update(vocab_size=100),
+        "mel bins: 128, the model's is 80": lambda config: config["audio_config"].update(num_mel_bins=80),
+        "frames of a window: 100, the model's is 3000": lambda c: c["audio_config"].update(max_source_positions=1500),
+    }
+    for i, (told, change) in enumerate(changes.items()):
+        shutil.copytree(student_checkpoint, tmp_path / str(i))
+        config = json.loads((tmp_path / str(i) / "config.json").read_text())
+        change(config)
+        (tmp_path / str(i) / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=rf"is another model's \({told.replace('3,', '[0-9]+,')}\); save the model's own"):
+            load_audio_processor(str(tmp_path / str(i)))
+    (tmp_path / "0" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is an adapter; give the merged model"):
+        load_audio_processor(str(tmp_path / "0"))

@@ -7,6 +7,8 @@ from sightsound.corpus import (
     SELECTIONS,
     Funnel,
     Unjoined,
+    gold_labels,
+    instruction_of,
     is_unanimous,
     join_verdicts,
     majority,
@@ -103,6 +105,19 @@ def test_the_label_arm_takes_the_teachers_answer_of_every_answered_question():
         "split": "<answer>bell</answer>",
     }
     assert rows[0]["prompt"] == [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_INSTRUCTION)}]
+
+
+def test_the_ground_truth_arm_takes_the_annotated_answer_of_every_question():
+    asked = [{"id": "1", "question": "What?", "choices": CHOICES, "answer": 1}]
+    assert gold_labels(asked) == [
+        {
+            "id": "1",
+            "choices": CHOICES,
+            "prompt": [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_INSTRUCTION)}],
+            "completion": "<answer>bell</answer>",
+        }
+    ]
+    assert instruction_of("ground_truth") == instruction_of("label") == DIRECT_INSTRUCTION
 
 
 def test_a_selected_row_carries_what_training_needs():

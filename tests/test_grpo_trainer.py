@@ -1,17 +1,21 @@
 """AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
 
 from sightsound.cli import InputError
-from sightsound.grpo_trainer import AudioGRPOTrainer, stack_features
+from sightsound.generation_window import window_file
+from sightsound.grpo_trainer import HOPELESS_BATCHES, AudioGRPOTrainer, stack_features
 from sightsound.media import encode_flac
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.rewards import accuracy_reward, format_reward
@@ -35,7 +39,16 @@ def make_rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def make_trainer(checkpoint: Path, rows: list[dict[str, Any]], output_dir: Path, **changed: Any) -> AudioGRPOTrainer:
+def make_trainer(
+    checkpoint: Path,
+    rows: list[dict[str, Any]],
+    output_dir: Path,
+    rewards: Sequence[Any] = (some_reward, format_reward, accuracy_reward),
+    peft_config: LoraConfig | None = None,
+    share_prompts: bool = True,
+    freeze_audio_tower: bool = False,
+    **changed: Any,
+) -> AudioGRPOTrainer:
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -56,9 +69,15 @@ def make_trainer(checkpoint: Path, rows: list[dict[str, Any]], output_dir: Path,
     }
     args = GRPOConfig(output_dir=str(output_dir), **(settings | changed))
     processor = AutoProcessor.from_pretrained(checkpoint)
-    rewards = [some_reward, format_reward, accuracy_reward]
     return AudioGRPOTrainer(
-        str(checkpoint), reward_funcs=rewards, args=args, train_dataset=Dataset.from_list(rows), processing_class=processor
+        str(checkpoint),
+        reward_funcs=list(rewards),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        peft_config=peft_config,
+        share_prompts=share_prompts,
+        freeze_audio_tower=freeze_audio_tower,
     )
 
 
@@ -144,19 +163,90 @@ def test_a_clip_longer_than_the_window_is_cut(student_checkpoint, rows, tmp_path
     assert torch.equal(long_features, short_features)
 
 
-def test_resume_gives_the_weights_of_an_uninterrupted_run(student_checkpoint, rows, tmp_path) -> None:
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 1}
+TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up what one process did
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"gradient_accumulation_steps": 1},
+        {"num_iterations": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 4},
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "logging_steps": 2},
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "num_iterations": 2},
+    ],
+    ids=["at its end", "second iteration", "steps_per_generation", "both"],
+)
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_checkpoint, rows, tmp_path) -> None:
+    """Weights and logs, also where the checkpoint lies inside a generation window (all but the first)."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, **window}
     whole = make_trainer(student_checkpoint, rows, tmp_path, **settings)
     whole.train()
     resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     expected = dict(whole.model.named_parameters())
     for name, weight in resumed.model.named_parameters():
         assert torch.equal(weight, expected[name]), name
     start = dict(Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint).named_parameters())
     assert any(not torch.equal(start[name], weight) for name, weight in expected.items())
+    logs = [
+        [{k: v for k, v in entry.items() if not k.startswith(TIMES)} for entry in trainer.state.log_history]
+        for trainer in (whole, resumed)
+    ]
+    assert logs[0] == logs[1]
 
 
-def test_vllm_rollouts_are_refused_because_they_would_not_hear(student_checkpoint, rows, tmp_path) -> None:
-    with pytest.raises(InputError, match="use_vllm: false"):
-        make_trainer(student_checkpoint, rows, tmp_path, use_vllm=True)
+def test_a_checkpoint_inside_a_window_needs_its_own_number_of_processes(student_checkpoint, rows, tmp_path) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
+    make_trainer(student_checkpoint, rows, tmp_path, **settings).train()
+    window_file(tmp_path / "checkpoint-1", 0).unlink()
+    with pytest.raises(InputError, match="number of processes that wrote"):
+        resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_logs_tell_where_the_time_goes_and_what_was_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=1, log_completions=True, report_to="tensorboard")
+    trainer.train()
+    log = trainer.state.log_history[0]
+    parts = [log[f"time/{part}"] for part in ("rollout_s", "score_s", "train_s")]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(log["step_time"], rel=0.05)
+    # 8 completions of 2 clips: sampled, scored under the reference, trained on in 2 micro-batches of one clip each.
+    assert log["audio_tower/rows_saved"] == 3 * 8 - 3 * 2
+    assert log["unanswered"] == 1.0  # random weights
+    assert 0 <= log["frac_reward_zero_std"] <= 1 and "rewards/accuracy_reward/mean" in log
+    (table,) = (tmp_path / "completions").glob("*.parquet")
+    columns = pq.read_table(table).to_pylist()
+    assert len(columns) == 8 and {"prompt", "completion", "accuracy_reward"} <= columns[0].keys()
+    assert table.stat().st_size < 50_000 and "bytes" not in str(columns[0]["prompt"])
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_a_frozen_tower_keeps_its_weights_and_the_rest_learns(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, freeze_audio_tower=True)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(before[name], weight)}
+    assert not [name for name in changed if "audio_tower" in name]
+    assert [name for name in changed if "projector" in name] and [name for name in changed if "language_model" in name]
+
+
+def test_rewards_that_never_differ_stop_the_run(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=20, rewards=[format_reward])
+    with pytest.raises(InputError, match="first 10 batches all completions of every prompt got equal rewards"):
+        trainer.train()
+    assert trainer.state.global_step == HOPELESS_BATCHES - 1
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_lora_with_gradient_checkpointing_trains_only_the_adapter(share_prompts, student_checkpoint, rows, tmp_path) -> None:
+    """The reference is the model without its adapter: their KL is zero until the first step, and then it is not."""
+    pattern = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    lora = LoraConfig(r=4, target_modules=pattern, task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        student_checkpoint, rows, tmp_path, gradient_checkpointing=True, peft_config=lora, share_prompts=share_prompts
+    )
+    trainer.train()
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert kl[0] < 1e-6 < kl[1]
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)

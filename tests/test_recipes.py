@@ -123,6 +123,10 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
         {"selection": "nonsense"},
         {"no_such_field": "1"},
         {"push_to_hub": "true"},
+        {"lora_target_modules": ".*no_such_layers.*"},
+        {"lora_target_modules": "all-linear"},
+        {"resume_from_checkpoint": "no/such-checkpoint"},
+        {"selection": "ground_truth"},
         {"load_in_4bit": "true"},
         {"max_steps": "few"},
     ],
@@ -157,18 +161,6 @@ def test_an_unusable_config_is_one_clear_line(text: str, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=r"see --help for the fields that this recipe accepts$") as refused:
         parse_config((sft.SFTScriptArguments, SFTConfig, ModelConfig))
     assert "\n" not in str(refused.value)
-
-
-def test_several_processes_are_refused() -> None:
-    from types import SimpleNamespace
-
-    from trl import ModelConfig
-
-    from sightsound.cli import InputError
-    from sightsound.recipe import refuse_what_would_be_ignored
-
-    with pytest.raises(InputError, match="expected one process, found 2"):
-        refuse_what_would_be_ignored(SimpleNamespace(push_to_hub=False, world_size=2), ModelConfig())
 
 
 def test_grpo_on_too_few_questions_for_a_batch_is_refused(

@@ -222,7 +222,7 @@ def test_greedy_traces_are_refused_since_they_would_all_be_the_same(tiny_dataset
 
 
 def test_a_killed_run_continues_to_the_same_rows(tiny_dataset, tiny_world, teacher_checkpoint, tmp_path):
-    engine = TransformersEngine(str(teacher_checkpoint), batch_size=2, sampling=Sampling(2, 1.0, 16, 0))
+    engine = TransformersEngine.load(str(teacher_checkpoint), batch_size=2, sampling=Sampling(2, 1.0, 16, 0))
     draw, killed_now = model_answer(engine), threading.Event()
 
     def teacher(ask: Ask):

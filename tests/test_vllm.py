@@ -59,7 +59,7 @@ def said(engine, requests, sampling=GREEDY) -> dict[str, str]:
 
 
 def assert_same_text(model, server, requests):
-    direct = TransformersEngine(str(model), len(requests), GREEDY)
+    direct = TransformersEngine.load(str(model), len(requests), GREEDY)
     assert direct.model.dtype.is_floating_point and direct.model.dtype.itemsize == 4, "compared in float32"
     here, there = said(direct, requests), said(OpenAIEngine("tiny", server.base_url, 4), requests)
     assert len(set(here.values())) > 4, "a model that says the same of every clip proves nothing"

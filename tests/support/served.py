@@ -124,6 +124,31 @@ def build_checker(folder: Path) -> Path:
     return save_with_ends(model, processor, folder)
 
 
+def build_policy(folder: Path) -> Path:
+    """
+    A Qwen2-Audio with random weights that, as any trained one, does not write a clip's placeholder.
+
+    What an engine says of a token is its share among those that it may sample, and what is trained its share among all: random
+    weights would give the placeholder, which may not be sampled, as much as any other token.
+    """
+    import torch
+    from transformers import set_seed
+
+    set_seed(0)
+    model, processor = load_pretrain().make_student()
+    with torch.no_grad():
+        model.lm_head.weight *= 5  # far from uniform
+        # The first coordinate of the residual stream is the same everywhere, and nothing but the placeholder's logit reads it.
+        model.get_input_embeddings().weight[:, 0] = 0.5
+        model.model.multi_modal_projector.linear.weight[0], model.model.multi_modal_projector.linear.bias[0] = 0, 0.5
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        model.lm_head.weight[:, 0] = 0
+        model.lm_head.weight[model.config.audio_token_id] = 0
+        model.lm_head.weight[model.config.audio_token_id, 0] = -20
+    return save_with_ends(model, processor, folder)
+
+
 def long_videos(count: int, seed: int, side: int = 588) -> list[ChatRequest]:
     """
     Questions about videos of different content, which look to a compressor like filmed ones: soft, with a sensor's noise.
@@ -178,16 +203,29 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def with_flags(command: list[str], flags: dict[str, Any]) -> list[str]:
+    return [*command, "--enforce-eager", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+
+
 @contextmanager
 def serving(model: Path, log: Path, **changed: Any) -> Iterator[VllmServer]:
     """`python -m vllm.entrypoints.openai.api_server` for the `with` block, with some of `FLAGS` changed."""
     port = free_port()
-    flags = {**FLAGS, "model": model, "port": port, **changed}
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--trust-request-mm-kwargs"]
-    command += ["--enable-prompt-tokens-details", *(str(part) for flag in flags.items() for part in (f"--{flag[0]}", flag[1]))]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--trust-request-mm-kwargs"]
+    command += ["--enable-prompt-tokens-details"]
+    with running(with_flags(command, {**FLAGS, "model": model, "port": port, **changed}), port, log) as server:
+        yield server
+
+
+@contextmanager
+def running(command: list[str], port: int, log: Path) -> Iterator[VllmServer]:
+    """The server that `command` starts, for the `with` block; `python` in it is vLLM's."""
+    path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
     with (
         open(log, "w") as output,
-        subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=output, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(
+            command, env={**os.environ, **ENVIRONMENT, "PATH": path}, stdout=output, stderr=subprocess.STDOUT
+        ) as process,
     ):
         try:
             yield VllmServer(process, port, log)

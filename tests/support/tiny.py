@@ -13,6 +13,7 @@ from typing import Any
 from sightsound import schema
 from sightsound.corpus import UNVERIFIED, trace_outcome
 from sightsound.hub import write_dataset_card
+from sightsound.prompts import render_trace
 
 
 REPO = Path(__file__).resolve().parents[2]
@@ -102,6 +103,17 @@ def write_traces(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     """A folder as `traces.py` and `verdicts.py` leave it."""
     schema.write_parquet(rows, schema.traces_features(), folder / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Traces\n", {"default": {"train": "data/*.parquet"}})
+    return folder
+
+
+def write_corpus(questions: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """A corpus, as `cot_corpus.py` leaves it, in which every question has two accepted traces with the gold answer."""
+    rows = []
+    for question in questions:
+        text = render_trace("I hear a dog.", question["answer_text"])
+        rows.append(trace_row(question, [trace(text, question["answer"], "I hear a dog.", "accept")] * 2))
+    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
+    write_dataset_card(folder, "# Corpus\n", {"traces": {"train": "data/traces/*.parquet"}})
     return folder
 
 

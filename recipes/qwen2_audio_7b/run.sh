@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# The whole pipeline with the paper's models, on one node with 8 GPUs: every row of Table 2, in order.
+#
+#   ANNOTATIONS=avqa VIDEOS=avqa/videos OPENAI_API_KEY=... bash recipes/qwen2_audio_7b/run.sh
+#
+# ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips. Verdicts cost money: ask `verdicts.py --dry_run`
+# first. A stage that is complete is skipped, one that was killed goes on: the remedy for every kill is the same command.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+D=${OUTPUT:-outputs/qwen2_audio_7b}
+R=recipes/qwen2_audio_7b
+TEACHER=Qwen/Qwen2.5-VL-32B-Instruct
+CHECKER=gpt-4o-audio-preview
+STUDENT=Qwen/Qwen2-Audio-7B-Instruct
+: "${ANNOTATIONS:?folder with train_qa.json and val_qa.json}" "${VIDEOS:?folder with the clips}"
+
+is_complete() { grep -qs '"complete": true' "$1/stage.json"; }
+
+# with_server PORT GPUS SERVER... -- COMMAND...: a vLLM server for as long as the command runs
+server=
+trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true' EXIT
+with_server() {
+  local port=$1 gpus=$2 serve=()
+  shift 2
+  while [ "$1" != -- ]; do serve+=("$1"); shift; done
+  shift
+  CUDA_VISIBLE_DEVICES=$gpus vllm serve "${serve[@]}" --host 127.0.0.1 --port "$port" &
+  server=$!
+  until curl --silent --fail "http://127.0.0.1:$port/health" >/dev/null; do
+    kill -0 "$server" || { echo "vLLM ended before it was ready" >&2; exit 1; }
+    sleep 5
+  done
+  "$@"
+  kill "$server"
+  wait "$server" || true
+  server=
+}
+
+sft() { # ARM [FLAGS]: 8 GPUs x 8 rows
+  local arm=$1
+  shift
+  accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/sft.py --config "$R/sft_$arm.yaml" \
+    --audio "$D/avqa-audio" --output_dir "$D/sft-$arm" "$@"
+}
+
+grpo() { # ARM MODEL: 2 GPUs sample, 6 train
+  if is_complete "$D/grpo-$1"; then return; fi
+  # TRL pauses the server and sends it weights by its development routes.
+  VLLM_SERVER_DEV_MODE=1 with_server 8000 0,1 "$2" --data-parallel-size 2 --max-model-len 4096 --enable-scale-out \
+    --logprobs-mode processed_logprobs --weight-transfer-config '{"backend": "nccl"}' -- \
+    env CUDA_VISIBLE_DEVICES=2,3,4,5,6,7 \
+    accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 6 recipes/grpo.py \
+    --config "$R/grpo_$1.yaml" --audio "$D/avqa-audio" --traces "$D/corpus" --model_name_or_path "$2" --output_dir "$D/grpo-$1"
+}
+
+evaluate() { # ARM MODEL METHOD
+  python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split validation --model "$2" --modality audio \
+    --method "$3" --controls silent swapped --arm "$1" --output_dir "$D/evaluation/$1"
+}
+
+python dataset_builders/avqa_audio.py --train_annotations "$ANNOTATIONS/train_qa.json" \
+  --validation_annotations "$ANNOTATIONS/val_qa.json" --media_dir "$VIDEOS" --output_dir "$D/avqa-audio"
+
+if ! is_complete "$D/traces"; then
+  with_server 8001 0,1,2,3,4,5,6,7 "$TEACHER" --tensor-parallel-size 8 --trust-request-mm-kwargs \
+    --enable-prompt-tokens-details --max-model-len 16384 --max-num-batched-tokens 65536 -- \
+    python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$VIDEOS" --model "$TEACHER" \
+    --base_url http://127.0.0.1:8001/v1 --num_traces 8 --temperature 1.0 --output_dir "$D/traces"
+fi
+python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --split train --traces "$D/traces" --checker "$CHECKER" \
+  --base_url "${OPENAI_BASE_URL:-https://api.openai.com/v1}" --verdict_mode yes_no --output_dir "$D/verdicts"
+python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio" --traces "$D/traces" --verdicts "$D/verdicts" \
+  --output_dir "$D/corpus"
+
+sft ground_truth
+for arm in label cot agfv tts_agfv; do sft $arm --traces "$D/corpus"; done
+grpo label "$STUDENT"
+grpo tts_agfv "$D/sft-tts_agfv/model"
+
+evaluate base-direct "$STUDENT" direct
+evaluate base-cot "$STUDENT" cot
+for arm in ground_truth label; do evaluate "sft-$arm" "$D/sft-$arm/model" direct; done
+for arm in sft-cot sft-agfv sft-tts_agfv grpo-label grpo-tts_agfv; do evaluate $arm "$D/$arm/model" cot; done
+arms=(base-direct base-cot sft-ground_truth sft-label sft-cot sft-agfv sft-tts_agfv grpo-label grpo-tts_agfv)
+python -m evaluation report --runs "${arms[@]/#/$D/evaluation/}" --training "$D"/sft-* "$D"/grpo-* --output_dir "$D/report"

@@ -1,0 +1,345 @@
+"""
+Time of one GRPO step of ours against the plain way, which repeats each clip and each prompt for each of its completions.
+
+    python -m tests.benchmarks.grpo_step [--seconds 10 30] [--num_new_tokens 100] [--repeats 3]
+
+Both are the same trainer with the same model, clips, prompts, seed, optimizer and micro-batches: 4 prompts with 8 completions
+each in an optimizer step, 8 completions in a micro-batch, KL against a reference model. The plain way samples with
+`model.generate` on 32 rows, scores each row by itself, sends a spectrogram per row through the audio tower and leaves the rows
+as TRL shuffles them. The two have to write the same completions and to get the same loss and the same gradient.
+
+The model is a Qwen2-Audio with random weights: the audio tower has 8 % of the language model's parameters, the head a tenth of
+its layers'. Attention and convolutions weigh more in small models, so that the tower takes more of the work than in the 7B;
+both shares are printed, and what the 7B has to gain, in FLOPs. The more tokens a completion has, the less there is to share.
+The ways take turns on one thread; compared are the medians of CPU-seconds, which other programs on the machine disturb less
+than the clock. On an idle core it takes about four minutes.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sightsound.cli import InputError, parse_arguments, run
+
+
+NUM_PROMPTS, NUM_GENERATIONS = 4, 8
+MAX_APART = 1e-5  # of the loss and, relative to its norm, of the gradient of each weight
+TEXT_TOKENS = 100  # of a prompt: template, question, four choices, instruction
+WAYS = ("ours", "plain")
+PARTS = ("whole_s", "rollout_s", "score_s", "train_s", "wall_s")
+
+
+@dataclass
+class BenchmarkArguments:
+    seconds: list[int] | None = field(
+        default=None, metadata={"help": "lengths of the clips, 25 audio tokens a second (default: 10 30)"}
+    )
+    num_new_tokens: int = field(default=100, metadata={"help": "longest completion", "minimum": 1})
+    repeats: int = field(default=3, metadata={"help": "turns", "minimum": 1})
+    width: int = field(default=256, metadata={"help": "hidden size of the language model, a multiple of 128", "minimum": 128})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the FLOPs of a Qwen2-Audio; multi-head attention without grouped keys."""
+
+    width: int
+    layers: int
+    inner: int
+    vocabulary: int
+    tower_width: int
+    tower_layers: int
+    frames: int = 1500  # of the tower after its convolutions, before pooling; 30 seconds
+    mels: int = 128
+
+    def language_parameters(self) -> int:
+        """Without the embedding, which costs nothing, and without the head."""
+        return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
+
+    def tower_parameters(self) -> int:
+        return self.tower_layers * 12 * self.tower_width**2 + 3 * self.tower_width * (self.mels + self.tower_width)
+
+    def tower_flops(self) -> float:
+        convolved = 2 * 3 * self.tower_width * (2 * self.frames * self.mels + self.frames * self.tower_width)
+        attended = 4 * self.frames**2 * self.tower_width * self.tower_layers
+        return convolved + attended + 2 * self.frames * self.tower_layers * 12 * self.tower_width**2
+
+    def language_flops(self, tokens: float, seen: float, predicted: float) -> float:
+        """Of a forward: tokens through the layers, pairs of a token and one that it sees, tokens through the head."""
+        return (
+            2 * tokens * self.language_parameters()
+            + 4 * seen * self.width * self.layers
+            + 2 * predicted * self.width * self.vocabulary
+        )
+
+
+QWEN2_AUDIO_7B = Shape(4096, 32, 11008, 156_032, 1280, 32)
+
+
+def flops_ratio(shape: Shape, prompt: int, completion: int, is_sampling: bool, group: int = NUM_GENERATIONS) -> float:
+    """
+    FLOPs of the plain way to those of ours for one group: reference and training (a backward is two forwards), and sampling.
+    """
+    whole = prompt + completion
+    packed = prompt - 1 + group * completion
+    seen = prompt**2 / 2 + group * completion * (prompt + completion / 2)
+    plain = group * (shape.language_flops(whole, whole**2 / 2, completion) + shape.tower_flops())
+    ours = shape.language_flops(packed, seen, group * completion) + shape.tower_flops()
+    plain, ours = (1 + 3) * plain, (1 + 3) * ours
+    if is_sampling:
+        decoded = shape.language_flops(completion, completion * (prompt + completion / 2), completion)
+        prefill = shape.language_flops(prompt, prompt**2 / 2, 1) + shape.tower_flops()
+        plain, ours = plain + group * (prefill + decoded), ours + prefill + group * decoded
+    return plain / ours
+
+
+def shape_of(width: int) -> Shape:
+    return Shape(width, 4, 43 * width // 16, 19 * width // 4, 17 * width // 32, 1)
+
+
+def build_checkpoint(shape: Shape, folder: Path) -> None:
+    """Random weights and the miniature's tokenizer, filled up with words of no meaning to the size of the vocabulary."""
+    from transformers import (
+        AutoTokenizer,
+        GenerationConfig,
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+        set_seed,
+    )
+
+    from sightsound.checkpoints import save_checkpoint
+
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "recipes" / "miniature" / "tokenizer")
+    tokenizer.add_tokens([f"<word-{i}>" for i in range(shape.vocabulary - len(tokenizer))])
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen2AudioConfig(
+        audio_config={
+            "model_type": "qwen2_audio_encoder",
+            "d_model": shape.tower_width,
+            "encoder_layers": shape.tower_layers,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 4 * shape.tower_width,
+            "num_mel_bins": shape.mels,
+            "max_source_positions": shape.frames,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": shape.width,
+            "intermediate_size": shape.inner,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.width // 128,
+            "num_key_value_heads": shape.width // 128,
+            "max_position_embeddings": 4096,
+            "bos_token_id": None,
+            "tie_word_embeddings": False,
+            "vocab_size": shape.vocabulary,
+            **ids,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    model = Qwen2AudioForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(**ids)
+    extractor = WhisperFeatureExtractor(feature_size=shape.mels)
+    save_checkpoint(model, Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer), folder)
+
+
+def make_rows(seconds: int) -> list[dict[str, Any]]:
+    """A question each about a clip of noise; the questions are of different lengths."""
+    import numpy as np
+
+    from sightsound.media import encode_flac
+    from sightsound.prompts import COT_INSTRUCTION, question_text
+    from sightsound.schema import SAMPLING_RATE
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(NUM_PROMPTS):
+        noise = rng.normal(0, 0.1, seconds * SAMPLING_RATE).astype(np.float32)
+        question = " ".join(["What is the", *["first"] * i, "sound after the siren?"])
+        choices = ["a dog barking", "a church bell", "a whistle", "an engine"]
+        content = question_text(question, choices, COT_INSTRUCTION)
+        rows.append({"prompt": [{"role": "user", "content": content}], "audio": {"bytes": encode_flac(noise), "path": None}})
+    return rows
+
+
+@dataclass
+class Step:
+    """One optimizer step; seconds of the CPU, but for `wall_s`."""
+
+    whole_s: float = 0.0
+    wall_s: float = 0.0
+    rollout_s: float = 0.0
+    sampled_s: float = 0.0  # rollout, then rewards and the reference's log-probabilities
+    loss: float = 0.0
+    completions: list[list[int]] = field(default_factory=list)
+    gradients: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score_s(self) -> float:
+        return self.sampled_s - self.rollout_s
+
+    @property
+    def train_s(self) -> float:
+        return self.whole_s - self.sampled_s
+
+
+def take_step(way: str, checkpoint: Path, rows: list[dict[str, Any]], num_new_tokens: int, output_dir: Path) -> Step:
+    """The first optimizer step of a fresh trainer."""
+    from datasets import Dataset
+    from transformers import AutoProcessor, PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from sightsound.grpo_trainer import AudioGRPOTrainer
+
+    step = Step()
+
+    def spend(part: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        result = method(*args, **kwargs)
+        setattr(step, part, getattr(step, part) + time.process_time() - start)
+        return result
+
+    class TimedTrainer(AudioGRPOTrainer):
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+            return spend("rollout_s", super()._generate_single_turn, *args, **kwargs)
+
+        def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
+            return spend("sampled_s", super()._generate_and_score_completions, *args, **kwargs)
+
+    class PlainTrainer(TimedTrainer):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, share_prompts=False, **kwargs)
+            for tower in self._towers.values():
+                tower.sharing = nullcontext
+
+        def _prepare_inputs(self, generation_batch: Any) -> Any:
+            return GRPOTrainer._prepare_inputs(self, generation_batch)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            step.whole_s, step.wall_s = -time.process_time(), -time.perf_counter()
+
+        def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+            step.gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            step.whole_s, step.wall_s = step.whole_s + time.process_time(), step.wall_s + time.perf_counter()
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        step.completions = completion_ids
+        return [float(sum(ids) % 3) for ids in completion_ids]
+
+    args = GRPOConfig(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=NUM_GENERATIONS,
+        gradient_accumulation_steps=NUM_PROMPTS,
+        num_generations=NUM_GENERATIONS,
+        max_completion_length=num_new_tokens,
+        max_steps=1,
+        learning_rate=1e-6,
+        beta=0.04,
+        loss_type="grpo",
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = (TimedTrainer if way == "ours" else PlainTrainer)(
+        str(checkpoint),
+        reward_funcs=[reward],
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoProcessor.from_pretrained(checkpoint),
+        callbacks=[Watch()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    step.loss = trainer.state.log_history[0]["loss"]
+    return step
+
+
+def check_alike(ours: Step, plain: Step) -> float:
+    """The largest distance between the two gradients of a weight, relative to its norm."""
+    if ours.completions != plain.completions:
+        raise InputError("the two ways wrote different completions, so that their times cannot be compared")
+    apart = max(
+        float((ours.gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-12))
+        for name, gradient in plain.gradients.items()
+    )
+    if max(apart, abs(ours.loss - plain.loss)) > MAX_APART:
+        raise InputError(f"losses {ours.loss} and {plain.loss}, gradients {apart:.1e} apart; expected at most {MAX_APART}")
+    return apart
+
+
+def report(seconds: int, steps: dict[str, list[Step]]) -> float:
+    """Print the medians of both ways; returns the ratio of the whole steps."""
+    print(f"{seconds} s clips | way | step CPU-s (range) | rollout | score | train | wall s")
+    middle = {way: {part: statistics.median(getattr(step, part) for step in steps[way]) for part in PARTS} for way in WAYS}
+    for way in WAYS:
+        every = [step.whole_s for step in steps[way]]
+        whole, rollout, score, train, wall = middle[way].values()
+        spread = f"{whole:.1f} ({min(every):.1f}-{max(every):.1f})"
+        print(f"{seconds} s clips | {way} | {spread} | {rollout:.1f} | {score:.1f} | {train:.1f} | {wall:.1f}")
+    ratios = [middle["plain"][part] / middle["ours"][part] for part in PARTS]
+    print(f"{seconds} s clips | ratio | {' | '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    return ratios[0]
+
+
+def report_flops(name: str, shape: Shape, seconds: int, num_new_tokens: int) -> None:
+    prompt = 25 * seconds + TEXT_TOKENS
+    learned, whole = (flops_ratio(shape, prompt, num_new_tokens, is_sampling) for is_sampling in (False, True))
+    parts = shape.tower_flops() / shape.language_flops(
+        prompt + num_new_tokens, (prompt + num_new_tokens) ** 2 / 2, num_new_tokens
+    )
+    print(
+        f"{name}, {seconds} s clips, {num_new_tokens} new tokens: FLOPs of the plain way to ours {learned:.2f} for scoring and "
+        f"training, {whole:.2f} with sampling; the tower takes {parts:.2f} of a row of the language model"
+    )
+
+
+def main() -> None:
+    args = parse_arguments(BenchmarkArguments, __doc__)
+    if args.width % 128:
+        raise InputError(f"--width {args.width}: expected a multiple of 128, the size of an attention head")
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    shape, ratios = shape_of(args.width), {}
+    million = (shape.language_parameters() + 2 * shape.width * shape.vocabulary) / 1e6
+    print(f"language model of {million:.1f} M parameters, audio tower of {shape.tower_parameters() / 1e6:.2f} M")
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint = Path(name) / "model"
+        build_checkpoint(shape, checkpoint)
+        for seconds in args.seconds or (10, 30):
+            steps: dict[str, list[Step]] = {way: [] for way in WAYS}
+            rows = make_rows(seconds)
+            for turn in range(args.repeats):
+                for way in WAYS if turn % 2 == 0 else reversed(WAYS):
+                    steps[way].append(take_step(way, checkpoint, rows, args.num_new_tokens, Path(name) / "run"))
+                apart = check_alike(steps["ours"][-1], steps["plain"][-1])
+            ratios[str(seconds)] = round(report(seconds, steps), 2)
+            lengths = [len(ids) for ids in steps["ours"][-1].completions]
+            print(f"{sum(lengths)} equal tokens in {len(lengths)} completions; gradients {apart:.1e} apart")
+            report_flops("this model", shape, seconds, args.num_new_tokens)
+            report_flops("Qwen2-Audio-7B", QWEN2_AUDIO_7B, seconds, args.num_new_tokens)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    run(main)
