@@ -1,12 +1,14 @@
 """
-Evaluate a model on a benchmark, gather finished runs into a report, or make a page to look at traces and answers with.
+Evaluate a model on benchmarks, score and compare outputs, gather finished runs into a report, or make a page to look at them.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --model sft-tts_agfv/model --modality audio --method cot \
         --controls silent swapped --output_dir evaluation-runs/sft-tts_agfv
+    python -m evaluation score --benchmark mmau --annotations mmau-test-mini.json --predictions outputs.json
+    python -m evaluation compare --runs evaluation-runs/sft-tts_agfv evaluation-runs/sft-cot
     python -m evaluation report --runs evaluation-runs/* --output_dir report
     python -m evaluation browse --dataset avqa-audio --corpus corpus --output_dir browser
 
-`python -m evaluation run --help`, `report --help` and `browse --help` list the flags.
+`python -m evaluation run --help`, and likewise the others, list the flags.
 """
 
 import sys
@@ -21,6 +23,8 @@ COMMANDS = {
     "compare": "evaluation.compare",
     "report": "evaluation.report",
     "browse": "evaluation.browser",
+    "publish": "evaluation.publish",
+    "collect": "evaluation.collect",
 }
 
 

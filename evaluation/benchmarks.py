@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,7 @@ from sightsound.annotations import RowError
 from sightsound.benchmarks import avqa, mmau, music_avqa
 from sightsound.cli import InputError, read_json
 from sightsound.journal import fingerprint
-from sightsound.media import sha256_of
-from sightsound.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, TEACHER_INSTRUCTION
+from sightsound.media import sha256_of, video_name
 from sightsound.schema import open_dataset
 
 
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-AUDIO, VIDEO = "audio", "video"
-# How the model is asked, per modality. A model tuned with a prompt is evaluated with that prompt.
-INSTRUCTIONS = {
-    (AUDIO, "direct"): DIRECT_INSTRUCTION,
-    (AUDIO, "cot"): COT_INSTRUCTION,
-    (VIDEO, "direct"): DIRECT_INSTRUCTION,
-    (VIDEO, "cot"): TEACHER_INSTRUCTION,
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,7 @@ class Benchmark:
         groups (`dict`): Breakdowns: name of the figure -> column of a row.
         counted (`str` or `None`): Column that marks the rows of the paper's average; None when all are.
         official (`str` or `None`): The official protocol's metric, a folder of `evaluation/metrics/`.
+        clip_name (`Callable` or `None`): A row -> the name of its video; None where there are only sounds.
     """
 
     split: str
@@ -68,11 +61,12 @@ class Benchmark:
     groups: dict[str, str]
     counted: str | None = None
     official: str | None = None
+    clip_name: Callable[[Row], str] | None = None
 
 
 GROUPS = {"by_type": "question_type", "by_relation": "question_relation"}
 BENCHMARKS = {
-    "avqa": Benchmark("validation", avqa.PINNED, None, avqa.to_row, avqa.ID_KEY, GROUPS),
+    "avqa": Benchmark("validation", avqa.PINNED, None, avqa.to_row, avqa.ID_KEY, GROUPS, clip_name=video_name),
     # by_type: sound, speech, music, as the paper's Table 2; by_relation: information extraction or reasoning.
     "mmau": Benchmark(
         "test",
@@ -93,6 +87,7 @@ BENCHMARKS = {
         GROUPS,
         counted="in_paper",
         official="music_avqa",
+        clip_name=itemgetter("video_id"),  # some have the form of a YouTube id, but all are whole videos
     ),
 }
 

@@ -25,7 +25,8 @@ class CompareArguments:
 
 def read_run(folder: str) -> dict[str, dict[str, Row]]:
     """A run's answers with the clip: per benchmark, the rows by id."""
-    files = sorted(Path(folder, "data").glob("predictions-*.parquet"))
+    # A run over several benchmarks has a folder of each in its own.
+    files = sorted(Path(folder).glob("data/predictions-*.parquet")) + sorted(Path(folder).glob("*/data/predictions-*.parquet"))
     if not files:
         raise InputError(f"{folder} holds no data/predictions-*.parquet; expected a folder that `evaluation run` wrote")
     runs: dict[str, dict[str, Row]] = {}

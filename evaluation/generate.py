@@ -1,117 +1,180 @@
 """
-Run a model over a benchmark: batched inference -> predictions -> results.
+Run a model over benchmarks: batched inference -> predictions -> results.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --split test --model sft-tts_agfv/model --method cot \
         --controls silent swapped text_only shuffled --output_dir evaluation-runs/sft-tts_agfv
+    python -m evaluation run --benchmark avqa,mmau,music_avqa --dataset avqa=avqa-audio mmau=mmau music_avqa=music-avqa \
+        --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
-Written to `output_dir`: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output
-and how it was matched; `results.json`, the figures. The controls show whether the model listens, and whether it goes by what
-the choices say: `silent` gives it silence of the clip's length, `swapped` another clip's sound, `text_only` no sound, and
-`shuffled` every choice at another letter.
+The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
+times, for replicas. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
+`--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
+
+Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
+matched; `results.json`, the figures. A question whose clip cannot be read, or that a server refuses, is unanswered and
+counted. A run that was killed continues.
+
+The controls show whether the model listens, and whether it goes by what the choices say: `silent` gives it silence of the
+clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `shuffled` every choice at another letter.
 """
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from evaluation.benchmarks import AUDIO, BENCHMARKS, INSTRUCTIONS, VIDEO, load_benchmark
-from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffled
+from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark
+from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND
 from evaluation.protocols import OFFICIAL, PAPER, protocols_of
+from evaluation.request_builder import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO, Asking, RequestBuilder, read_reasoning
 from evaluation.scoring import score_run
 from sightsound import schema
 from sightsound.answers import is_correct, parse_answer
-from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
+from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
-from sightsound.media import MediaError, MediaFolder, decode_audio, load_frames, video_name
-from sightsound.prompts import PROMPT_VERSION, question_text
+from sightsound.media import Clip, MediaError, MediaFolder
+from sightsound.prompts import PROMPT_VERSION
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ANSWERED = "answered"
 
 
 @dataclass
 class RunArguments:
-    model: str = field(metadata={"help": "folder or Hub id, or its name at --base_url"})
+    model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
-    dataset: str = field(metadata={"help": "the benchmark's rows: avqa-audio, folder or Hub id"})
-    benchmark: str = field(default="avqa", metadata={"help": "which benchmark", "choices": list(BENCHMARKS)})
-    split: str | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
-    modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO]})
-    method: str = field(default="direct", metadata={"help": "how it is asked", "choices": ["direct", "cot"]})
+    dataset: list[str] = field(metadata={"help": "the benchmark's rows, folder or Hub id; of several: NAME=VALUE each"})
+    benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
+    split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
+    modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
+    method: str = field(default="direct", metadata={"help": "how it is asked", "choices": list(METHODS)})
     controls: list[str] | None = field(default=None, metadata={"help": "what else it is given", "choices": list(CONTROLS)})
-    media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, for --modality video"})
-    base_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server"})
+    media_dir: list[str] | None = field(default=None, metadata={"help": "folder with the videos, for those who see them"})
+    traces: list[str] | None = field(default=None, metadata={"help": "a teacher's, folder or Hub id, for cot_distill"})
+    model_revision: str | None = field(default=None, metadata={"help": "of a Hub model; of a served one it is noted"})
+    base_model: str | None = field(default=None, metadata={"help": "where the base of a LoRA is now, if it was moved"})
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
     max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each benchmark", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
 
 
-class RequestBuilder:
-    """Requests for a benchmark's rows; a key is `<row number>/<control>`."""
-
-    def __init__(self, rows: Any, args: RunArguments, engine: Engine):
-        self.rows = rows
-        self._texts = rows.remove_columns("audio")
-        self._audio = rows.select_columns(["audio"])
-        self._clips = list(rows["video_id"])
-        self._engine = engine
-        self._args = args
-        self._instruction = INSTRUCTIONS[args.modality, args.method]
-        self._media = MediaFolder(args.media_dir) if args.media_dir else None
-
-    def controls(self) -> list[str]:
-        return list(dict.fromkeys([NO_CONTROL, *(self._args.controls or [])]))
-
-    def keys(self) -> list[str]:
-        return [f"{i}/{control}" for control in self.controls() for i in range(len(self.rows))]
-
-    def row(self, key: str) -> dict[str, Any]:
-        """The question as it is asked: under `shuffled` its choices stand elsewhere, and so does the right one."""
-        number, control = key.split("/")
-        row = self._texts[int(number)]
-        return shuffled(row) if control == SHUFFLED else row
-
-    def block(self, key: str) -> int:
-        """The control's number: a call has requests of one kind, all with sound or all without."""
-        return [NO_CONTROL, *CONTROLS].index(key.split("/")[1])
-
-    def __call__(self, key: str) -> ChatRequest:
-        number, control = key.split("/")
-        row = self.row(key)
-        question = row["video_question"] if self._args.modality == VIDEO else row["question"]
-        text = question_text(question, row["choices"], self._instruction)
-        if control == TEXT_ONLY:
-            return ChatRequest(key, text)
-        if self._args.modality == VIDEO:
-            return self._video_request(key, row, text)
-        source = self._other_clip(int(number)) if control == SWAPPED else int(number)
-        heard = decode_audio(self._audio[source]["audio"], self._engine.window_s)
-        waveform = np.zeros_like(heard.waveform) if control == SILENT else heard.waveform
-        return ChatRequest(key, text, audio=waveform, note={"heard_s": heard.heard_s})
-
-    def _other_clip(self, number: int) -> int:
-        """Row of another clip, the same one for every model: half the dataset away, or the next that is not this clip."""
-        clips, count = self._clips, len(self.rows)
-        for step in range(count // 2, count // 2 + count):
-            if clips[(number + step) % count] != clips[number]:
-                return (number + step) % count
-        raise InputError("--controls swapped needs questions on at least two clips")
-
-    def _video_request(self, key: str, row: dict[str, Any], text: str) -> ChatRequest:
-        clip = self._media.find(video_name(row)) if self._media else None
-        if clip is None:
-            raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
-        frames = load_frames(clip.path, self._args.num_frames, self._args.max_pixels, clip.start_s, clip.max_duration_s)
-        return ChatRequest(key, text, video=frames)
+PER_BENCHMARK = ("dataset", "split", "media_dir", "traces")
 
 
-def to_prediction(row: dict[str, Any], key: str, entry: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Source:
+    """One benchmark of a run, and where what belongs to it is."""
+
+    benchmark: str
+    dataset: str
+    split: str | None = None
+    media_dir: str | None = None
+    traces: str | None = None
+
+    def find_video(self) -> Callable[[Row], Clip] | None:
+        """What finds the videos of its rows; None where nobody sees them."""
+        name_of = get_benchmark(self.benchmark).clip_name
+        if self.media_dir is None or name_of is None:
+            return None
+        media = MediaFolder(self.media_dir)
+
+        def find(row: Row) -> Clip:
+            clip = media.find(name_of(row))
+            if clip is None:
+                raise MediaError(schema.MISSING_MEDIA, f"no clip named {name_of(row)}.*")
+            return clip
+
+        return find
+
+
+def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_share: bool) -> dict[str, str]:
+    """`NAME=VALUE ...`, or one value for the only benchmark, or for all of them."""
+    given: dict[str, str] = {}
+    for value in values or []:
+        name, is_named, rest = value.partition("=")
+        if is_named and name in BENCHMARKS:  # other signs of equality are a path's own
+            if name not in names:
+                raise InputError(f"--{flag} {value}: {name} is not among --benchmark {','.join(names)}")
+            found = {name: rest}
+        elif len(names) == 1 or may_share:
+            found = dict.fromkeys(names, value)
+        else:
+            raise InputError(f"--{flag} {value}: which of {', '.join(names)} is it? Give NAME={value}")
+        for target, part in found.items():
+            if target in given:
+                raise InputError(f"--{flag}: two values for {target}, {given[target]} and {part}; give one")
+            given[target] = part
+    return given
+
+
+def sources_of(args: RunArguments) -> list[Source]:
+    """
+    The benchmarks of a run.
+
+    Raises:
+        `InputError`: One is unknown, or what it needs is not given.
+    """
+    names = list(dict.fromkeys(name.strip() for name in args.benchmark.split(",")))
+    for name in names:
+        get_benchmark(name)
+    given = {flag: _by_benchmark(flag, getattr(args, flag), names, flag != "dataset") for flag in PER_BENCHMARK}
+    for name in names:
+        if name not in given["dataset"]:
+            raise InputError(f"--dataset: nothing for {name}; give {name}=FOLDER_OR_HUB_ID")
+    return [Source(name, **{flag: given[flag].get(name) for flag in PER_BENCHMARK}) for name in names]
+
+
+def check(args: RunArguments, sources: list[Source]) -> None:
+    """
+    Refuse combinations that cannot be what was meant.
+
+    Raises:
+        `InputError`: One of them.
+    """
+    if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
+        raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
+    if args.base_url and args.base_model:
+        raise InputError("--base_model is for a LoRA that is loaded here; the server at --base_url has its own base")
+    if not args.base_url and args.model_revision and Path(args.model).is_dir():
+        raise InputError(f"--model_revision is of a Hub model, and {args.model} is a folder; leave one of them out")
+    for source in sources:
+        if args.modality != AUDIO and get_benchmark(source.benchmark).clip_name is None:
+            raise InputError(f"{source.benchmark} has no videos; ask it with --modality audio")
+        for flag, is_needed, why in (
+            ("media_dir", args.modality != AUDIO, f"--modality {args.modality}"),
+            ("traces", args.method == COT_DISTILL, f"--method {COT_DISTILL}"),
+        ):
+            if is_needed and getattr(source, flag) is None:
+                what = {"media_dir": "the folder with the videos", "traces": "the teacher's"}[flag]
+                raise InputError(f"{why} needs --{flag}, {what}, for {source.benchmark}")
+            if not is_needed and getattr(source, flag) is not None:
+                raise InputError(f"--{flag} is not read with --modality {args.modality} --method {args.method}; leave it out")
+
+
+def settings_of(args: RunArguments, source: Source) -> dict[str, Any]:
+    """What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not."""
+    ignored = ["output_dir", "base_url", "concurrency", "benchmark", *PER_BENCHMARK, *(["batch_size"] if args.base_url else [])]
+    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
+    settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
+    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
+
+
+def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     """A benchmark row and what the journal holds for it -> one row of predictions. A clip that failed is unanswered."""
     completion = (entry.get("completions") or [{"text": "", "finish_reason": entry.get("outcome", "")}])[0]
     answer = parse_answer(completion["text"], row["choices"])
@@ -130,58 +193,120 @@ def to_prediction(row: dict[str, Any], key: str, entry: dict[str, Any], provenan
     }
 
 
-def check(args: RunArguments) -> None:
-    """Refuse combinations that cannot be what was meant."""
-    if args.modality == VIDEO and not args.media_dir:
-        raise InputError("--modality video needs --media_dir, the folder with the videos")
-    if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
-        raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
+@dataclass
+class BenchmarkRun:
+    """
+    One benchmark of a run, in a folder of its own.
 
+    Args:
+        rows, revision: From `load_benchmark`.
+        reasoning (`dict`, *optional*): From `read_reasoning`.
+    """
 
-def main(argv: list[str]) -> None:
-    args = parse_arguments(RunArguments, __doc__, argv)
-    check(args)
-    ignored = ("output_dir", "concurrency", *(["batch_size"] if args.base_url else []))
-    settings = {k: v for k, v in asdict(args).items() if k not in ignored} | {"prompt_version": PROMPT_VERSION}
-    settings |= {"model": fingerprint(args.model), "dataset": fingerprint(args.dataset)}
-    with Stage(args.output_dir, settings) as stage:
-        if stage.complete:
-            print(f"{stage.path} is complete")
-            return
-        rows, revision = load_benchmark(args.benchmark, args.dataset, args.split, args.limit)
-        sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
-        engine = make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling)
-        build = RequestBuilder(rows, args, engine)
-        journal = Journal(stage.path / JOURNAL_FILE)
-        run_requests(engine, build.keys(), build, sampling, journal, args.arm or args.model, block_of=build.block)
-        provenance = {
-            "benchmark": args.benchmark,
-            "benchmark_revision": revision,
-            "model": args.model,
-            "model_revision": engine.revision,
-            "method": f"{args.modality}/{args.method}",
-            "generation": json.dumps({**asdict(sampling), "prompt_version": PROMPT_VERSION}),
+    args: RunArguments
+    source: Source
+    rows: "Dataset"
+    revision: str
+    reasoning: dict[str, str] | None
+    sampling: Sampling
+
+    def run(self, output_dir: Path, open_engine: Callable[[], Engine]) -> None:
+        """Ask, or go on asking, and write predictions and results."""
+        with Stage(output_dir, settings_of(self.args, self.source)) as stage:
+            if stage.complete:
+                print(f"{stage.path} is complete")
+                return
+            journal = Journal(stage.path / JOURNAL_FILE)
+            try:
+                build, revision = self._ask(journal, open_engine)
+            except InputError:
+                if not journal.entries:  # nothing is lost when what was wrong is given otherwise
+                    stage.forget_settings()
+                raise
+            finally:
+                journal.close()
+            self._write(stage, build, journal, revision)
+            stage.finish()
+
+    def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
+        """All requests are in the journal after this. Returns what made them, and which model answered."""
+        args, engine = self.args, open_engine()
+        asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
+        build = RequestBuilder(self.rows, asking, engine, self.source.find_video(), self.reasoning)
+        told = f"{args.arm or args.model}, {self.source.benchmark}"
+        run_requests(engine, build.keys(), build, self.sampling, journal, told, block_of=build.block)
+        served = f", revision {args.model_revision} as told" if args.base_url and args.model_revision else ""
+        return build, engine.revision + served
+
+    def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
+        args, benchmark = self.args, self.source.benchmark
+        generation = {
+            **asdict(self.sampling),
+            "prompt_version": PROMPT_VERSION,
+            "engine": stage.settings["engine"],
+            **({"num_frames": args.num_frames, "max_pixels": args.max_pixels} if args.modality != AUDIO else {}),
+            **({"traces": stage.settings["traces"]} if self.reasoning is not None else {}),
         }
-        predictions = [to_prediction(build.row(key), key, journal[key], provenance) for key in build.keys()]  # noqa: SIM118 - not a dict
-        path = stage.path / "data" / f"predictions-{args.benchmark}.parquet"
+        provenance = {
+            "benchmark": benchmark,
+            "benchmark_revision": self.revision,
+            "model": args.model,
+            "model_revision": model_revision,
+            "method": f"{args.modality}/{args.method}",
+            "generation": json.dumps(generation),
+        }
+        asked = {name: [build.row(f"{i}/{name}") for i in range(len(self.rows))] for name in build.controls()}
+        predictions = [
+            to_prediction(row, f"{i}/{name}", journal[f"{i}/{name}"], provenance)
+            for name, rows in asked.items()
+            for i, row in enumerate(rows)
+        ]
+        path = stage.path / "data" / f"predictions-{benchmark}.parquet"
         schema.write_parquet(predictions, schema.predictions_features(), path)
         text = f"# Predictions of {args.arm or args.model}\n"
         write_dataset_card(stage.path, text, {"default": {"train": "data/*.parquet"}})
-        outputs = {name: [p["output"] for p in predictions if p["control"] == name] for name in build.controls()}
-        asked = {name: [build.row(f"{i}/{name}") for i in range(len(rows))] for name in build.controls()}
-        scored = score_run(args.benchmark, protocols_of(args.benchmark), outputs, asked)
-        heard = [p for p in predictions if p["control"] == NO_CONTROL]
+        outputs = {name: [p["output"] for p in predictions if p["control"] == name] for name in asked}
+        scored = score_run(benchmark, protocols_of(benchmark), outputs, asked)
+        outcomes = {
+            name: Counter(journal[f"{i}/{name}"].get("outcome", ANSWERED) for i in range(len(rows)))
+            for name, rows in asked.items()
+        }
         results = {
             "arm": args.arm or args.model,
             "seed": args.seed,
             "settings": stage.settings,
             **provenance,
-            "clips_cut": sum(p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in heard),
+            "outcomes": outcomes,
+            "clips_cut": sum(
+                p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in predictions[: len(self.rows)]
+            ),
             **scored[PAPER],
             **({OFFICIAL: scored[OFFICIAL]["results"]} if OFFICIAL in scored else {}),
         }
         write_atomically(stage.path / "results.json", json.dumps(results, indent=2) + "\n")
-        journal.close()
-        stage.finish()
         figures = results["results"][NO_CONTROL]
-        print(f"{results['arm']}: {figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}] on {figures['n']}")
+        told = f"{figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}] on {figures['n']}"
+        failed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[NO_CONTROL].items() if outcome != ANSWERED)
+        print(f"{results['arm']}, {benchmark}: {told}{f'; not asked or not answered: {failed}' if failed else ''}")
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(RunArguments, __doc__, argv)
+    sources = sources_of(args)
+    check(args, sources)
+    sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
+
+    @cache
+    def open_engine() -> Engine:
+        if args.base_url:
+            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling)
+        return TransformersEngine.load(args.model, args.batch_size, sampling, args.model_revision, args.base_model)
+
+    # What is wrong with the last benchmark is told before hours are spent on the first.
+    runs = []
+    for source in sources:
+        rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
+        reasoning = read_reasoning(source.traces, rows) if source.traces else None
+        runs.append(BenchmarkRun(args, source, rows, revision, reasoning, sampling))
+    for run in runs:
+        run.run(Path(args.output_dir, run.source.benchmark) if len(runs) > 1 else Path(args.output_dir), open_engine)

@@ -1,44 +1,84 @@
 """
-Gather finished runs into a report: a table on the terminal, `report.md`, `report.json` and figures.
+Gather finished runs into a report: tables on the terminal, `report.md`, `report.json`, figures, a page of traces and answers.
 
     python -m evaluation report --runs outputs/miniature/seed-*/evaluation/* --training outputs/miniature/seed-*/sft-* \
         --output_dir outputs/miniature
+    python -m evaluation report --table table2 --runs evaluation-runs/*
 
 The first line says whether a model is deaf. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
-not correct and have a column of their own.
+not correct and have a column of their own. With `--dataset`, `browser/index.html` shows its questions with what the first and
+the last of the runs on it answered (`python -m evaluation browse` makes any other page). `--table` prints a table of the paper
+with our runs beside its figures, and writes it where `--output_dir` is given.
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
-from evaluation.statistics import Comparison
-from sightsound.cli import InputError, parse_arguments, read_json
-from sightsound.journal import write_atomically
+from evaluation import browser
+from evaluation.benchmarks import BENCHMARKS, get_benchmark
+from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
+from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
+from evaluation.paper_tables import TABLES, load_table, row_of, table_lines
+from evaluation.request_builder import VIDEO
+from evaluation.sections import (
+    BREAKDOWNS,
+    breakdown_table,
+    comparisons_lines,
+    controls_table,
+    main_table,
+    name_of,
+    protocols_table,
+)
+from sightsound.cli import InputError, parse_arguments, read_json, run
+from sightsound.journal import fingerprint, write_atomically
 
 
-# Breakdowns that a benchmark may have, and what they say.
-BREAKDOWNS = {
-    "by_type": ("By question type", ""),
-    "by_relation": ("By relation", 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'),
-    "by_difficulty": ("By difficulty", ""),
-    "by_sub_category": ("By sub-category", ""),
-    "by_position": ("By position of the right choice", "Even figures mean that the model does not go by the letter."),
-}
-TABLE_HEAD = "| arm | seed | questions | accuracy [95 % interval] | unanswered | silent audio | another clip's audio |"
+PAGE = "browser"
+Run = tuple[str, dict[str, Any]]  # folder and results
 
 
 @dataclass
 class ReportArguments:
-    runs: list[str] = field(metadata={"help": "folders written by `python -m evaluation run`"})
-    output_dir: str = field(metadata={"help": "where to write the report"})
+    runs: list[str] | None = field(default=None, metadata={"help": "folders written by `python -m evaluation run`"})
+    output_dir: str | None = field(default=None, metadata={"help": "where to write the report"})
     training: list[str] | None = field(default=None, metadata={"help": "folders of training runs, for the curves"})
+    table: str | None = field(default=None, metadata={"help": "a table of the paper instead", "choices": list(TABLES)})
+    dataset: str | None = field(default=None, metadata={"help": "what runs were asked, for the page: folder or Hub id"})
+    corpus: str | None = field(default=None, metadata={"help": "traces for the page, by cot_corpus.py: folder or Hub id"})
+    corpus_split: str = field(default="train", metadata={"help": "split of the dataset that the corpus is about"})
+    media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, for the page"})
+
+
+def read_runs(folders: list[str]) -> list[Run]:
+    """
+    Finished runs, one per benchmark of each folder.
+
+    Raises:
+        `InputError`: A folder holds no run, or one that is not complete or not by this version.
+    """
+    runs = []
+    for folder in (part for given in folders for part in parts_of(given)):
+        results = read_json(str(Path(folder) / "results.json"))
+        missing = [name for name in ("benchmark", "results", "gains") if name not in results]
+        if missing:
+            raise InputError(f"{folder}/results.json lacks {', '.join(missing)}: not by this version; evaluate again")
+        if not read_json(str(Path(folder) / "stage.json"))["complete"]:
+            raise InputError(f"{folder} is not complete; rerun its evaluation first")
+        runs.append((folder, results))
+    return runs
+
+
+def parts_of(folder: str) -> list[str]:
+    """A run of several benchmarks has a folder of each."""
+    parts = [] if Path(folder, "results.json").exists() else [Path(folder, name) for name in BENCHMARKS]
+    return [str(part) for part in parts if part.is_dir()] or [folder]
 
 
 def to_entry(results: dict[str, Any]) -> dict[str, Any]:
-    """One run's `results.json` -> one entry of `report.json`; accuracies in percent, None for a control that was not run."""
+    """One run's results -> one entry of `report.json`; accuracies in percent, None for a control that was not run."""
     scored, controls = results["results"][NO_CONTROL], results["results"]
     return {
         "arm": results["arm"],
@@ -48,143 +88,126 @@ def to_entry(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def name_of(results: dict[str, Any]) -> str:
-    return f"{results['arm']} (seed {results['seed']})"
+def hears(results: dict[str, Any]) -> bool:
+    """Whether the model was given sound: silent video has none to be deaf to."""
+    return results["method"].split("/")[0] != VIDEO
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def by_benchmark(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of each benchmark, in the order given."""
+    found: dict[str, list[Run]] = {}
+    for folder, results in runs:
+        found.setdefault(results["benchmark"], []).append((folder, results))
+    return found
 
 
-def _with_interval(figures: dict[str, Any], name: str = "accuracy") -> str:
-    return f"{figures[name]:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
-
-
-def main_table(entries: list[dict[str, Any]]) -> list[str]:
-    """The table of arms, as Markdown lines."""
-    lines = [TABLE_HEAD, "| --- | --- | --- | --- | --- | --- | --- |"]
-    for e in entries:
-        accuracy = _with_interval(e)
-        shown = [_percent(e[name]) for name in ("unanswered", "silent_accuracy", "swapped_accuracy")]
-        lines.append(f"| {e['arm']} | {e['seed']} | {e['n']} | {accuracy} | {' | '.join(shown)} |")
-    return lines
-
-
-def controls_table(runs: list[dict[str, Any]]) -> list[str]:
-    """What each run gains over its controls, and how often it keeps its choice when choices are shuffled."""
-    heads = [f"gain over {told}" for told in CONTROLS.values()]
-    lines = [f"| arm | seed | {' | '.join(heads)} | same choice when shuffled |", "| --- " * (len(heads) + 3) + "|"]
-    for run in runs:
-        gains = [str(Comparison(**run["gains"][name])) if name in run["gains"] else "–" for name in CONTROLS]
-        kept = _with_interval(run["consistency"], "same_choice") if "consistency" in run else "–"
-        lines.append(f"| {run['arm']} | {run['seed']} | {' | '.join(gains)} | {kept} |")
-    return lines
-
-
-def official_table(runs: list[dict[str, Any]]) -> list[str]:
-    """The official protocol's figure beside the paper's, for benchmarks that have one."""
-    lines = [
-        "| arm | seed | benchmark | paper's protocol | official protocol | unanswered |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for run in runs:
-        paper, official = run["results"][NO_CONTROL], run["official"][NO_CONTROL]
-        cells = [run["benchmark"], _with_interval(paper), _with_interval(official), _percent(official["unanswered"])]
-        lines.append(f"| {run['arm']} | {run['seed']} | {' | '.join(cells)} |")
-    return lines
-
-
-def breakdown_table(runs: list[dict[str, Any]], group: str) -> list[str]:
-    """Accuracy per question type or relation, as Markdown lines."""
-    names = sorted({name for run in runs for name in run["results"][NO_CONTROL][group]})
-    lines = [f"| arm | seed | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
-    for run in runs:
-        parts = run["results"][NO_CONTROL][group]
-        cells = [f"{parts[n]['accuracy']:.1f} (n={parts[n]['n']})" if n in parts else "–" for n in names]
-        lines.append(f"| {run['arm']} | {run['seed']} | {' | '.join(cells)} |")
-    return lines
-
-
-def plot_accuracy(entries: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy by arm with intervals; controls as hollow markers."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 1.1 * len(entries), 4), layout="constrained")
-    axes = figure.subplots()
-    several = len({entry["seed"] for entry in entries}) > 1
-    labels = [f"{e['arm']}\nseed {e['seed']}" if several else e["arm"] for e in entries]
-    heights = [e["accuracy"] for e in entries]
-    errors = [[e["accuracy"] - e["low"] for e in entries], [e["high"] - e["accuracy"] for e in entries]]
-    axes.bar(labels, heights, yerr=errors, capsize=4, color="#4c72b0")
-    for control, marker in (("silent_accuracy", "o"), ("swapped_accuracy", "s")):
-        shown = [(label, e[control]) for label, e in zip(labels, entries, strict=True) if e[control] is not None]
-        if shown:
-            name = control.removesuffix("_accuracy") + " audio"
-            axes.plot(*zip(*shown, strict=True), marker, mfc="white", mec="#c44e52", ls="", label=name)
-            axes.legend()
-    axes.set(ylabel="accuracy, %", ylim=(0, 100), title="Accuracy by arm, 95 % Wilson intervals")
-    figure.savefig(path, dpi=120)
-
-
-def plot_curves(logs: dict[str, list[dict[str, Any]]], metrics: dict[str, str], title: str, path: Path) -> None:
-    """One panel per metric, one line per training run; runs that did not log a metric are left out of its panel."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(metrics), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axes, (metric, label) in zip(panels, metrics.items(), strict=True):
-        for name, log in logs.items():
-            points = [(entry["step"], entry[metric]) for entry in log if metric in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=name)
-        axes.set(xlabel="step", ylabel=label)
-        if axes.lines:
-            axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-
-
-def read_logs(folders: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Log history of every training run, by folder name (with its parent where names repeat)."""
-    names = [Path(folder).name for folder in folders]
-    logs = {}
-    for folder, name in zip(folders, names, strict=True):
-        label = name if names.count(name) == 1 else f"{Path(folder).parent.name}/{name}"
-        logs[label] = read_json(str(Path(folder) / "trainer_state.json"))["log_history"]
-    return logs
-
-
-def main(argv: list[str]) -> None:
-    args = parse_arguments(ReportArguments, __doc__, argv)
-    runs = [read_json(str(Path(folder) / "results.json")) for folder in args.runs]
-    unfinished = [f for f in args.runs if not read_json(str(Path(f) / "stage.json"))["complete"]]
-    if unfinished:
-        raise InputError(f"{unfinished[0]} is not complete; rerun its evaluation first")
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    entries = [to_entry(run) for run in runs]
-    write_atomically(output / "report.json", json.dumps(entries, indent=2) + "\n")
-    table = main_table(entries)
-    told = verdict([(name_of(run), run["gains"]) for run in runs])
-    lines = [told, "", "# Report", "", *table, "", "![accuracy by arm](accuracy.png)", ""]
-    if official := [run for run in runs if "official" in run]:
-        lines += ["## Official protocol", "", *official_table(official), ""]
-    if controlled := [run for run in runs if run["gains"]]:
-        lines += ["## Controls", "", "Percent points, with 95 % intervals over clips.", "", *controls_table(controlled), ""]
+def benchmark_lines(benchmark: str, runs: list[Run]) -> list[str]:
+    """All that the report says of one benchmark."""
+    all_results = [results for _, results in runs]
+    lines = [f"## {benchmark}", "", *main_table([to_entry(results) for results in all_results]), ""]
+    lines += ["### Protocols and errors", "", *protocols_table(all_results), ""]
+    if controlled := [results for results in all_results if results["gains"]]:
+        lines += ["### Controls", "", "Percent points, with 95 % intervals over clips.", "", *controls_table(controlled), ""]
     for group, (title, note) in BREAKDOWNS.items():
-        if broken_down := [run for run in runs if group in run["results"][NO_CONTROL]]:
-            lines += [f"## {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]
-    plot_accuracy(entries, output / "accuracy.png")
-    logs = read_logs(args.training or [])
+        if broken_down := [results for results in all_results if group in results["results"][NO_CONTROL]]:
+            lines += [f"### {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]
+    if compared := comparisons_lines(runs):
+        note = "Percent points by the paper's protocol, with 95 % intervals by bootstrap over clips; McNemar's exact test."
+        lines += ["### Runs compared in pairs", "", note, "", *compared, ""]
+    return lines
+
+
+def training_lines(folders: list[str], output: Path) -> list[str]:
+    """The curves of training runs: writes the figures, returns what the report says of them."""
+    logs = read_logs(folders)
     sft = {name: log for name, log in logs.items() if not any("reward" in entry for entry in log)}
     grpo = {name: log for name, log in logs.items() if name not in sft}
+    lines = ["## Training", ""] if logs else []
     if sft:
         plot_curves(sft, {"loss": "loss"}, "SFT", output / "sft_loss.png")
-        lines += ["## Training", "", "![SFT loss](sft_loss.png)", ""]
+        lines += ["![SFT loss](sft_loss.png)", ""]
     if grpo:
         metrics = {"reward": "mean reward (0 to 2)", "kl": "KL to the SFT model, nats per token"}
         plot_curves(grpo, metrics, "GRPO", output / "grpo.png")
         lines += ["![GRPO reward and KL](grpo.png)", ""]
+    return lines
+
+
+def page_arguments(args: ReportArguments, runs: list[Run], output: Path) -> list[str]:
+    """
+    What `python -m evaluation browse` is called with: the first and the last of the runs on the dataset.
+
+    Raises:
+        `InputError`: No run is about that dataset.
+    """
+    about = fingerprint(args.dataset)
+    asked = [(folder, results) for folder, results in runs if results["settings"]["dataset"] == about]
+    if not asked:
+        raise InputError(f"none of the runs was asked the questions of {args.dataset}; give the dataset that they were asked")
+    first = asked[0][1]
+    benchmark, split = first["benchmark"], first["settings"]["split"]
+    last = [folder for folder, r in asked[1:] if (r["benchmark"], r["settings"]["split"]) == (benchmark, split)][-1:]
+    more = [flag for name in ("corpus", "media_dir") if (value := getattr(args, name)) for flag in (f"--{name}", value)]
+    splits = ["--runs_split", split or get_benchmark(benchmark).split, "--split", args.corpus_split]
+    where = ["--dataset", args.dataset, "--benchmark", benchmark, "--output_dir", str(output / PAGE)]
+    return [*where, *splits, *more, "--runs", asked[0][0], *last]
+
+
+def write_tables(names: list[str], runs: list[Run], output: Path | None) -> dict[str, list[str]]:
+    """Tables of the paper with the runs beside them, as Markdown lines; as files too, where there is a folder for them."""
+    texts = {}
+    for name in names:
+        table, results = load_table(name), [results for _, results in runs]
+        texts[name] = table_lines(table, results)
+        if output:
+            write_atomically(output / f"{name}.md", "\n".join(texts[name]) + "\n")
+            plot_table(table, results, output / f"{name}.png")
+    return texts
+
+
+def write_report(args: ReportArguments, runs: list[Run], output: Path) -> None:
+    """Everything that goes to `output`, and the main tables to the terminal."""
+    page = page_arguments(args, runs, output) if args.dataset else None
+    entries = {benchmark: [to_entry(results) for _, results in part] for benchmark, part in by_benchmark(runs).items()}
+    several = len(entries) > 1
+    named = [{**({"benchmark": name} if several else {}), **entry} for name, part in entries.items() for entry in part]
+    write_atomically(output / "report.json", json.dumps(named, indent=2) + "\n")
+    plot_accuracy(entries, output / "accuracy.png")
+    names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
+    heard = [(name, results["gains"]) for name, (_, results) in zip(names, runs, strict=True) if hears(results)]
+    told = verdict(heard) if heard else "Not tested for deafness: no run is given any sound."
+    lines = [told, "", "# Report", ""]
+    if page:
+        browser.main(page)
+    if (output / PAGE / "index.html").is_file():
+        lines += [f"[Traces and answers, question by question]({PAGE}/index.html)", ""]
+    lines += ["![accuracy by arm](accuracy.png)", ""]
+    for benchmark, part in by_benchmark(runs).items():
+        lines += benchmark_lines(benchmark, part)
+    ours = [name for name in TABLES if any(row_of(load_table(name), results) for _, results in runs)]
+    for name, text in write_tables(ours, runs, output).items():
+        lines += [f"## The paper's {name.replace('table', 'Table ')}", "", *text, "", f"![{name}]({name}.png)", ""]
+    lines += training_lines(args.training or [], output)
     write_atomically(output / "report.md", "\n".join(lines))
-    print("\n".join([told, "", *table]))
+    print(told)
+    for benchmark, part in entries.items():
+        print("\n".join(["", *([benchmark, ""] if several else []), *main_table(part)]))
     print(f"report: {output / 'report.md'}")
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(ReportArguments, __doc__, argv)
+    runs = read_runs(args.runs or [])
+    if args.table is None and not (args.runs and args.output_dir):
+        raise InputError("a report needs --runs and --output_dir; or give --table, to see a table of the paper")
+    output = Path(args.output_dir) if args.output_dir else None
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    if args.table is None:
+        write_report(args, runs, output)
+    else:
+        print("\n".join(write_tables([args.table], runs, output)[args.table]))
+
+
+if __name__ == "__main__":
+    run(lambda: main(sys.argv[1:]))

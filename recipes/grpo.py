@@ -38,6 +38,7 @@ def main() -> None:
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import fingerprint
+    from sightsound.model_card import write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -56,7 +57,6 @@ def main() -> None:
         take_publication,
         training_settings,
         validation_of,
-        write_student_card,
     )
     from sightsound.rewards import accuracy_reward, format_reward
     from sightsound.vllm_rollouts import check_rollouts
@@ -110,7 +110,8 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
         for folder in save_trained(trainer, stage.path):
-            write_student_card(folder, "GRPO", script_args, training_args, model_args, trainer)
+            commit = trainer.model.config._commit_hash
+            write_student_card(folder, "GRPO", script_args, training_args, model_args, trainer.state, commit)
         stage.finish()
         if is_main_process():
             publication.publish_student(stage.path)

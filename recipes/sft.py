@@ -43,6 +43,7 @@ def main() -> None:
     from sightsound.collator import CompletionCollator
     from sightsound.corpus import instruction_of
     from sightsound.journal import fingerprint
+    from sightsound.model_card import write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -60,7 +61,6 @@ def main() -> None:
         take_publication,
         training_settings,
         validation_of,
-        write_student_card,
     )
     from sightsound.sft_trainer import AudioSFTTrainer
 
@@ -106,7 +106,8 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
         for folder in save_trained(trainer, stage.path):
-            write_student_card(folder, "SFT", script_args, training_args, model_args, trainer)
+            commit = trainer.model.config._commit_hash
+            write_student_card(folder, "SFT", script_args, training_args, model_args, trainer.state, commit)
         stage.finish()
         if is_main_process():
             publication.publish_student(stage.path)

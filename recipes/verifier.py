@@ -18,7 +18,6 @@ checkpoint, LoRA merged, with the threshold and the figures in its config.json, 
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from sightsound.cli import InputError, run, show_help_and_exit
 
@@ -46,8 +45,8 @@ def main() -> None:
 
     from sightsound import schema
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
-    from sightsound.hub import render_card
-    from sightsound.journal import Stage, fingerprint, write_atomically
+    from sightsound.journal import Stage, fingerprint
+    from sightsound.model_card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.processes import refuse_several_processes
     from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
     from sightsound.recipe import parse_config, refuse_what_would_be_ignored, take_publication, training_settings
@@ -110,10 +109,18 @@ def main() -> None:
             "seed": training_args.seed,
         }
         model.config.verifier = verifier
-        base_is_on_hub = not Path(model_args.model_name_or_path).exists()
         save_checkpoint(model, processor, stage.path / "model")
-        write_atomically(
-            stage.path / "model" / "README.md", render_card("verifier.md", **verifier, base_is_on_hub=base_is_on_hub)
+        write_model_card(
+            stage.path / "model",
+            "verifier.md",
+            relation="finetune",
+            tags=["verifier"],
+            sources={"verdicts": script_args.verdicts, "audio": script_args.audio},
+            split=script_args.split,
+            uses=count_outcomes(stage.path / "ledger.parquet")[0].most_common(),
+            hardware=hardware(training_args),
+            training_time=training_time(trainer.state),
+            **verifier,
         )
         told = {name: round(verifier["held_out"][name] or 0.0, 3) for name in ("precision", "recall")}
         print(f"accepts from p={verifier['threshold']:.4f} on; held out: {told}")

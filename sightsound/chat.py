@@ -18,9 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .checkpoints import load_processor
+from .checkpoints import load_generator
 from .cli import InputError
-from .journal import Journal, fingerprint
+from .journal import Journal
 from .media import Frames, MediaError
 from .progress import RequestProgress
 from .prompts import user_message
@@ -47,8 +47,9 @@ class ChatRequest:
     note: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def media(self) -> str | None:
-        return "audio" if self.audio is not None else "video" if self.video is not None else None
+    def media(self) -> tuple[str, ...]:
+        """The kinds of its clips, in the order in which they come before the text."""
+        return tuple(kind for kind, clip in (("audio", self.audio), ("video", self.video)) if clip is not None)
 
 
 @dataclass(frozen=True)
@@ -153,45 +154,34 @@ class TransformersEngine:
         self._placeholders = [i for i in (getattr(model.config, name, None) for name in names) if i is not None]
 
     @classmethod
-    def load(cls, model: str, batch_size: int, sampling: Sampling) -> TransformersEngine:
-        """
-        From a local folder or a Hub id.
-
-        Raises:
-            `InputError`: It cannot be loaded, or is an adapter.
-        """
+    def load(
+        cls, model: str, batch_size: int, sampling: Sampling, revision: str | None = None, base_model: str | None = None
+    ) -> TransformersEngine:
+        """From a local folder or a Hub id: a model, or a LoRA on its base; see `checkpoints.load_generator`."""
         import torch
-        import transformers
 
-        if (Path(model) / "adapter_config.json").is_file():
-            raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
-        processor = load_processor(model)
-        config = transformers.AutoConfig.from_pretrained(model)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        architecture = getattr(transformers, config.architectures[0])
-        loaded = architecture.from_pretrained(model, dtype="auto").to(device).eval()
-        # The commit that was loaded, which need not be the Hub's newest.
-        revision = (fingerprint(model) if Path(model).is_dir() else config._commit_hash) or ""
-        return cls(loaded, processor, batch_size, sampling, revision)
+        loaded, processor, told = load_generator(model, revision, base_model)
+        return cls(loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor, batch_size, sampling, told)
 
     def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
         media: dict[str, Any] = {}
-        kind = requests[0].media
-        if kind and not self._takes[kind]:  # a processor without it would drop the clips and say nothing
-            raise InputError(f"a {type(self.model).__name__} takes no {kind}; give a model that does")
-        if kind == "audio":
-            media = {"audio": [r.audio for r in requests], "sampling_rate": SAMPLING_RATE}
-        elif kind == "video":
+        kinds = requests[0].media
+        for kind in kinds:
+            if not self._takes[kind]:  # a processor without it would drop the clips and say nothing
+                raise InputError(f"a {type(self.model).__name__} takes no {kind}; give a model that does")
+        if "audio" in kinds:
+            media |= {"audio": [r.audio for r in requests], "sampling_rate": SAMPLING_RATE}
+        if "video" in kinds:
             videos = [r.video for r in requests if r.video is not None]
-            media = {"videos": [v.pixels for v in videos], "do_sample_frames": False}
+            media |= {"videos": [v.pixels for v in videos], "do_sample_frames": False}
             media["video_metadata"] = [v.metadata() for v in videos]
         return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
-        """Generate for requests that all carry the same kind of media."""
+        """Generate for requests that all carry the same kinds of media."""
         import torch
 
-        conversations = [user_message(r.text, r.media) for r in requests]
+        conversations = [user_message(r.text, *r.media) for r in requests]
         prompts = [self.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in conversations]
         inputs = self._inputs(requests, prompts).to(self.model.device)
         torch.manual_seed(seed_of(sampling.seed, [r.key for r in requests]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import InputError
-from .journal import replace_folder
+from .journal import fingerprint, replace_folder
 
 
 if TYPE_CHECKING:
@@ -62,6 +62,90 @@ def load_processor(model: str, revision: str | None = None) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
+
+
+def read_adapter(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """`adapter_config.json` of a local folder or a Hub model that is an adapter; None where it is none."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(model, revision=revision)
+    except OSError:  # no such model: whoever loads it says so
+        return None
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def load_generator(model: str, revision: str | None = None, base_model: str | None = None) -> tuple[Any, Any, str]:
+    """
+    A model that can be asked questions: a whole one, or a LoRA merged into its base.
+
+    Args:
+        model (`str`): Local folder or Hub id.
+        revision (`str`, *optional*): Of the Hub model.
+        base_model (`str`, *optional*): Where the base of a LoRA is now, if the folder that it names is gone.
+
+    Returns:
+        `tuple`: The model, its processor, and what was loaded: a folder's fingerprint, a Hub model's commit.
+
+    Raises:
+        `InputError`: It cannot be loaded, has no chat template, or is a LoRA for another base.
+    """
+    import transformers
+
+    adapter = read_adapter(model, revision)
+    if adapter is None and base_model is not None:
+        raise InputError(f"{model} is no adapter, and --base_model is the base of one; leave it out")
+    source, of = (model, revision) if adapter is None else _base_of(model, adapter, base_model)
+    processor = load_processor(source, of)
+    if getattr(processor, "chat_template", None) is None:
+        told = "nothing says how it wants to be asked"
+        raise InputError(f"{source} has no chat template, so {told}; give a chat model, or put its chat_template.jinja there")
+    config = transformers.AutoConfig.from_pretrained(source, revision=of)
+    architecture = getattr(transformers, (config.architectures or ["none"])[0], None)
+    if architecture is None:
+        told = f"transformers has no {', '.join(config.architectures or ['architecture named in its config'])}"
+        raise InputError(f"{source} cannot be run in this process ({told}); serve it and give --base_url")
+    loaded = architecture.from_pretrained(source, revision=of, dtype="auto")
+    # The commit that was loaded, which need not be the Hub's newest.
+    told = (fingerprint(source) if Path(source).is_dir() else config._commit_hash) or ""
+    if adapter is None:
+        return loaded, processor, told
+    merged, of_adapter = _merge_adapter(loaded, model, revision)
+    return merged, processor, f"{of_adapter} on {source} {told}"
+
+
+def _base_of(model: str, adapter: dict[str, Any], base_model: str | None) -> tuple[str, str | None]:
+    """The base of a LoRA, and its revision."""
+    named = str(adapter.get("base_model_name_or_path"))
+    # A name with one slash may be a Hub id.
+    is_gone = not Path(named).is_dir() and (named.count("/") != 1 or named.startswith(("/", ".")))
+    if base_model is None and is_gone:
+        raise InputError(f"{model} is a LoRA on {named}, which is not there; give its base with --base_model")
+    if base_model is None or _resolved(base_model) == _resolved(named):
+        return named, adapter.get("revision")
+    if is_gone:
+        return base_model, None
+    told = "or, if both are the same model, name that one in its adapter_config.json"
+    raise InputError(f"{model} is a LoRA on {named}, and not on {base_model}; leave --base_model out, {told}")
+
+
+def _merge_adapter(base: Any, adapter: str, revision: str | None) -> tuple[Any, str]:
+    """A model with a LoRA merged into it, and what the LoRA is."""
+    from huggingface_hub import snapshot_download
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    is_local = Path(adapter).is_dir()
+    folder = adapter if is_local else snapshot_download(adapter, revision=revision, allow_patterns="adapter_*")
+    config = PeftConfig.from_pretrained(folder)
+    config.base_model_name_or_path = base.name_or_path
+    try:
+        adapted = get_peft_model(base, config)
+    except ValueError as error:  # it has none of the layers
+        raise InputError(f"{adapter} is a LoRA for another model than {base.name_or_path} ({error})") from error
+    _check_adapter_weights(adapted, folder)
+    set_peft_model_state_dict(adapted, load_file(Path(folder) / "adapter_model.safetensors"))
+    return adapted.merge_and_unload(), (fingerprint(folder) if is_local else Path(folder).name) or ""
 
 
 def load_audio_processor(model: str, revision: str | None = None) -> Any:
@@ -170,6 +254,15 @@ def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
     Raises:
         `InputError`: It holds none, of other shapes or places, or for another base model.
     """
+    _check_adapter_weights(model, checkpoint)
+    base = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ours = model.peft_config[model.active_adapters[0]].base_model_name_or_path
+    if _resolved(base) != _resolved(ours):
+        raise InputError(f"{checkpoint} is a LoRA on {base}, and not on {ours}; give the model that it was trained on")
+
+
+def _check_adapter_weights(model: Any, checkpoint: str) -> None:
+    """The part of `check_adapter_checkpoint` that looks at places and shapes."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -185,10 +278,6 @@ def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
             f"{checkpoint} holds the LoRA of another model, or with other LoRA settings: {len(wrong)} weights differ (first: "
             f"{wrong[0]}, {found.get(wrong[0])} there, {expected.get(wrong[0])} here)"
         )
-    base = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    ours = model.peft_config[model.active_adapters[0]].base_model_name_or_path
-    if _resolved(base) != _resolved(ours):
-        raise InputError(f"{checkpoint} is a LoRA on {base}, and not on {ours}; give the model that it was trained on")
 
 
 def _resolved(model: str) -> str:

@@ -102,7 +102,7 @@ class ProcessorCounter:
         self._audio_token = None if sound is None else self._processor.tokenizer.convert_tokens_to_ids(sound)
 
     def prompt(self, request: ChatRequest) -> PromptTokens:
-        message = user_message(request.text, request.media)
+        message = user_message(request.text, *request.media)
         prompt = self._processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         media: dict[str, Any] = {}
         if request.audio is not None:

@@ -106,7 +106,8 @@ def publish_model(folder: Path, repo_id: str, private: bool) -> str:
     """
     _refuse_unpublishable(repo_id)
     fingerprint(folder)  # refuses the output of a stage that has not finished
-    names = sorted(file.name for file in folder.iterdir() if file.is_file() and _is_of_checkpoint(file.name))
+    paths = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    names = sorted(path for path in paths if _is_of_checkpoint(path))
     has_config = "config.json" in names or "adapter_config.json" in names
     if "README.md" not in names or not has_config or not any(name.endswith(".safetensors") for name in names):
         raise InputError(f"{folder} holds no README.md, config.json and *.safetensors; give the `model/` folder of a recipe")
@@ -141,10 +142,12 @@ def _is_ours(path: str) -> bool:
     return path in ("README.md", "ledger.parquet", FUNNEL_FIGURE) or data
 
 
-# What `save_pretrained` of models and processors writes. By name: a training run leaves other .json and .safetensors files.
+# What `save_pretrained` of models and processors writes, and our evaluation. By name: a training run leaves other .json and
+# .safetensors files, and others may have put results of their own into `.eval_results`.
 _OF_CHECKPOINT = re.compile(
     r"README\.md|(?:adapter_|generation_|preprocessor_|processor_|video_preprocessor_|tokenizer_)?config\.json"
     r"|(?:model|adapter_model)(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|\.eval_results/sightsound-[\w.-]+\.yaml|predictions/[\w.-]+\.parquet"
     r"|tokenizer\.json|vocab\.(?:json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(?:jinja|json)"
 )
 

@@ -23,7 +23,7 @@ from .schema import CORRUPT_MEDIA, NO_AUDIO, NO_VIDEO, SAMPLING_RATE, TOO_SHORT
 
 
 if TYPE_CHECKING:
-    from av import AudioFrame
+    from av import AudioFrame, VideoFrame
     from av.audio import AudioStream
     from av.container import InputContainer
     from av.video import VideoStream
@@ -33,6 +33,8 @@ CLIP_DURATION_S = 10.0  # of every AVQA question (VGGSound's clip length)
 VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})")
 # Of several files for one clip the first of these wins: a video has sound too, a sound has no video.
 MEDIA_EXTENSIONS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".opus")
+# Decoded frames that are held at once: AVQA's ten seconds fit, MUSIC-AVQA's minute would take 600 MB at 640 x 360.
+MAX_FRAMES_HELD = 640
 # Quieter than the lowest bit of 16-bit audio: a track that exists but carries nothing.
 SILENCE_PEAK = 1 / 32768
 # A cut-off .mp4 may decode without an error up to where it was cut; whole ones end within a few frames of their header's word.
@@ -311,34 +313,56 @@ def load_frames(
     Raises:
         `MediaError`: No video stream, or the file cannot be decoded.
     """
-    import av
-
     end_s = float("inf") if max_duration_s is None else start_s + max_duration_s
     with open_media(path) as container:
-        stream = cast("VideoStream | None", container.streams.best("video"))
-        if stream is None:
-            raise MediaError(NO_VIDEO, "the file has no video stream")
-        stream.thread_type = "AUTO"
+        stream = _video_stream(container)
         scale = min(1.0, (max_pixels / max(1, stream.width * stream.height)) ** 0.5)
         width, height = (max(2, int(side * scale / 2) * 2) for side in (stream.width, stream.height))
-        frames, first_s = [], None
-        try:
-            for frame in container.decode(stream):
-                time_s = frame.time if frame.time is not None else 0.0
-                first_s = time_s if first_s is None else first_s
-                if time_s - first_s >= end_s:
-                    break
-                if time_s - first_s >= start_s:
-                    frames.append(frame)
-        except av.FFmpegError as error:
-            raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
+        frames: list[VideoFrame] = []
+        total = 0
+        for frame in _frames_between(container, stream, start_s, end_s):
+            total += 1
+            if total > MAX_FRAMES_HELD:
+                frames.clear()
+            else:
+                frames.append(frame)
         rate = float(stream.average_rate or stream.guessed_rate or 1)
-        if not frames:
+        if not total:
             raise MediaError(CORRUPT_MEDIA, f"no video frame after {start_s:g} s")
-        count = max(1, min(num_frames, len(frames)) // 2 * 2)
-        chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
-        pixels = [frames[i].to_ndarray(format="rgb24", width=width, height=height) for i in chosen]
-    return Frames(np.stack(pixels), fps=count / (len(frames) / rate))
+        count = max(1, min(num_frames, total) // 2 * 2)
+        chosen = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        pixels = [frames[i].to_ndarray(format="rgb24", width=width, height=height) for i in chosen if frames]
+    if not frames:
+        with open_media(path) as container:  # of a long one it is known only now which frames are wanted
+            again = _frames_between(container, _video_stream(container), start_s, end_s)
+            wanted = set(chosen)
+            pixels = [f.to_ndarray(format="rgb24", width=width, height=height) for i, f in enumerate(again) if i in wanted]
+    return Frames(np.stack(pixels), fps=count / (total / rate))
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    stream = cast("VideoStream | None", container.streams.best("video"))
+    if stream is None:
+        raise MediaError(NO_VIDEO, "the file has no video stream")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _frames_between(container: InputContainer, stream: VideoStream, start_s: float, end_s: float) -> Iterator[VideoFrame]:
+    """Frames from `start_s` up to `end_s`, counted from the first one's time."""
+    import av
+
+    first_s = None
+    try:
+        for frame in container.decode(stream):
+            time_s = frame.time if frame.time is not None else 0.0
+            first_s = time_s if first_s is None else first_s
+            if time_s - first_s >= end_s:
+                return
+            if time_s - first_s >= start_s:
+                yield frame
+    except av.FFmpegError as error:
+        raise MediaError(CORRUPT_MEDIA, f"decoding stopped: {error}") from error
 
 
 def sha256_of(path: str) -> str:

@@ -29,6 +29,10 @@ ZERO_SHOT_COT_INSTRUCTION = f"Let's think step by step. Write your reasoning ins
 ZERO_SHOT_AUDIO_COT_INSTRUCTION = (
     "Let's think step by step about the sounds that can be heard. Write your reasoning inside <think></think>, " + ANSWER_FORMAT
 )
+# CoT-Distill: the reasoning of a teacher's trace, without its answer, in the student's prompt.
+COT_DISTILL_INSTRUCTION = (
+    "Someone who saw the video without its sound wrote about the sound:\n{think}\nListen, use what fits, " + ANSWER_FORMAT
+)
 # What traces can be asked for with; the first is the paper's audio-focused prompt.
 TRACE_INSTRUCTIONS = {
     "audio_focused": TEACHER_INSTRUCTION,
@@ -51,16 +55,15 @@ def question_text(question: str, choices: Sequence[str], instruction: str) -> st
     return f"{question.strip()}\n{lettered(choices)}\n{instruction}"
 
 
-def user_message(text: str, media: str | None = None) -> list[dict]:
+def user_message(text: str, *media: str) -> list[dict]:
     """
     A one-turn conversation.
 
     Args:
         text (`str`): What the user says.
-        media (`str`, *optional*): `"audio"` or `"video"`: the kind of the clip that precedes the text.
+        media (`str`): The kinds of the clips that precede the text: `"audio"`, `"video"`.
     """
-    parts: list[dict] = [] if media is None else [{"type": media}]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+    return [{"role": "user", "content": [*({"type": kind} for kind in media), {"type": "text", "text": text}]}]
 
 
 def with_audio(messages: Sequence[dict]) -> list[dict]:

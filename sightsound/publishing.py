@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 # What the bytes of a dataset depend on.
 PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio", "numpy", "soundfile")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # nothing asks for one on the command line, but it may stand there
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
 
 
 @dataclass(kw_only=True)
 class PublishArguments:
-    push_to_hub: str | None = field(default=None, metadata={"help": "publish the finished dataset as ORG/NAME"})
-    private: bool = field(default=False, metadata={"help": "publish to a private repository"})
+    push_to_hub: str | None = field(default=None, metadata={"help": "publish what was made as ORG/NAME"})
+    private: bool = field(default=False, metadata={"help": "only to a repository that is private"})
 
     def __post_init__(self) -> None:
         # Now, and not after hours of building.
@@ -111,12 +113,13 @@ def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dic
     return card["dataset_info"]
 
 
-def provenance() -> dict[str, Any]:
+def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """How this run was started, as it was typed, and on what, for the card. The script is named as in the repository."""
     script, repo = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
     shown = script.relative_to(repo).as_posix() if script.is_relative_to(repo) else script.name
-    versions = {"sightsound": f"{__version__}{_commit(repo)}"} | {name: version(name) for name in PACKAGES}
-    return {"command": shlex.join(["python", shown, *sys.argv[1:]]), "versions": versions}
+    versions = {"sightsound": f"{__version__}{_commit(repo)}"} | {name: version(name) for name in packages}
+    command = TOKEN.sub("hf_...", shlex.join(["python", shown, *sys.argv[1:]]))
+    return {"command": command, "versions": versions}
 
 
 def _commit(repo: Path) -> str:

@@ -96,6 +96,8 @@ def take_publication(training_args: TrainingArguments) -> PublishArguments:
     `Trainer` would upload `training_args.bin`, a pickle; and where a result goes does not change it: a finished folder can
     still be published.
     """
+    if training_args.hub_token is not None:
+        raise InputError("hub_token: others can read it where it stands; leave it out and set HF_TOKEN")
     repository = training_args.hub_model_id if training_args.push_to_hub else None
     if training_args.push_to_hub and not REPO_ID.fullmatch(repository or ""):
         raise InputError(f"push_to_hub with hub_model_id {repository}: expected ORG/NAME, such as my-lab/verifier")
@@ -154,39 +156,6 @@ def lora_of(model_args: ModelConfig) -> PeftConfig | None:
     if is_main_process():
         print(f"LoRA: {len(reached)} modules of the language model, 0 of the audio tower")
     return lora
-
-
-def write_student_card(
-    folder: Path, stage: str, script_args: Any, training_args: TrainingArguments, model_args: ModelConfig, trainer: Any
-) -> None:
-    """
-    README.md of a trained student, or of its adapter: what it was trained on, and how.
-
-    Args:
-        folder (`Path`): A finished `model/` or `adapter/`.
-        stage (`str`): `"SFT"` or `"GRPO"`.
-        trainer (`Trainer`): Once it has trained.
-    """
-    from .hub import render_card
-    from .journal import write_atomically
-
-    card = render_card(
-        "student.md",
-        stage=stage,
-        is_adapter=(folder / "adapter_config.json").is_file(),
-        base=model_args.model_name_or_path,
-        base_is_on_hub=not Path(model_args.model_name_or_path).exists(),
-        selection=script_args.selection,
-        steps=trainer.state.global_step,
-        best_step=trainer.state.best_global_step if training_args.load_best_model_at_end else None,
-        best_accuracy=trainer.state.best_metric,
-        num_validation=script_args.num_validation,
-        learning_rate=training_args.learning_rate,
-        lora={"r": model_args.lora_r, "alpha": model_args.lora_alpha} if model_args.use_peft else None,
-        seed=training_args.seed,
-        prompt_version=PROMPT_VERSION,
-    )
-    write_atomically(folder / "README.md", card)
 
 
 def validation_of(script_args: Any, training_args: TrainingArguments, instruction: str) -> ValidationSet | None:

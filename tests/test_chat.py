@@ -93,12 +93,6 @@ def test_a_model_without_ears_or_eyes_is_refused(hearing, seeing, audio_requests
         results_for(hearing, video_requests, GREEDY)
 
 
-def test_an_adapter_is_refused_with_the_remedy(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="is an adapter; give the merged model"):
-        TransformersEngine.load(str(tmp_path), batch_size=4, sampling=GREEDY)
-
-
 def test_a_server_gives_the_text_of_the_engine_that_it_serves_for_audio(hearing, audio_requests):
     expected = said(hearing, audio_requests)
     assert len({text for (text,) in expected}) > 1, "a model that says the same of every clip proves nothing"

@@ -9,6 +9,7 @@ from dataset_builders import cot_corpus
 from sightsound import schema
 from sightsound.corpus import SELECTIONS, trace_outcome
 from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
+from tests.support.card_rules import validate
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
 
@@ -146,6 +147,7 @@ def test_the_card_tells_columns_sizes_and_the_command(corpus):
     assert [feature["name"] for feature in front["dataset_info"][1]["features"]] == list(schema.verified_features())
     assert f"\npython {SCRIPT} --dataset " in card
     assert '"audio": "(FLAC, 16 kHz, mono)"' in card
+    assert validate(card, "dataset") == ([], [])
     assert "{{" not in card and "{%" not in card
 
 

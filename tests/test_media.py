@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from conftest import tone
 
+from sightsound import media
 from sightsound.cli import InputError
 from sightsound.media import (
     Clip,
@@ -183,6 +184,16 @@ def test_frames_of_a_part_come_from_that_part(tmp_path, write_clip):
     assert (levels[0], levels[-1]) == (pytest.approx(50, abs=3), pytest.approx(140, abs=3))
     assert duration_s(frames) == pytest.approx(1.0)
     assert outcome_of(path, load_frames, num_frames=4, max_pixels=999, start_s=9.0) == "corrupt_media"
+
+
+def test_of_a_long_video_the_same_frames_come_without_holding_them_all(tmp_path, write_clip, monkeypatch):
+    path = str(write_clip(tmp_path / "a.mp4", duration_s=2.0))
+    for part in ({}, {"start_s": 0.5, "max_duration_s": 1.0}):
+        monkeypatch.setattr(media, "MAX_FRAMES_HELD", 640)
+        short = load_frames(path, 4, 40 * 30, **part)
+        monkeypatch.setattr(media, "MAX_FRAMES_HELD", 3)
+        long = load_frames(path, 4, 40 * 30, **part)
+        assert np.array_equal(long.pixels, short.pixels) and long.fps == short.fps
 
 
 @pytest.mark.parametrize("size", [(64, 48), (320, 180), (128, 96), (90, 160)])

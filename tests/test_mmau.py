@@ -13,6 +13,7 @@ from sightsound import schema
 from sightsound.annotations import RowError
 from sightsound.benchmarks import mmau
 from sightsound.cli import InputError
+from tests.support.card_rules import validate
 from tests.support.tiny import REPO, read_ledger, run_script
 
 
@@ -116,6 +117,7 @@ def test_the_file_before_v05_15_25_is_refused_in_one_line_and_built_when_allowed
     assert Counter(entry["outcome"] for entry in read_ledger(tmp_path / "out")) == {"built": 1, "missing_media": 29}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "NOT the pinned file" in card and "figures are not comparable" in card
+    assert validate(card, "dataset") == ([], [])
 
 
 def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_clip):

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.benchmarks import load_benchmark
-from evaluation.generate import RequestBuilder, RunArguments
+from evaluation.request_builder import Asking, RequestBuilder
 from sightsound import schema
 from sightsound.annotations import RowError
 from sightsound.benchmarks import music_avqa
+from tests.support.card_rules import validate
 from tests.support.tiny import read_ledger, run_script
 
 
@@ -161,10 +162,11 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     }
     assert dataset["in_paper"][:] == [True, True, False]
     engine = SimpleNamespace(window_s=30.0)
-    ask = RequestBuilder(dataset, RunArguments(model="m", output_dir="o", dataset=str(out)), engine)
+    ask = RequestBuilder(dataset, Asking(), engine)
     request = ask("1/none")
     assert request.text.startswith("Is the erhu louder than the audio？\nA. yes\nB. no\n")
     assert len(request.audio) == 0.5 * schema.SAMPLING_RATE, "the whole sound"
     card = (out / "README.md").read_text()
     assert "NOT the official test file" in card
+    assert validate(card, "dataset") == ([], [])
     assert "| `Which <Object> makes the sound ` | left, middle, right, simultaneously |" in card

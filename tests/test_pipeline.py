@@ -78,6 +78,10 @@ def test_smoke_demo_runs_every_stage_and_reports_every_arm(smoke_demo: Path) -> 
         assert (smoke_demo / figure).read_bytes().startswith(b"\x89PNG")
     text = (smoke_demo / "report.md").read_text()
     assert all(f"| {arm} |" in text for arm in SMOKE_ARMS)
+    assert text.startswith(("DEAF: ", "Not deaf: ")), "the verdict is the first line"
+    assert "gain over text only" in text and "(browser/index.html)" in text
+    # The page has the questions of the corpus and those that the first and the last arm were asked.
+    assert '"runs": ["base", "grpo-tts_agfv"]' in (smoke_demo / "browser" / "index.html").read_text()
 
 
 def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path) -> None:
@@ -88,7 +92,12 @@ def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path)
     assert load_dataset(str(seed / "avqa-audio"))["train"].num_rows == 200
     assert load_dataset(str(seed / "corpus"), "traces", split="train").num_rows == 200
     assert load_dataset(str(seed / "corpus"), split="train").num_rows >= 1
-    for folder, count in (("traces", 200), ("verdicts", 200), ("evaluation/base", 3 * 8)):
+    for folder, count in (
+        ("traces", 200),
+        ("verdicts", 200),
+        ("evaluation/base", 3 * 8),
+        ("evaluation/grpo-tts_agfv", 5 * 8),  # it alone is also given the text only, and shuffled choices
+    ):
         assert load_dataset(str(seed / folder), split="train").num_rows == count
     for folder in ("models/student", "models/checker", "sft-label", "grpo-tts_agfv"):
         Qwen2AudioForConditionalGeneration.from_pretrained(seed / folder / "model")

@@ -42,6 +42,7 @@ def test_a_text_without_a_claim_claims_none(text):
 def test_a_user_message_puts_the_clip_before_the_text():
     assert user_message("hi") == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     assert user_message("hi", "video")[0]["content"] == [{"type": "video"}, {"type": "text", "text": "hi"}]
+    assert [part["type"] for part in user_message("hi", "audio", "video")[0]["content"]] == ["audio", "video", "text"]
 
 
 def test_only_the_user_turn_of_stored_messages_gets_audio():
@@ -64,6 +65,8 @@ SNAPSHOT = {
     "then give one choice inside <answer></answer>.",
     "zero_shot_audio_cot": "What is heard?\nA. dog\nB. bell\nLet's think step by step about the sounds that can be heard. "
     "Write your reasoning inside <think></think>, then give one choice inside <answer></answer>.",
+    "cot_distill": "What is heard?\nA. dog\nB. bell\nSomeone who saw the video without its sound wrote about the sound:\n"
+    "I hear a dog.\nListen, use what fits, then give one choice inside <answer></answer>.",
     "yes_no": "A listener wrote about this audio:\nI hear a dog.\nIs every sound that the listener claims really heard? "
     "Answer yes or no.",
     "transcript": 'List the sounds in order, starting with "I hear".',
@@ -79,6 +82,7 @@ def test_no_prompt_changes_without_a_new_version():
         "teacher": prompts.TEACHER_INSTRUCTION,
         "zero_shot_cot": prompts.ZERO_SHOT_COT_INSTRUCTION,
         "zero_shot_audio_cot": prompts.ZERO_SHOT_AUDIO_COT_INSTRUCTION,
+        "cot_distill": prompts.COT_DISTILL_INSTRUCTION.format(think="I hear a dog."),
     }
     now = {name: question_text("What is heard?", ["dog", "bell"], text) for name, text in instructions.items()}
     now |= {"yes_no": prompts.CHECKER_YES_NO.format(think="I hear a dog."), "transcript": prompts.CHECKER_TRANSCRIPT}
@@ -88,4 +92,4 @@ def test_no_prompt_changes_without_a_new_version():
     )
     # Ties the snapshot to the version, so that editing the snapshot alone is not enough.
     digest = hashlib.sha256("\n".join([prompts.PROMPT_VERSION, *SNAPSHOT.values()]).encode()).hexdigest()[:16]
-    assert (prompts.PROMPT_VERSION, digest) == ("1", "910e60b5963baadc")
+    assert (prompts.PROMPT_VERSION, digest) == ("1", "6cfc6dc3504249a1")

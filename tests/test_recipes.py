@@ -15,6 +15,7 @@ from sightsound.corpus import SELECTIONS
 from sightsound.hub import write_dataset_card
 from sightsound.prompts import render_trace
 from tests.support import tiny
+from tests.support.card_rules import validate
 
 
 REPO = tiny.REPO
@@ -96,6 +97,13 @@ def test_merged_checkpoint_is_base_plus_adapter(sft_run: Path, student_checkpoin
     expected = PeftModel.from_pretrained(base, str(sft_run / "adapter")).merge_and_unload().state_dict()
     assert all(torch.allclose(merged[name], expected[name], atol=1e-6) for name in expected)
     assert any(not torch.equal(merged[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("name", ["adapter", "model"])
+def test_the_card_of_a_run_is_one_that_the_hub_takes(sft_run: Path, name: str) -> None:
+    card = (sft_run / name / "README.md").read_text()
+    assert validate(card, "model") == ([], []) and "| used in training | 12 |" in card and "24 rows were trained on." in card
+    assert "\npython recipes/sft.py --config " in card and "{{" not in card and "min since the last start" in card
 
 
 def test_every_selected_trace_is_in_the_ledger_of_the_run(sft_run: Path) -> None:

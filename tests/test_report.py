@@ -1,32 +1,59 @@
 """A report over runs and training logs that are written here by hand."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from test_scoring import DECISIONS, ROWS
+from test_scoring import DECISIONS, ROWS, question
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.controls import CONTROLS, gains_over
-from evaluation.protocols import Decision
+from evaluation.protocols import OFFICIAL, PAPER, Decision, protocols_of
 from evaluation.report import main
-from evaluation.scoring import results_of
+from evaluation.scoring import results_of, score_run
+from sightsound import schema
 from sightsound.cli import InputError
+from tests.support.tiny import REPO
 
 
 KEYS = {"arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"}
 NOTHING_RIGHT = [Decision(False, "letter")] * len(ROWS)
+ASKED = {"benchmark": "avqa", "model": "models/student", "method": "audio/cot", "settings": {"split": None, "dataset": "there"}}
+
+
+def write_results(folder, results: dict, complete: bool = True) -> str:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
+    return str(folder)
 
 
 def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 0, heard=DECISIONS, **more) -> str:
-    folder.mkdir(parents=True)
     decisions = {"none": heard, **dict.fromkeys(controls, NOTHING_RIGHT)}
     results = {
         "results": {name: results_of(part, ROWS, BENCHMARKS["avqa"]) for name, part in decisions.items()},
         "gains": gains_over(decisions, [row["video_id"] for row in ROWS]),
     }
-    (folder / "results.json").write_text(json.dumps({"arm": arm, "seed": seed, **results, **more}))
-    (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
-    return str(folder)
+    return write_results(folder, {"arm": arm, "seed": seed, **ASKED, **results, **more}, complete)
+
+
+def results_on(benchmark: str, rows: list[dict], outputs: list[str], **more) -> dict:
+    """A run's results on a benchmark, as `python -m evaluation run` leaves them."""
+    scored = score_run(benchmark, protocols_of(benchmark), {"none": outputs}, {"none": rows})
+    official = {OFFICIAL: scored[OFFICIAL]["results"]} if OFFICIAL in scored else {}
+    return {"arm": "run", "seed": 0, **ASKED, "benchmark": benchmark, **scored[PAPER], **official, **more}
+
+
+def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmark: str = "avqa", revision: str = "r") -> None:
+    """The columns that runs are compared by; the others are empty."""
+    empty = dict.fromkeys(schema.predictions_features())
+    told = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
+    asked = zip(rows, right, strict=True)
+    predictions = [empty | told | {"id": r["id"], "video_id": r["video_id"], "correct": c} for r, c in asked]
+    path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
+    schema.write_parquet(predictions, schema.predictions_features(), path)
 
 
 def write_training(folder, *log: dict) -> str:
@@ -58,9 +85,12 @@ def test_the_report_holds_every_run_with_its_controls(tmp_path, capsys):
     assert "| base | 1 | 4 | 50.0 [15.0, 85.0] | 25.0 | – | – |" in text.splitlines()
     assert row in capsys.readouterr().out
     assert "| arm | seed | Where | Which |" in text
-    assert "| sft | 0 | 50.0 (n=2) | 50.0 (n=2) |" in text, "by relation"
+    half = "50.0 [9.5, 90.5] (n=2)"
+    assert f"| sft | 0 | {half} | {half} |" in text, "by relation"
+    assert "| sft | 0 | average, 4 | paper | 50.0 [15.0, 85.0] | 28.9 | 25.0 |" in text, "protocols and errors"
     assert "| sft | 0 | +50.0 [+0.0, +100.0] | +50.0 [+0.0, +100.0] | – | – | – |" in text, "gains over controls"
-    assert "| base | 1 | 33.3 (n=3) | 100.0 (n=1) |" in text, "by position"
+    assert "| base | 1 | 33.3 [6.1, 79.2] (n=3) | 100.0 [20.7, 100.0] (n=1) |" in text, "by position"
+    assert "compared" not in text, "they are of two seeds"
     assert is_png(out / "accuracy.png")
     assert not (out / "sft_loss.png").exists()
 
@@ -93,9 +123,94 @@ def test_controls_and_the_official_protocol_stand_beside_the_figures(tmp_path):
     run = write_run(tmp_path / "run", "sft", list(CONTROLS), heard=ALL_RIGHT, **more)
     assert first_line(tmp_path, run).startswith("Not deaf")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| sft | 0 | mmau | 100.0 [51.0, 100.0] | 0.0 [0.0, 49.0] | 0.0 |" in text
+    assert "| sft | 0 | average, 4 | paper | 100.0 [51.0, 100.0] | 0.0 | 0.0 |" in text
+    assert "| sft | 0 | average, 4 | official | 0.0 [0.0, 49.0] | 0.0 | 0.0 |" in text
     gain = "+100.0 [+100.0, +100.0]"
     assert f"| sft | 0 | {gain} | {gain} | {gain} | {gain} | 75.0 [30.1, 95.4] |" in text
+
+
+def test_silent_video_cannot_be_heard(tmp_path):
+    sees = write_run(tmp_path / "sees", "sees", method="video/direct")
+    assert first_line(tmp_path, sees) == "Not tested for deafness: no run is given any sound."
+    hears = write_run(tmp_path / "hears", "hears", ["silent", "swapped"], heard=ALL_RIGHT)
+    assert first_line(tmp_path, sees, hears).startswith("Not deaf")
+
+
+MMAU_ROWS = [
+    question(i, i % 2, question_type=task, difficulty=level, sub_category=f"kind {i}")
+    for i, (task, level) in enumerate([("sound", "easy"), ("sound", "hard"), ("speech", "easy"), ("music", "hard")] * 3)
+]
+# Both of the rule's words under the official protocol, a letter under the paper's, and nothing.
+MMAU_OUTPUTS = ["dog", "B", "", "bell"] * 3
+
+
+def test_mmau_is_told_as_the_paper_tells_it(tmp_path):
+    run = write_results(tmp_path / "mmau", results_on("mmau", MMAU_ROWS, MMAU_OUTPUTS, arm="sft"))
+    main(["--runs", run, "--output_dir", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "| arm | seed | protocol | music | sound | speech | average |" in lines
+    paper, official = (next(x for x in lines if x.startswith(f"| sft | 0 | {name} | 100.0")) for name in (PAPER, OFFICIAL))
+    assert "| 100.0 [61.0, 100.0] (n=6) |" in paper and paper.endswith("| 75.0 [46.8, 91.1] (n=12) |")
+    assert "| 50.0 [18.8, 81.2] (n=6) |" in official and official.endswith("| 50.0 [25.4, 74.6] (n=12) |")
+    assert "| sft | 0 | average, 12 | paper | 75.0 [46.8, 91.1] | 13.1 | 25.0 |" in lines
+    assert "| arm | seed | protocol | easy | hard |" in lines
+    assert "| questions | sft, 0, paper | sft, 0, official |" in lines, "12 sub-categories go down the page"
+    assert "| kind 9 | 100.0 [20.7, 100.0] (n=1) | 0.0 [0.0, 79.3] (n=1) |" in lines
+
+
+MUSIC_ROWS = [
+    {**question(i, 0, question_type=kind, in_paper=kind != "Location"), "choices": ["yes", "no"], "answer_text": "yes"}
+    for i, kind in enumerate(["Temporal", "Comparative", "Counting", "Existential", "Location"])
+]
+
+
+def test_music_avqa_has_the_papers_average_and_that_of_all_questions(tmp_path):
+    run = write_results(tmp_path / "music", results_on("music_avqa", MUSIC_ROWS, ["yes"] * 4 + ["no"], arm="sft"))
+    main(["--runs", run, "--output_dir", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    head = "| arm | seed | protocol | Comparative | Counting | Existential | Location | Temporal | average | all |"
+    assert head in lines
+    for protocol in (PAPER, OFFICIAL):
+        row = next(line for line in lines if line.startswith(f"| sft | 0 | {protocol} |"))
+        assert row.endswith("| 100.0 [51.0, 100.0] (n=4) | 80.0 [37.6, 96.4] (n=5) |")
+        assert f"| sft | 0 | all, 5 | {protocol} | 80.0 [37.6, 96.4] | 20.0 | 0.0 |" in lines
+
+
+def test_a_run_of_several_benchmarks_is_told_benchmark_by_benchmark(tmp_path):
+    for name, rows, outputs in (("mmau", MMAU_ROWS, MMAU_OUTPUTS), ("music_avqa", MUSIC_ROWS, ["no"] * 5)):
+        write_results(tmp_path / "run" / name, results_on(name, rows, outputs))
+    main(["--runs", str(tmp_path / "run"), "--output_dir", str(tmp_path)])
+    entries = json.loads((tmp_path / "report.json").read_text())
+    assert [(e["benchmark"], e["n"], e["accuracy"]) for e in entries] == [("mmau", 12, 75.0), ("music_avqa", 4, 0.0)]
+    text = (tmp_path / "report.md").read_text()
+    assert "run (seed 0) on mmau, run (seed 0) on music_avqa" in text.splitlines()[0]
+    assert text.index("## mmau") < text.index("## music_avqa")
+    assert is_png(tmp_path / "accuracy.png")
+
+
+def test_runs_are_compared_with_the_one_before_and_with_the_first(tmp_path):
+    rows = [question(i, 0) for i in range(8)]
+    runs = []
+    for arm, num_right in (("base", 0), ("sft", 6), ("grpo", 8)):
+        runs.append(write_run(tmp_path / arm, arm))
+        write_predictions(runs[-1], rows, [i < num_right for i in range(8)])
+    other = write_run(tmp_path / "other", "other")
+    write_predictions(other, rows[:4], [True] * 4)
+    main(["--runs", *runs, other, "--output_dir", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    at = lines.index("### Runs compared in pairs")
+    assert lines[at + 6].startswith("| sft | base | 0 | +75.0 [") and lines[at + 6].endswith("| 6 | 0 | 0.031 |")
+    assert lines[at + 7].startswith("| grpo | sft | 0 | +25.0 [") and lines[at + 7].endswith("| 2 | 0 | 0.5 |")
+    assert lines[at + 8] == "| grpo | base | 0 | +100.0 [+100.0, +100.0] | 8 | 0 | 0.0078 |"
+    assert lines[at + 10].startswith("Not compared: other (seed 0) with grpo (seed 0): 4 questions of avqa are in one run only")
+
+
+def test_the_page_is_of_the_runs_that_were_asked_its_dataset(tmp_path):
+    run = write_run(tmp_path / "run", "sft")
+    with pytest.raises(InputError, match=r"none of the runs was asked the questions of elsewhere; give the dataset that"):
+        main(["--runs", run, "--dataset", "elsewhere", "--output_dir", str(tmp_path / "out")])
+    main(["--runs", run, "--output_dir", str(tmp_path / "out")])
+    assert "browser" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_training_curves_are_plotted_by_kind(tmp_path):
@@ -131,6 +246,25 @@ def test_an_incomplete_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="half is not complete; rerun its evaluation first"):
         main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_version_is_refused(tmp_path):
+    run = write_results(tmp_path / "old", {"arm": "base", "seed": 0, "benchmark": "avqa", "results": {}})
+    with pytest.raises(InputError, match=r"old/results\.json lacks gains: not by this version; evaluate again"):
+        main(["--runs", run, "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_report_needs_runs_and_a_folder(tmp_path):
+    for flags in ([], ["--runs", write_run(tmp_path / "run", "sft")], ["--output_dir", str(tmp_path / "out")]):
+        with pytest.raises(InputError, match="a report needs --runs and --output_dir; or give --table"):
+            main(flags)
+
+
+def test_the_module_is_a_command_too():
+    command = [sys.executable, "-m", "evaluation.report", "--table", "table1"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "| Qwen2.5-Omni-7B | Direct Inference | paper | 89.5 |" in done.stdout
+    assert subprocess.run([*command[:-1], "table3"], cwd=REPO, capture_output=True, check=False).returncode == 2
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -38,6 +38,7 @@ from sightsound.verifier import (
     wilson_interval,
 )
 from tests.support import tiny
+from tests.support.card_rules import validate
 from tests.support.loopback_hub import client_environment, loopback_hub
 
 
@@ -218,6 +219,7 @@ def test_a_verifier_is_a_usual_checkpoint_without_pickles_and_says_what_it_is(ve
     assert files <= {".json", ".jinja", ".safetensors", ".md"}
     card = (verifier_run / "model" / "README.md").read_text()
     assert "scripted" in card and f"p >= {verifier['threshold']}" in card and card.startswith("---\nlibrary_name")
+    assert validate(card, "model") == ([], []) and "| carbon emissions | not measured |" in card and "{{" not in card
     ledger, rows = tiny.read_ledger(verifier_run), tiny.read_rows(calibration["verdicts"])
     assert sum(entry["outcome"] in PARTS for entry in ledger) == 12 * 3
     assert {entry["outcome"] for entry in ledger} == {*PARTS, "no_reasoning"}

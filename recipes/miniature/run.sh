@@ -78,10 +78,12 @@ sft() { # ARM
     --audio "$D/avqa-audio" --model_name_or_path "$D/models/student/model" --output_dir "$D/sft-$1" --seed "$SEED" $SFT
 }
 
-evaluate() { # ARM MODEL METHOD
-  stage "evaluate-$1" python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split test --model "$2" \
-    --modality audio --method "$3" --controls silent swapped --max_tokens 64 --batch_size 256 --arm "$1" \
-    --seed "$SEED" --output_dir "$D/evaluation/$1"
+evaluate() { # ARM MODEL METHOD [CONTROLS]
+  local arm=$1 model=$2 method=$3
+  shift 3
+  stage "evaluate-$arm" python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split test --model "$model" \
+    --modality audio --method "$method" --controls silent swapped "$@" --max_tokens 64 --batch_size 256 --arm "$arm" \
+    --seed "$SEED" --output_dir "$D/evaluation/$arm"
 }
 
 hearing_lane() {
@@ -106,7 +108,7 @@ full_method_lane() {
   # shellcheck disable=SC2086
   stage grpo-tts_agfv $LAUNCH recipes/grpo.py --config recipes/miniature/grpo_tts_agfv.yaml --traces "$D/corpus" \
     --audio "$D/avqa-audio" --model_name_or_path "$D/sft-tts_agfv/model" --output_dir "$D/grpo-tts_agfv" --seed "$SEED" $GRPO
-  evaluate grpo-tts_agfv "$D/grpo-tts_agfv/model" cot
+  evaluate grpo-tts_agfv "$D/grpo-tts_agfv/model" cot text_only shuffled
 }
 
 ablation_lane() {
@@ -130,7 +132,7 @@ stage cot-corpus python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio"
   --verdicts "$D/verdicts" --license apache-2.0 --output_dir "$D/corpus"
 both full_method_lane ablation_lane
 echo "> python -m evaluation report"
-# Every finished run of every seed; training curves of this seed.
+# Every finished run of every seed; training curves of this seed, and its traces and answers on the page.
 runs=() training=()
 for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
   for run in "$OUTPUT"/seed-*/evaluation/"$arm"; do
@@ -138,4 +140,5 @@ for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
   done
   if [ -f "$D/$arm/trainer_state.json" ]; then training+=("$D/$arm"); fi
 done
-python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --output_dir "$OUTPUT"
+python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --dataset "$D/avqa-audio" --corpus "$D/corpus" \
+  --media_dir "$D/world/clips" --output_dir "$OUTPUT"

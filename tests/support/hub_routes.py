@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.support.hub_state import Answer, Entry, Pull, Refusal, Repo, now
+from tests.support.card_rules import validate
+from tests.support.hub_state import Answer, Collection, Entry, Pull, Refusal, Repo, now
 
 
 if TYPE_CHECKING:
@@ -233,6 +234,48 @@ def _commit(hub: LoopbackHub, call: Call) -> Answer:
     return Answer({"success": True, "commitOid": sha, "commitUrl": url, **told})
 
 
+def _validate_yaml(hub: LoopbackHub, call: Call) -> Answer:
+    """Anybody may ask; `create_commit` does before it uploads anything."""
+    errors, warnings = validate(call.json["content"], call.json["repoType"])
+    told = {"errors": [{"message": each} for each in errors], "warnings": [{"message": each} for each in warnings]}
+    return Answer(told, status=400 if errors else 200)
+
+
+# Collections
+
+
+def _collection(hub: LoopbackHub, call: Call) -> Answer:
+    collection = hub.collections.get(call.match["slug"])
+    if collection is None or (collection.private and call.user() != collection.owner):
+        raise Refusal(404, "Collection not found")
+    return Answer(collection.told())
+
+
+def _create_collection(hub: LoopbackHub, call: Call) -> Answer:
+    user, asked = call.user(), call.json
+    if user is None or asked["namespace"] != user:
+        raise Refusal(403 if user else 401, f"You don't have the rights to create a collection under {asked['namespace']}")
+    slug = f"{user}/{re.sub('[^a-z0-9]+', '-', asked['title'].lower())}-"
+    same = [each.slug for each in hub.collections.values() if (each.owner, each.title) == (user, asked["title"])]
+    if same:
+        raise Refusal(409, "You already have a collection of this title", slug=same[0])
+    slug += hashlib.sha1(slug.encode()).hexdigest()[:24]
+    hub.collections[slug] = Collection(slug, asked["title"], user, asked["private"])
+    return Answer(hub.collections[slug].told())
+
+
+def _add_item(hub: LoopbackHub, call: Call) -> Answer:
+    collection, item = hub.collections.get(call.match["slug"]), call.json["item"]
+    if collection is None or call.user() != collection.owner:
+        raise Refusal(404 if collection is None else 403, "You may not write to this collection")
+    if f"{item['type']}s/{item['id']}" not in hub.repos:
+        raise Refusal(404, f"{item['type']} {item['id']} not found")
+    if item in collection.items:
+        raise Refusal(409, "This item is in the collection already")
+    collection.items.append(item)
+    return Answer(collection.told())
+
+
 # Pull requests
 
 
@@ -303,11 +346,15 @@ def _reconstruction(hub: LoopbackHub, call: Call) -> Answer:
 API = r"/api/(?P<kind>datasets|models)/(?P<repo>[^/]+/[^/]+)"
 WEB = r"(?:/(?P<kind>datasets))?/(?P<repo>[^/]+/[^/]+?)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
+COLLECTION = r"/api/collections/(?P<slug>[^/]+/[^/]+)"
 HASH = r"(?P<hash>[0-9a-f]{64})"
 ROUTES: list[tuple[str, str, Callable[[LoopbackHub, Call], Answer]]] = [
     ("GET", "/api/whoami-v2", _whoami),
     ("POST", "/api/repos/create", _create_repo),
-    ("POST", "/api/validate-yaml", lambda hub, call: Answer({"errors": [], "warnings": []})),
+    ("POST", "/api/validate-yaml", _validate_yaml),
+    ("POST", "/api/collections", _create_collection),
+    ("GET", COLLECTION, _collection),
+    ("POST", f"{COLLECTION}/items", _add_item),
     ("GET", API, _info),
     ("GET", f"{API}/revision/{REV}", _info),
     ("GET", f"{API}/tree/{REV}(?:/(?P<path>.+))?", _tree),

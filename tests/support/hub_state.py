@@ -80,6 +80,20 @@ class Repo:
         pull.status, pull.merged = "merged", self.add("refs/heads/main", main, tree, f"{pull.title} (#{pull.num})")
 
 
+@dataclass
+class Collection:
+    slug: str
+    title: str
+    owner: str
+    private: bool
+    items: list[dict[str, str]] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        items = [{"_id": f"{i:024x}", "position": i, **item} for i, item in enumerate(self.items)]
+        about = {"slug": self.slug, "title": self.title, "owner": self.owner, "private": self.private, "items": items}
+        return about | {"lastUpdated": now(), "position": 0, "theme": "green", "upvotes": 0}
+
+
 class Refusal(Exception):
     """An answer that is not 200."""
 

@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.support.hub_routes import ROUTES, TOKEN, Call
-from tests.support.hub_state import Answer, Entry, Refusal, Repo
+from tests.support.hub_state import Answer, Collection, Entry, Refusal, Repo
 from tests.support.xet_cas import XetCas
 
 
@@ -71,6 +71,7 @@ class LoopbackHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, Collection] = {}
         self.blobs: dict[str, bytes] = {}
         self.objects: dict[str, bytes] = {}
         self.cas = XetCas()

@@ -48,7 +48,7 @@ def _parse(body: dict[str, Any]) -> Ask:
 
     (message,) = body.pop("messages")
     parts = {part["type"]: part[part["type"]] for part in message["content"]}
-    if list(parts) not in (["text"], ["input_audio", "text"], ["video_url", "text"]):
+    if list(parts) not in (["text"], ["input_audio", "text"], ["video_url", "text"], ["input_audio", "video_url", "text"]):
         raise ValueError(f"unexpected content parts {list(parts)}")
     audio = video = None
     if "input_audio" in parts:

@@ -204,7 +204,9 @@ def free_port() -> int:
 
 
 def with_flags(command: list[str], flags: dict[str, Any]) -> list[str]:
-    return [*command, "--enforce-eager", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    """A flag that is True stands alone."""
+    given = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items())
+    return [*command, "--enforce-eager", *(part for parts in given for part in parts)]
 
 
 @contextmanager

@@ -1,0 +1,276 @@
+"""
+Publish a checkpoint with its results, in one commit: weights, processor, generation config, card, figures and every answer.
+
+    python -m evaluation publish --model grpo-tts_agfv/model --runs evaluation-runs/grpo-tts_agfv --push_to_hub ORG/NAME
+
+The card is the README.md that the recipe wrote, with its section "Results" and its `model-index` made from `results.json` of
+the runs; `.eval_results/` has the same figures for runs on a dataset of the Hub, `predictions/` every output. The folder on
+disk stays as it is. The runs have to be complete, over the whole benchmark, and of this very checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.benchmarks import COMMIT, get_benchmark
+from evaluation.controls import verdict
+from evaluation.sections import by_protocol
+from sightsound.cli import InputError, parse_arguments, read_json
+from sightsound.hub import publish_model, render_card
+from sightsound.journal import fingerprint, is_complete, read_settings
+from sightsound.publishing import REPO_ID, PublishArguments
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, EvalResultEntry
+
+CARD = "README.md"
+TASK = "audio-text-to-text"
+# As recipes write it into the card, up to the next section.
+SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+PLACEHOLDER = re.compile(r"PATH_OR_ID_OF_THIS_(?:MODEL|ADAPTER)")
+
+
+@dataclass(kw_only=True)
+class PublishRunsArguments(PublishArguments):
+    model: str = field(metadata={"help": "`model/` or `adapter/` of a finished recipe"})
+    runs: list[str] = field(metadata={"help": "folders written by `python -m evaluation run`"})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The questions that a checkpoint was chosen by, as the stage's settings name them."""
+
+    dataset: str
+    split: str
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """One benchmark's `results.json`, and what the card says of it."""
+
+    folder: Path
+    results: dict[str, Any]
+    chosen_on: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.results["settings"]
+
+    @property
+    def benchmark(self) -> str:
+        return self.results["benchmark"]
+
+    @property
+    def split(self) -> str:
+        return self.settings["split"] or get_benchmark(self.benchmark).split
+
+    @property
+    def name(self) -> str:
+        """Of its files: no two runs in a repository have the same."""
+        return f"{self.benchmark}-{self.results['method'].replace('/', '-')}"
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The dataset on the Hub; None for a folder, which is known by its fingerprint."""
+        dataset = self.settings["dataset"]
+        return dataset if REPO_ID.fullmatch(dataset) and COMMIT.fullmatch(self.results["benchmark_revision"]) else None
+
+    @property
+    def predictions(self) -> str:
+        return f"predictions/{self.name}.parquet"
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Per protocol what every place says, to two digits: card, `model-index` and `.eval_results`."""
+        shown = {"value": "accuracy", "low": "low", "high": "high", "unanswered": "unanswered"}
+        return [
+            {
+                "benchmark": self.benchmark,
+                "method": self.results["method"],
+                "protocol": protocol,
+                "n": figures["n"],
+                "chosen_on": self.chosen_on,
+                **{name: round(figures[key], 2) for name, key in shown.items()},
+            }
+            for protocol, figures in by_protocol(self.results).items()
+        ]
+
+    def row(self) -> dict[str, Any]:
+        """Where its questions and answers are."""
+        return {
+            "benchmark": self.benchmark,
+            "method": self.results["method"],
+            "source": f"`{self.hub_dataset}`" if self.hub_dataset else "a dataset built by `dataset_builders/`",
+            "split": self.split,
+            "revision": self.results["benchmark_revision"],
+            "predictions": self.predictions,
+            "served": self.results["model"] if is_served(self.results) else None,
+        }
+
+    def notes(self, figures: dict[str, Any]) -> str:
+        interval = f"95 % interval [{figures['low']}, {figures['high']}], n = {figures['n']}"
+        chosen = "; the checkpoint was chosen on questions of this split" if self.chosen_on else ""
+        return f"{figures['protocol']} protocol, asked as {figures['method']}, {interval}{chosen}"
+
+    def model_index(self) -> list[EvalResult]:
+        from huggingface_hub import EvalResult
+
+        return [
+            EvalResult(
+                task_type=TASK,
+                task_name="Audio question answering",
+                dataset_type=self.hub_dataset or self.benchmark,
+                dataset_name=self.benchmark,
+                dataset_split=self.split,
+                dataset_revision=self.results["benchmark_revision"],
+                metric_type="accuracy",
+                metric_value=figures["value"],
+                metric_name=f"accuracy, %: {self.notes(figures)}",
+            )
+            for figures in self.figures()
+        ]
+
+    def entries(self, repo_id: str) -> list[EvalResultEntry]:
+        """For `.eval_results`, which knows datasets of the Hub only."""
+        from huggingface_hub import EvalResultEntry, constants
+
+        return [
+            EvalResultEntry(
+                dataset_id=self.hub_dataset,
+                task_id=f"{self.benchmark}_{figures['protocol']}",
+                dataset_revision=self.results["benchmark_revision"],
+                value=figures["value"],
+                source_url=f"{constants.ENDPOINT}/{repo_id}/blob/main/{self.predictions}",
+                source_name="Every output",
+                notes=self.notes(figures),
+            )
+            for figures in self.figures()
+            if self.hub_dataset is not None
+        ]
+
+
+def is_served(results: dict[str, Any]) -> bool:
+    return results["settings"].get("engine") == "server"
+
+
+def chosen_by(model: Path) -> Chosen | None:
+    """What the best checkpoint was chosen by, if it was."""
+    settings = read_settings(model.parent) or {}
+    if not settings.get("load_best_model_at_end"):
+        return None
+    return Chosen(settings["audio"], settings["validation_split"])
+
+
+def read_run(folder: Path, model: Path) -> ScoredRun:
+    """
+    A finished run of this checkpoint.
+
+    Raises:
+        `InputError`: It is none, of another checkpoint, or over a part of the benchmark.
+    """
+    if not is_complete(folder):
+        raise InputError(f"{folder} holds no finished run; give a folder that `python -m evaluation run` has completed")
+    results = read_json(str(folder / "results.json"))
+    settings = results["settings"]
+    if settings["limit"] is not None:
+        told = f"the first {settings['limit']} questions of {results['benchmark']}"
+        raise InputError(f"{folder} is about {told}; a figure on a part is not the benchmark's: run it without --limit")
+    if not is_served(results) and settings["model"] != fingerprint(model):
+        raise InputError(f"{folder} holds answers of another checkpoint than {model} ({results['model']}); evaluate this one")
+    chosen = chosen_by(model)
+    split = settings["split"] or get_benchmark(results["benchmark"]).split
+    return ScoredRun(folder, results, chosen is not None and chosen == Chosen(settings["dataset"], split))
+
+
+def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:
+    """
+    All of them; a folder of several benchmarks is a run for each.
+
+    Raises:
+        `InputError`: One cannot be used, or two say the same of different answers.
+    """
+    runs: dict[str, ScoredRun] = {}
+    for folder in map(Path, folders):
+        parts = [folder] if is_complete(folder) else sorted(file.parent for file in folder.glob("*/results.json"))
+        for part in parts or [folder]:
+            run = read_run(part, model)
+            if run.name in runs:
+                told = f"{runs[run.name].folder} and {part} both answer {run.benchmark}, asked as {run.results['method']}"
+                raise InputError(f"{told}; give one of them")
+            runs[run.name] = run
+    return list(runs.values())
+
+
+def write_card(card: str, runs: list[ScoredRun], repo_id: str) -> str:
+    """The card of a checkpoint, with these results in place of those that it had."""
+    from huggingface_hub import ModelCard
+
+    section = render_card(
+        "results.md",
+        verdict=verdict([(f"{run.benchmark} ({run.results['method']})", run.results["gains"]) for run in runs]),
+        results=[figures for run in runs for figures in run.figures()],
+        runs=[run.row() for run in runs],
+    )
+    written = ModelCard(card)
+    if not SECTION.search(written.text):
+        raise InputError('the card has no section "## Results" to write to; add that line to README.md, or train again')
+    written.text = PLACEHOLDER.sub(repo_id, SECTION.sub(lambda _: section, written.text, count=1))
+    written.data.model_name = repo_id.split("/")[1]
+    written.data.eval_results = [result for run in runs for result in run.model_index()]
+    return str(written)
+
+
+def assemble(model: Path, runs: list[ScoredRun], repo_id: str, folder: Path) -> None:
+    """A folder as the repository will be: the checkpoint's files by link, and what its evaluation adds."""
+    import yaml
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    for part in (".eval_results", "predictions"):
+        (folder / part).mkdir(parents=True)
+    for file in model.iterdir():
+        if file.is_file() and file.name != CARD:
+            os.symlink(file.resolve(), folder / file.name)
+    (folder / CARD).write_text(write_card((model / CARD).read_text(encoding="utf-8"), runs, repo_id), encoding="utf-8")
+    for run in runs:
+        os.symlink((run.folder / "data" / f"predictions-{run.benchmark}.parquet").resolve(), folder / run.predictions)
+        if entries := run.entries(repo_id):
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            (folder / ".eval_results" / f"sightsound-{run.name}.yaml").write_text(text, encoding="utf-8")
+        else:
+            print(f"{run.benchmark}: its questions came from a folder, so its figures are in the card, not in .eval_results/")
+
+
+def check_model(model: Path) -> None:
+    """
+    Refuse what nobody could load.
+
+    Raises:
+        `InputError`: It is no finished output of a recipe, or a LoRA on a folder.
+    """
+    if not (model / CARD).is_file():
+        raise InputError(f"{model} holds no README.md; give the `model/` or `adapter/` folder of a finished recipe")
+    fingerprint(model)  # refuses the output of a stage that has not finished
+    config = model / "adapter_config.json"
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    if base is not None and Path(base).exists():
+        raise InputError(f"{model} is a LoRA on {base}, a folder here, which nobody else could load; publish `model/` instead")
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(PublishRunsArguments, __doc__, argv)
+    if args.push_to_hub is None:
+        raise InputError("--push_to_hub: where to? Give ORG/NAME")
+    model = Path(args.model)
+    check_model(model)
+    runs = read_runs(args.runs, model)
+    with tempfile.TemporaryDirectory(prefix="sightsound-") as temporary:
+        release = Path(temporary, "release")
+        assemble(model, runs, args.push_to_hub, release)
+        revision = publish_model(release, args.push_to_hub, args.private)
+    print(f"published: {args.push_to_hub}, revision {revision}")

@@ -1,0 +1,144 @@
+"""The tables of a report, as Markdown lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from evaluation.compare import compare_runs, read_run
+from evaluation.controls import CONTROLS, NO_CONTROL
+from evaluation.protocols import OFFICIAL, PAPER
+from evaluation.statistics import Comparison
+from sightsound.cli import InputError
+
+
+Results = dict[str, Any]
+
+# Breakdowns that a benchmark may have, and what they say.
+BREAKDOWNS = {
+    "by_type": ("By question type", ""),
+    "by_relation": ("By relation", 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'),
+    "by_difficulty": ("By difficulty", ""),
+    "by_sub_category": ("By sub-category", ""),
+    "by_position": ("By position of the right choice", "Even figures mean that the model does not go by the letter."),
+}
+# MMAU has 27 sub-categories: they go down the page where there are more of them than fit across.
+MAX_ACROSS = 8
+
+
+def name_of(results: Results) -> str:
+    return f"{results['arm']} (seed {results['seed']})"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def with_interval(figures: dict[str, Any], name: str = "accuracy") -> str:
+    return f"{figures[name]:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
+
+
+def by_protocol(run: Results) -> dict[str, dict[str, Any]]:
+    """A run's figures with the clip, per protocol."""
+    official = {OFFICIAL: run["official"][NO_CONTROL]} if "official" in run else {}
+    return {PAPER: run["results"][NO_CONTROL], **official}
+
+
+def main_table(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of arms."""
+    head = ["arm", "seed", "questions", "accuracy [95 % interval]", "unanswered", "silent audio", "another clip's audio"]
+    shown = ("unanswered", "silent_accuracy", "swapped_accuracy")
+    rows = [[e["arm"], e["seed"], e["n"], with_interval(e), *(percent(e[name]) for name in shown)] for e in entries]
+    return table(head, rows)
+
+
+def protocols_table(runs: Sequence[Results]) -> list[str]:
+    """Every protocol's figures side by side, with both kinds of error; also over the questions that the average leaves out."""
+    head = ["arm", "seed", "questions", "protocol", "accuracy [95 % interval]", "error clustered by clip", "unanswered"]
+    rows = []
+    for run in runs:
+        for protocol, scored in by_protocol(run).items():
+            parts = {"average": scored, **({"all": scored["all"]} if "all" in scored else {})}
+            for told, part in parts.items():
+                cells = [with_interval(part), percent(part["error"]), percent(part["unanswered"])]
+                rows.append([run["arm"], run["seed"], f"{told}, {part['n']:,}", protocol, *cells])
+    return table(head, rows)
+
+
+def controls_table(runs: Sequence[Results]) -> list[str]:
+    """What each run gains over its controls, and how often it keeps its choice when choices are shuffled."""
+    head = ["arm", "seed", *(f"gain over {told}" for told in CONTROLS.values()), "same choice when shuffled"]
+    rows = []
+    for run in runs:
+        gains = [str(Comparison(**run["gains"][name])) if name in run["gains"] else "–" for name in CONTROLS]
+        kept = with_interval(run["consistency"], "same_choice") if "consistency" in run else "–"
+        rows.append([run["arm"], run["seed"], *gains, kept])
+    return table(head, rows)
+
+
+def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:
+    """Accuracy per group of questions, under every protocol; by type also the average, as in the paper's Table 2."""
+    several = any(OFFICIAL in by_protocol(run) for run in runs)
+    head, columns = ["arm", "seed", *(["protocol"] if several else [])], []
+    for run in runs:
+        for protocol, scored in by_protocol(run).items():
+            parts = dict(scored[group])
+            if group == "by_type":
+                parts |= {"average": scored, **({"all": scored["all"]} if "all" in scored else {})}
+            columns.append(([run["arm"], run["seed"], *([protocol] if several else [])], parts))
+    averages = ("average", "all")
+    names = sorted({name for _, parts in columns for name in parts}, key=lambda name: (name in averages, name == "all", name))
+    rows = []
+    for told, parts in columns:
+        cells = [f"{with_interval(parts[name])} (n={parts[name]['n']})" if name in parts else "–" for name in names]
+        rows.append([*told, *cells])
+    head += [name or "not told" for name in names]
+    if len(names) > MAX_ACROSS:
+        label, *turned = zip(head, *rows, strict=True)
+        fixed = 3 if several else 2
+        head = ["questions", *(", ".join(map(str, row[:fixed])) for row in rows)]
+        rows = [list(line) for line in [label, *turned][fixed:]]
+    return table(head, rows)
+
+
+def pairs_of(runs: Sequence[tuple[str, Results]]) -> Iterator[tuple[tuple[str, Results], tuple[str, Results]]]:
+    """Runs of one seed to compare: each with the one before it, and with the first, in the order given."""
+    by_seed: dict[int, list[tuple[str, Results]]] = {}
+    for run in runs:
+        by_seed.setdefault(run[1]["seed"], []).append(run)
+    for of_seed in by_seed.values():
+        for i, run in enumerate(of_seed[1:], start=1):
+            yield run, of_seed[i - 1]
+            if i > 1:
+                yield run, of_seed[0]
+
+
+def comparisons_lines(runs: Sequence[tuple[str, Results]]) -> list[str]:
+    """
+    Runs on one benchmark compared question by question.
+
+    Args:
+        runs: Folder and results of each.
+    """
+    answers: dict[str, Any] = {}
+    rows, told = [], []
+    for first, second in pairs_of(runs):
+        benchmark = first[1]["benchmark"]
+        try:
+            for folder, _ in (first, second):
+                if folder not in answers:
+                    answers[folder] = read_run(folder).get(benchmark, {})
+            c = compare_runs(answers[first[0]], answers[second[0]], benchmark)
+        except InputError as error:  # a report of both is no mistake; only this comparison has no sense
+            told.append(f"Not compared: {name_of(first[1])} with {name_of(second[1])}: {error}.")
+            continue
+        names = [first[1]["arm"], second[1]["arm"], first[1]["seed"]]
+        rows.append([*names, c, c.only_first, c.only_second, f"{c.p_value:.2g}"])
+    head = ["run", "less", "seed", "difference [95 % interval]", "only the run right", "only the other right", "McNemar p"]
+    return [*(table(head, rows) if rows else []), *(["", *told] if told else [])]
