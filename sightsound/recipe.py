@@ -109,8 +109,15 @@ def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: M
     Refuse settings that these recipes do not carry out.
 
     Raises:
-        `InputError`: A field of `ModelConfig` that is not read.
+        `InputError`: A field of `ModelConfig` that is not read, or `report_to` a tracker that is not installed.
     """
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for tracker in training_args.report_to:
+        if tracker not in installed:
+            told = f"here are {', '.join(installed) or 'none'}"
+            raise InputError(f"report_to: {tracker} is not installed ({told}); pip install it, or set report_to: none")
     defaults = type(model_args)()
     for name, value in asdict(model_args).items():
         if not name.startswith(_MODEL_FIELDS) and value != getattr(defaults, name):
