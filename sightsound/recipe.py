@@ -41,6 +41,8 @@ _NOT_SETTINGS = (
     "output_dir",
     "logging",
     "report_to",
+    "log_completions",
+    "num_completions_to_print",
     "disable_tqdm",
     "run_name",
     "resume_from_checkpoint",
@@ -201,7 +203,7 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
     The questions that checkpoints are judged by; None when nothing is evaluated.
 
     Raises:
-        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric.
+        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric; or FSDP shards the model.
     """
     from .validation import METRIC, ValidationSet
 
@@ -209,7 +211,14 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
         if script_args.early_stopping_patience is not None:
             raise InputError("early_stopping_patience needs evaluations: set eval_strategy: steps and eval_steps")
         return None
-    if training_args.metric_for_best_model not in (None, METRIC):
+    if training_args.distributed_state.distributed_type.value == "FSDP":
+        # Each forward gathers weights from all processes, and their answers are of different lengths.
+        raise InputError(
+            "evaluation does not work under FSDP: processes would wait for each other for ever; choose "
+            "accelerate_configs/zero3.yaml, or set eval_strategy: no and load_best_model_at_end: false"
+        )
+    # "loss" is what transformers fills in.
+    if training_args.metric_for_best_model not in (None, "loss", METRIC):
         found = training_args.metric_for_best_model
         raise InputError(f"metric_for_best_model: {found}: set it to {METRIC}, which is what evaluation measures here")
     training_args.metric_for_best_model, training_args.greater_is_better = METRIC, True
