@@ -76,8 +76,8 @@ def main() -> None:
                 publication.publish_student(stage.path)
             return
         checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, stage.path))
+        on_main_process(lambda: check_rollouts(training_args, model_args.model_name_or_path))
         with together():
-            check_rollouts(training_args, model_args.model_name_or_path)
             processor = load_audio_processor(model_args.model_name_or_path, model_args.model_revision)
             lora = lora_of(model_args)
             dataset = audio_rows(
@@ -94,6 +94,7 @@ def main() -> None:
                 "dtype": model_args.dtype,
                 "attn_implementation": model_args.attn_implementation,
             }
+        with together():  # a part of its own: under ZeRO-3 processes load a model in step
             trainer = AudioGRPOTrainer(
                 model_args.model_name_or_path,
                 reward_funcs=[accuracy_reward, format_reward],

@@ -87,12 +87,14 @@ def main() -> None:
             validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
+        with together():  # a part of its own: under ZeRO-3 processes load a model in step
             trainer = AudioSFTTrainer(
                 model=create_model_from_path(
                     model_args.model_name_or_path,
                     revision=model_args.model_revision,
                     dtype=model_args.dtype,
                     attn_implementation=model_args.attn_implementation,
+                    device_map=None,  # TRL's default would spread the model over all GPUs that a process sees
                 ),
                 args=training_args,
                 train_dataset=dataset,

@@ -17,8 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-
-Batch = dict[str, Any]  # of TRL: rows as tensors and lists, and scalars
+from .prompt_sharing import Batch
 
 
 def window_file(checkpoint: str | Path, process_index: int) -> Path:
@@ -33,8 +32,8 @@ def save_window(path: Path, micro_step: int, batches: Sequence[Batch]) -> None:
     Args:
         path (`Path`): See `window_file`.
         micro_step (`int`): Forward and backward passes so far.
-        batches (`Sequence[Batch]`): Micro-batches of the window. `audio` holds per row a reference to its clip's features, and
-            each clip is written once.
+        batches (`Sequence[Batch]`): Micro-batches of the window; none where all are used up. `audio` holds per row a reference
+            to its clip's features, and each clip is written once.
     """
     tensors: dict[str, torch.Tensor] = {}
     scalars: list[dict[str, Any]] = []

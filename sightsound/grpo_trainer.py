@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import RepeatSampler, create_model_from_path
 
 from .checkpoints import FullWeightsResume, freeze_positions
 from .cli import InputError
@@ -55,6 +55,30 @@ def stack_features(rows: Sequence[Features]) -> dict[str, torch.Tensor]:
         "input_features": torch.stack([features for features, _ in rows]),
         "feature_attention_mask": torch.stack([mask for _, mask in rows]),
     }
+
+
+class EpochSampler(RepeatSampler):
+    """
+    TRL's sampler, with an order of each epoch that depends on the seed and the epoch only.
+
+    TRL draws the orders one after the other: a run that was resumed in its second epoch would get the order of the first.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
+        super().__init__(
+            sampler.data_source,
+            sampler.mini_repeat_count,
+            sampler.batch_size,
+            sampler.repeat_count,
+            sampler.shuffle,
+            sampler.seed,
+        )
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + self._epoch())
+        return super().__iter__()
 
 
 class SharedTower:
@@ -114,7 +138,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         freeze_audio_tower (`bool`): Leave the audio tower as it is; projector and language model are trained.
 
     Logged beside TRL's metrics, in the mean of an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
-    log-probabilities under the old and the reference policy), `time/train_s` (forward, backward, optimizer), and
+    log-probabilities under the old and the reference policy), `time/train_s` (forward and backward), and
     `audio_tower/rows_saved` (clips that were not encoded again, of all that this process sampled for and scored).
 
     Raises:
@@ -126,7 +150,14 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
 
     def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
         check_rollouts(args, model)
-        policy = create_model_from_path(model, **(args.model_init_kwargs or {}))
+        if args.distributed_state.distributed_type.value == "FSDP" and not args.use_vllm:
+            # Each forward gathers weights from all processes, and their completions end at different steps.
+            raise InputError(
+                "sampling under FSDP would wait for ever; set use_vllm: true, or use accelerate_configs/zero3.yaml"
+            )
+        # TRL's default, "auto", would spread policy and reference over all GPUs that a process sees.
+        args.model_init_kwargs = {"device_map": None, **(args.model_init_kwargs or {})}
+        policy = create_model_from_path(model, **args.model_init_kwargs)
         freeze_positions(policy)
         if freeze_audio_tower:
             policy.model.audio_tower.requires_grad_(False)
@@ -154,6 +185,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
             self._signature_columns = ["prompt", "audio"]
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(super()._get_train_sampler(dataset), epoch=lambda: int(self.state.epoch or 0))
 
     def _tower_of(self, model: torch.nn.Module) -> SharedTower:
         return self._towers[id(self.accelerator.unwrap_model(model))]
@@ -228,31 +262,33 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         return sum(tower.rows_encoded for tower in self._towers.values())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        before = self._rows_encoded()
+        before, spent = self._rows_encoded(), self._spent.copy()
         metrics = super().evaluate(*args, **kwargs)
-        self._rows_encoded_before += self._rows_encoded() - before  # these are not training's
+        # What was spent and encoded here is not training's.
+        self._spent = spent
+        self._rows_encoded_before += self._rows_encoded() - before
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if self._step % (self.args.steps_per_generation * self.num_iterations):
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            save_window(window_file(checkpoint, self.accelerator.process_index), self._step, self._buffered_inputs)
-            self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as whole
+        is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        path = window_file(checkpoint, self.accelerator.process_index)
+        save_window(path, self._step, [] if is_used_up else self._buffered_inputs)
+        self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as whole
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self._hopeless_batches = None
-        micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
-        if micro_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
-            return
+        if self.state.global_step >= HOPELESS_BATCHES:
+            self._hopeless_batches = None
         path = window_file(checkpoint, self.accelerator.process_index)
         if not path.is_file():
             raise InputError(f"{path} is missing: expected the number of processes that wrote {checkpoint}; resume with it")
-        self._step, self._buffered_inputs = load_window(path, self.accelerator.device)
+        self._step, batches = load_window(path, self.accelerator.device)
+        self._buffered_inputs = batches or None
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         processor = self.processing_class

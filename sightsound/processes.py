@@ -101,8 +101,13 @@ def refuse_another_launch_than_asked(training_args: TrainingArguments) -> None:
         if "ACCELERATE_MIXED_PRECISION" in asked and "MASTER_ADDR" in asked and "RANK" not in asked:
             raise InputError(
                 "accelerate was asked for several processes and started one; use accelerate_configs/ddp.yaml with "
-                "--num_processes N, also on CPUs (with use_cpu: true in the recipe)"
+                "--num_processes N, also on CPUs (with use_cpu: true in the recipe); if one is meant, unset MASTER_ADDR"
             )
+    if training_args.n_gpu > 1:
+        raise InputError(
+            f"one process sees {training_args.n_gpu} GPUs and would train on one; set CUDA_VISIBLE_DEVICES=0, or use "
+            "accelerate_configs/ddp.yaml with --num_processes"
+        )
     if asked.get("ACCELERATE_USE_DEEPSPEED") == "true" and found.distributed_type.value != "DEEPSPEED":
         raise InputError("DeepSpeed was asked for, and with use_cpu: true would not be used; set use_cpu: false")
     if asked.get("ACCELERATE_USE_FSDP") == "true" and found.device.type == "cpu":

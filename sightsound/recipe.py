@@ -41,6 +41,8 @@ _NOT_SETTINGS = (
     "output_dir",
     "logging",
     "report_to",
+    "log_completions",
+    "num_completions_to_print",
     "disable_tqdm",
     "run_name",
     "resume_from_checkpoint",
@@ -111,8 +113,15 @@ def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: M
     Refuse settings that these recipes do not carry out.
 
     Raises:
-        `InputError`: A field of `ModelConfig` that is not read.
+        `InputError`: A field of `ModelConfig` that is not read, or `report_to` a tracker that is not installed.
     """
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for tracker in training_args.report_to:
+        if tracker not in installed:
+            told = f"here are {', '.join(installed) or 'none'}"
+            raise InputError(f"report_to: {tracker} is not installed ({told}); pip install it, or set report_to: none")
     defaults = type(model_args)()
     for name, value in asdict(model_args).items():
         if not name.startswith(_MODEL_FIELDS) and value != getattr(defaults, name):
@@ -163,7 +172,7 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
     The questions that checkpoints are judged by; None when nothing is evaluated.
 
     Raises:
-        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric.
+        `InputError`: The best checkpoint is asked for without an evaluation, or by another metric; or FSDP shards the model.
     """
     from .validation import METRIC, ValidationSet
 
@@ -171,7 +180,14 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
         if script_args.early_stopping_patience is not None:
             raise InputError("early_stopping_patience needs evaluations: set eval_strategy: steps and eval_steps")
         return None
-    if training_args.metric_for_best_model not in (None, METRIC):
+    if training_args.distributed_state.distributed_type.value == "FSDP":
+        # Each forward gathers weights from all processes, and their answers are of different lengths.
+        raise InputError(
+            "evaluation does not work under FSDP: processes would wait for each other for ever; choose "
+            "accelerate_configs/zero3.yaml, or set eval_strategy: no and load_best_model_at_end: false"
+        )
+    # "loss" is what transformers fills in.
+    if training_args.metric_for_best_model not in (None, "loss", METRIC):
         found = training_args.metric_for_best_model
         raise InputError(f"metric_for_best_model: {found}: set it to {METRIC}, which is what evaluation measures here")
     training_args.metric_for_best_model, training_args.greater_is_better = METRIC, True

@@ -149,6 +149,7 @@ def shared_sampling(model: PreTrainedModel | PeftModel, clips: Sequence[Hashable
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     forward, decoder = base.forward, GroupDecoder(base, clips, end_ids)
+    own = vars(base).get("forward")  # TRL's, or none
 
     @functools.wraps(forward)  # `generate` reads the signature
     def grouped_forward(**inputs: Any) -> CausalLMOutput:
@@ -158,4 +159,7 @@ def shared_sampling(model: PreTrainedModel | PeftModel, clips: Sequence[Hashable
     try:
         yield
     finally:
-        base.forward = forward
+        if own is None:
+            del base.forward
+        else:
+            base.forward = own

@@ -11,6 +11,7 @@ none of this.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 
@@ -28,6 +29,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(name)
 
 
+@cache
 def _make_model() -> type:
     from vllm.model_executor.models.interfaces import SupportsLoRA
     from vllm.model_executor.models.module_mapping import MultiModelKeys

@@ -101,13 +101,16 @@ def check_server(args: Any, model: str) -> None:
             raise InputError(f"no vLLM server at {url} after {args.vllm_server_timeout:g} s ({seen}); {start}")
         time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
     missing = []
-    status, info = _get(f"{url}/server_info?config_format=json")
-    if status == 404:
-        missing.append("VLLM_SERVER_DEV_MODE=1")
-    elif args.device.type != "cpu" and json.loads(info)["vllm_config"]["weight_transfer_config"] is None:
-        missing.append("--weight-transfer-config")
-    if _get(url + _RENDER)[0] == 404:
-        missing.append("--enable-scale-out")
+    try:
+        status, info = _get(f"{url}/server_info?config_format=json")
+        if status == 404:
+            missing.append("VLLM_SERVER_DEV_MODE=1")
+        elif args.device.type != "cpu" and json.loads(info)["vllm_config"]["weight_transfer_config"] is None:
+            missing.append("--weight-transfer-config")
+        if _get(url + _RENDER)[0] == 404:
+            missing.append("--enable-scale-out")
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        raise InputError(f"the server at {url} does not tell how it was started, as vLLM does ({error}); {start}") from error
     if missing:
         raise InputError(f"the vLLM server at {url} runs without {' and '.join(missing)}; {start}")
 

@@ -63,7 +63,7 @@ def test_steps_of_a_model_of_the_size_of_the_7b():
 
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU of 80 GB")
-    measure("gpu_step")
+    assert json.loads(measure("gpu_step").splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
+from trl.trainer.utils import create_model_from_path
 
 from sightsound.cli import InputError
 from sightsound.generation_window import window_file
@@ -150,6 +151,20 @@ def test_training_changes_the_weights_and_logs_reward_and_kl(student_checkpoint,
     assert not hasattr(trainer.model.config, "image_token_id")
 
 
+def test_no_model_is_spread_over_all_gpus_that_a_process_sees(student_checkpoint, rows, tmp_path, monkeypatch) -> None:
+    """As TRL does by default where there is a GPU; in several processes such a model cannot be trained."""
+    asked = []
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("device_map", "auto"))
+        return create_model_from_path(*args, **kwargs)
+
+    for module in ("sightsound.grpo_trainer", "trl.trainer.grpo_trainer"):
+        monkeypatch.setattr(f"{module}.create_model_from_path", load)
+    make_trainer(student_checkpoint, rows, tmp_path)
+    assert asked == [None, None]  # policy and reference
+
+
 def test_the_audio_placeholder_is_never_sampled(student_checkpoint, rows, tmp_path) -> None:
     trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
@@ -173,16 +188,17 @@ TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up
         {"num_iterations": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 4},
         {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "logging_steps": 2},
         {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "num_iterations": 2},
+        {"max_steps": 6, "save_steps": 5},
     ],
-    ids=["at its end", "second iteration", "steps_per_generation", "both"],
+    ids=["at its end", "second iteration", "steps_per_generation", "both", "third epoch"],
 )
 def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_checkpoint, rows, tmp_path) -> None:
-    """Weights and logs, also where the checkpoint lies inside a generation window (all but the first)."""
+    """Weights and logs, also where the checkpoint lies inside a generation window or behind an epoch or two."""
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, **window}
     whole = make_trainer(student_checkpoint, rows, tmp_path, **settings)
     whole.train()
     resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{settings['save_steps']}"))
     expected = dict(whole.model.named_parameters())
     for name, weight in resumed.model.named_parameters():
         assert torch.equal(weight, expected[name]), name
@@ -193,6 +209,18 @@ def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_chec
         for trainer in (whole, resumed)
     ]
     assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_where_an_epoch_cut_an_accumulation_short_resumes(student_checkpoint, rows, tmp_path) -> None:
+    """Three micro-steps an epoch, two an optimizer step: the second step has one, and the window is used up after it."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "steps_per_generation": 3}
+    batch = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    whole = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
+    whole.train()
+    resumed = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = dict(whole.model.named_parameters())
+    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.named_parameters())
 
 
 def test_a_checkpoint_inside_a_window_needs_its_own_number_of_processes(student_checkpoint, rows, tmp_path) -> None:

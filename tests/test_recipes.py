@@ -137,6 +137,7 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
         {"selection": "ground_truth"},
         {"load_in_4bit": "true"},
         {"max_steps": "few"},
+        {"report_to": "comet_ml"},
     ],
 )
 def test_bad_arguments_are_one_clear_line(

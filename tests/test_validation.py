@@ -209,5 +209,13 @@ def test_a_selection_that_cannot_be_made_is_refused(flags, script, told, tiny_da
         validation_of(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_INSTRUCTION)
 
 
+def test_evaluation_under_fsdp_is_refused() -> None:
+    """It would hang: each forward waits for all processes, and they answer for different numbers of tokens."""
+    state = SimpleNamespace(distributed_type=SimpleNamespace(value="FSDP"))
+    args = SimpleNamespace(eval_strategy="steps", distributed_state=state)
+    with pytest.raises(InputError, match="evaluation does not work under FSDP"):
+        validation_of(arguments(audio="no/such-dataset"), args, DIRECT_INSTRUCTION)
+
+
 def test_without_evaluation_nothing_is_read(tmp_path) -> None:
     assert validation_of(arguments(audio="no/such-dataset"), SFTConfig(**settings(tmp_path)), DIRECT_INSTRUCTION) is None

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline with the paper's models, on one node with 8 GPUs: every row of Table 2, in order.
+# The whole pipeline with the paper's models, on one node with 8 GPUs: the training of every row of Table 2, in order,
+# and accuracy on AVQA's validation split (which also chose the checkpoints).
 #
 #   ANNOTATIONS=avqa VIDEOS=avqa/videos OPENAI_API_KEY=... bash recipes/qwen2_audio_7b/run.sh
 #
@@ -47,7 +48,8 @@ sft() { # ARM [FLAGS]: 8 GPUs x 8 rows
 grpo() { # ARM MODEL: 2 GPUs sample, 6 train
   if is_complete "$D/grpo-$1"; then return; fi
   # TRL pauses the server and sends it weights by its development routes.
-  VLLM_SERVER_DEV_MODE=1 with_server 8000 0,1 "$2" --data-parallel-size 2 --max-model-len 4096 --enable-scale-out \
+  VLLM_SERVER_DEV_MODE=1 with_server 8000 0,1 "$2" --tensor-parallel-size 2 --max-model-len 2048 \
+    --max-num-batched-tokens 32768 --enable-scale-out \
     --logprobs-mode processed_logprobs --weight-transfer-config '{"backend": "nccl"}' -- \
     env CUDA_VISIBLE_DEVICES=2,3,4,5,6,7 \
     accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 6 recipes/grpo.py \

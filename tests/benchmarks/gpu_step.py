@@ -183,7 +183,7 @@ def sft(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float]
     processor = AutoProcessor.from_pretrained(model)
     rows = make_rows(rows_per_step * args.steps * training_args.world_size, args.clip_s, args.num_new_tokens)
     trainer = AudioSFTTrainer(
-        model=create_model_from_path(str(model), dtype="float32" if args.tiny else "bfloat16"),
+        model=create_model_from_path(str(model), dtype="float32" if args.tiny else "bfloat16", device_map=None),
         args=training_args,
         train_dataset=Dataset.from_list(rows),
         processing_class=processor,

@@ -5,7 +5,7 @@ What GRPO adds to the SFT student of the full method on the miniature, on prompt
 
 Per seed the stages of `recipes/miniature/run.sh` up to the student of TTS + AGFV; then other clips of a second world, traced by
 the same teacher and verified by the same checker, and GRPO on their questions (`recipes/miniature/grpo_fresh.yaml`). Both
-students answer the same 600 held-out questions greedily, so gains are paired by question. About 12 minutes of one core a seed.
+students answer the same 600 held-out questions greedily, so gains are paired by question.
 
 A stage that is complete is skipped without asking with which settings it was made: after a change of a recipe delete its
 folder. One that was killed continues. What the stages print is in `logs/` of each seed.
@@ -37,7 +37,7 @@ FRESH_CLIPS = 4800  # one in six ends as a prompt: unanimous, and accepted by th
 @dataclass
 class BenchmarkArguments:
     seeds: list[int] = field(metadata={"help": "worlds, each with models of its own"})
-    output_dir: str = field(metadata={"help": "folder for all of it, 500 MB a seed"})
+    output_dir: str = field(metadata={"help": "folder for all of it"})
 
 
 @dataclass(frozen=True)
