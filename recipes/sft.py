@@ -3,7 +3,7 @@ Supervised fine-tuning of the student on one arm of the corpus (paper, section 3
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py \
         --config recipes/miniature/sft_tts_agfv.yaml --traces corpus --audio avqa-audio \
-        --model_name_or_path models/student --output_dir sft-tts_agfv
+        --model_name_or_path models/student/model --output_dir sft-tts_agfv
 
 LoRA on the language model only, loss on the completion only. Written to `output_dir`: `adapter/`, `model/` (the adapter
 merged, what GRPO and the evaluation start from), `trainer_state.json` (the log) and `ledger.parquet` (every selected trace,

@@ -323,6 +323,9 @@ class FullWeightsResume:
     resumed run would be of fewer steps than that of an uninterrupted one.
     """
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None beside the checkpoints: TRL's knows nothing of this training, and the recipes write one into `model/`."""
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         control = self.control  # type: ignore[attr-defined]
         # Where the best are saved, only the evaluation says whether this is one.

@@ -165,8 +165,11 @@ class Stage:
             self._write(complete=False)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._lock is not None:
+            made = [path for path in self.path.rglob("*") if path.is_file() and path.stat().st_size and path.name[0] != "."]
+            if isinstance(error, InputError) and [path.name for path in made] == [STAGE_FILE]:
+                self.forget_settings()  # nothing was made of them: the corrected command may use this folder
             self._lock.close()
 
     def _refuse_other_settings(self, recorded: dict[str, Any]) -> None:

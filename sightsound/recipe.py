@@ -113,10 +113,12 @@ def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: M
     Refuse settings that these recipes do not carry out.
 
     Raises:
-        `InputError`: A field of `ModelConfig` that is not read, or `report_to` a tracker that is not installed.
+        `InputError`: No model is named, a field of `ModelConfig` is not read, or a tracker in `report_to` is not installed.
     """
     from transformers.integrations import get_available_reporting_integrations
 
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the folder or Hub id of the model that training starts from")
     installed = get_available_reporting_integrations()
     for tracker in training_args.report_to:
         if tracker not in installed:

@@ -225,3 +225,12 @@ def test_a_finished_folder_replaces_what_was_there(tmp_path):
     replace_folder(new, final)
     assert os.listdir(final) == ["b"]
     assert not new.exists()
+
+
+def test_a_folder_in_which_bad_input_left_nothing_takes_the_corrected_command(tmp_path):
+    with pytest.raises(InputError, match="no such dataset"), Stage(tmp_path / "run", {"dataset": "typo"}):
+        raise InputError("no such dataset")
+    with Stage(tmp_path / "run", {"dataset": "right"}) as stage:
+        (stage.path / "ledger.parquet").write_bytes(b"rows")
+    with pytest.raises(InputError, match="other settings"), Stage(tmp_path / "run", {"dataset": "another"}):
+        pass

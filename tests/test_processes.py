@@ -97,7 +97,7 @@ def test_alone_a_process_is_the_main_one(tmp_path: Path) -> None:
 
 def arguments(world_size: int, kind: str = "NO", device: str = "cpu") -> Any:
     state = SimpleNamespace(distributed_type=SimpleNamespace(value=kind), device=SimpleNamespace(type=device))
-    return SimpleNamespace(world_size=world_size, distributed_state=state)
+    return SimpleNamespace(world_size=world_size, distributed_state=state, n_gpu=1)
 
 
 @pytest.mark.parametrize(

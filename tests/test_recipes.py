@@ -138,13 +138,15 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
         {"load_in_4bit": "true"},
         {"max_steps": "few"},
         {"report_to": "comet_ml"},
+        {"model_name_or_path": None},
     ],
 )
 def test_bad_arguments_are_one_clear_line(
     flags, corpus, tiny_dataset, student_checkpoint, tmp_path, monkeypatch, capsys
 ) -> None:
     inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": student_checkpoint, "output_dir": tmp_path / "run"}
-    parts = [str(part) for name, value in (inputs | flags).items() for part in (f"--{name}", value)]
+    given = {name: value for name, value in (inputs | flags).items() if value is not None}
+    parts = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["recipes/sft.py", "--config", str(MINIATURE / "sft_cot.yaml"), *parts])
     with pytest.raises(SystemExit) as stopped:  # here, and not in a process of its own: each would import TRL again
         runpy.run_path(str(REPO / "recipes" / "sft.py"), run_name="__main__")

@@ -41,7 +41,7 @@ stage() {
     "$@" >>"$log" 2>&1
   fi || {
     printf 'FAILED %s, see %s:\n' "$name" "$log"
-    tail -n 5 "$log"
+    grep '^error: ' "$log" | tail -n 1 | grep . || tail -n 5 "$log" # the launcher adds a traceback of its own
     return 1
   }
   printf '  done: %s, %d s\n' "$name" $((SECONDS - start))
