@@ -221,8 +221,9 @@ def serving(model: Path, log: Path, **changed: Any) -> Iterator[VllmServer]:
 
 @contextmanager
 def running(command: list[str], port: int, log: Path) -> Iterator[VllmServer]:
-    """The server that `command` starts, for the `with` block; `python` in it is vLLM's."""
-    path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
+    """The server that `command` starts, for the `with` block; `python` in it is vLLM's. Nothing of another environment (its uv,
+    say, which vLLM's `/server_info` would use) is on its PATH."""
+    path = f"{PYTHON.parent}{os.pathsep}{os.defpath}"
     with (
         open(log, "w") as output,
         subprocess.Popen(
