@@ -8,7 +8,6 @@ wrong and never a guess. How a match was made is part of the result.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import NamedTuple
@@ -44,8 +43,7 @@ _LETTER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """
     An extracted answer.
 

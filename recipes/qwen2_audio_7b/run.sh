@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The whole pipeline with the paper's models, on one node with 8 GPUs: the training of every row of Table 2, in order,
-# and accuracy on AVQA's validation split (which also chose the checkpoints).
+# The whole pipeline with the paper's models, on one node with 8 GPUs: the training of every row of Table 2, in order, its
+# accuracy on AVQA's validation split (which also chose the checkpoints), MMAU test-mini and MUSIC-AVQA, and the table.
 #
-#   ANNOTATIONS=avqa VIDEOS=avqa/videos OPENAI_API_KEY=... bash recipes/qwen2_audio_7b/run.sh
+#   ANNOTATIONS=avqa VIDEOS=avqa/videos OPENAI_API_KEY=... [MMAU=mmau] [MUSIC_AVQA=music-avqa] bash recipes/qwen2_audio_7b/run.sh
 #
-# ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips. Verdicts cost money: ask `verdicts.py --dry_run`
+# ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips; MMAU holds mmau-test-mini.json and
+# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts cost money: ask `verdicts.py --dry_run`
 # first. A stage that is complete is skipped, one that was killed goes on: the remedy for every kill is the same command.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -56,13 +57,27 @@ grpo() { # ARM MODEL: 2 GPUs sample, 6 train
     --config "$R/grpo_$1.yaml" --audio "$D/avqa-audio" --traces "$D/corpus" --model_name_or_path "$2" --output_dir "$D/grpo-$1"
 }
 
-evaluate() { # ARM MODEL METHOD
-  python -m evaluation run --benchmark avqa --dataset "$D/avqa-audio" --split validation --model "$2" --modality audio \
-    --method "$3" --controls silent swapped --arm "$1" --output_dir "$D/evaluation/$1"
+evaluate() { # ARM MODEL METHOD: a folder per benchmark
+  local benchmark
+  for benchmark in "${!benchmarks[@]}"; do
+    python -m evaluation run --benchmark "$benchmark" --dataset "${benchmarks[$benchmark]}" --model "$2" --modality audio \
+      --method "$3" --controls silent swapped --arm "$1" --output_dir "$D/evaluation/$1/$benchmark"
+  done
 }
 
 python dataset_builders/avqa_audio.py --train_annotations "$ANNOTATIONS/train_qa.json" \
   --validation_annotations "$ANNOTATIONS/val_qa.json" --media_dir "$VIDEOS" --output_dir "$D/avqa-audio"
+
+declare -A benchmarks=([avqa]=$D/avqa-audio)
+if [ -n "${MMAU:-}" ]; then
+  python dataset_builders/mmau.py --annotations "$MMAU/mmau-test-mini.json" --media_dir "$MMAU/test-mini-audios" --output_dir "$D/mmau"
+  benchmarks[mmau]=$D/mmau
+fi
+if [ -n "${MUSIC_AVQA:-}" ]; then
+  python dataset_builders/music_avqa.py --annotations "$MUSIC_AVQA/avqa-test.json" --media_dir "$MUSIC_AVQA/videos" \
+    --output_dir "$D/music-avqa"
+  benchmarks[music_avqa]=$D/music-avqa
+fi
 
 if ! is_complete "$D/traces"; then
   with_server 8001 0,1,2,3,4,5,6,7 "$TEACHER" --tensor-parallel-size 8 --trust-request-mm-kwargs \
@@ -81,8 +96,11 @@ grpo label "$STUDENT"
 grpo tts_agfv "$D/sft-tts_agfv/model"
 
 evaluate base-direct "$STUDENT" direct
-evaluate base-cot "$STUDENT" cot
+evaluate base-zero_shot_cot "$STUDENT" zero_shot_cot
 for arm in ground_truth label; do evaluate "sft-$arm" "$D/sft-$arm/model" direct; done
 for arm in sft-cot sft-agfv sft-tts_agfv grpo-label grpo-tts_agfv; do evaluate $arm "$D/$arm/model" cot; done
-arms=(base-direct base-cot sft-ground_truth sft-label sft-cot sft-agfv sft-tts_agfv grpo-label grpo-tts_agfv)
-python -m evaluation report --runs "${arms[@]/#/$D/evaluation/}" --training "$D"/sft-* "$D"/grpo-* --output_dir "$D/report"
+runs=()
+for arm in base-direct base-zero_shot_cot sft-ground_truth sft-label sft-cot sft-agfv sft-tts_agfv grpo-label grpo-tts_agfv; do
+  for benchmark in "${!benchmarks[@]}"; do runs+=("$D/evaluation/$arm/$benchmark"); done
+done
+python -m evaluation report --runs "${runs[@]}" --training "$D"/sft-* "$D"/grpo-* --output_dir "$D/report"
