@@ -8,6 +8,7 @@ wrong and never a guess. How a match was made is part of the result.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import NamedTuple
@@ -43,7 +44,8 @@ _LETTER = re.compile(
 )
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """
     An extracted answer.
 
