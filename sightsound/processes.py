@@ -28,6 +28,14 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def part() -> None:
+    """Leave the process group, which all do at the same point: a process that ends in it may abort, gloo's threads running."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """
@@ -48,6 +56,7 @@ def together() -> Iterator[None]:
         told = next((message for message in everyone if message is not None), None)
     if told is None:
         return
+    part()
     if is_main_process():
         raise InputError(told)
     raise SystemExit(2)
@@ -67,12 +76,19 @@ def on_main_process(action: Callable[[], T]) -> T:
 
 
 class SharedStage(Stage):
-    """A `Stage` of several processes: the main one holds the folder, the others learn whether it is complete."""
+    """
+    A `Stage` of several processes: the main one holds the folder, the others learn whether it is complete. At its end they part.
+    """
 
     def __enter__(self) -> SharedStage:
         enter = super().__enter__
         self.complete = on_main_process(lambda: enter().complete)
         return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None:  # else the others may be anywhere
+            part()
 
     def finish(self) -> None:
         on_main_process(super().finish)
@@ -157,7 +173,9 @@ def save_trained(trainer: Trainer, folder: Path) -> list[Path]:
             return [folder / "model"]
         save_adapter(model, processor, folder / "adapter", weights)
         base = model.get_base_model()
-        whole = type(base).from_pretrained(base.name_or_path, revision=base.config._commit_hash, dtype=base.dtype)
+        whole = type(base).from_pretrained(
+            base.name_or_path, revision=base.config._commit_hash, dtype=base.dtype, use_safetensors=True
+        )
         merged = PeftModel.from_pretrained(whole, str(folder / "adapter")).merge_and_unload()
         save_checkpoint(merged, processor, folder / "model")
         return [folder / "adapter", folder / "model"]

@@ -45,13 +45,12 @@ from sightsound.processes import SharedStage, is_main_process, on_main_process, 
 
 def main():
     dist.init_process_group("gloo")
-    for _ in range(2):
-        with SharedStage(sys.argv[1], {"steps": 2}) as stage:
-            print("complete" if stage.complete else "new", on_main_process(lambda: os.environ["RANK"]))
-            with together():
-                if os.environ["RANK"] == os.environ.get("FAIL"):
-                    raise InputError("no such thing")
-            stage.finish()
+    with SharedStage(sys.argv[1], {"steps": 2}) as stage:
+        print("complete" if stage.complete else "new", on_main_process(lambda: os.environ["RANK"]))
+        with together():
+            if os.environ["RANK"] == os.environ.get("FAIL"):
+                raise InputError("no such thing")
+        stage.finish()
 
 run(main)
 """
@@ -74,8 +73,9 @@ def run_members(folder: Path, **environment: str) -> list[subprocess.CompletedPr
 
 
 def test_the_main_process_holds_the_folder_and_all_learn_what_it_found(tmp_path: Path) -> None:
-    ended = run_members(tmp_path / "run")
-    assert [(p.returncode, p.stdout) for p in ended] == [(0, "new 0\ncomplete 0\n")] * 2, ended
+    for found in ("new", "complete"):
+        ended = run_members(tmp_path / "run")
+        assert [(p.returncode, p.stdout, p.stderr) for p in ended] == [(0, f"{found} 0\n", "")] * 2, ended
     assert json.loads((tmp_path / "run" / "stage.json").read_text())["complete"]
 
 
