@@ -41,7 +41,7 @@ demo: setup
 	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup setup-vllm setup-deepspeed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m slow --timeout 1800

@@ -77,7 +77,7 @@ def on_main_process(action: Callable[[], T]) -> T:
 
 class SharedStage(Stage):
     """
-    A `Stage` of several processes: the main one holds the folder, the others learn whether it is complete. At its end they part.
+    A `Stage` of several processes, which part at its end: the main one holds the folder, the others learn if it is complete.
     """
 
     def __enter__(self) -> SharedStage:
@@ -85,9 +85,9 @@ class SharedStage(Stage):
         self.complete = on_main_process(lambda: enter().complete)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None:  # else the others may be anywhere
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
+        if error is None:  # else the others may be anywhere
             part()
 
     def finish(self) -> None:
