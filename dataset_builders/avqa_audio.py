@@ -1,4 +1,4 @@
-"""
+r"""
 AVQA annotations + clips -> avqa-audio, the audio variant of AVQA (paper, section 4.1).
 
     python dataset_builders/avqa_audio.py --train_annotations train_qa.json --validation_annotations val_qa.json \

@@ -6,13 +6,7 @@ MMAU test-mini + its clips -> the benchmark with the columns of avqa-audio (pape
 Takes `mmau-test-mini.json` of Sakshi113/MMAU at commit f0a4a97, byte for byte: "v05.15.25" was edited after its date, so
 that version name alone does not say which questions were asked. Another file is refused, and the difference told, unless
 `--allow_unpinned` is given. Clips are found by file name at any depth. Questions and choices are the official ones;
-`answer` is the first choice that equals the official answer (27 rows hold equal choices). One annotation:
-
-    {"id": "3fe64f3d-282c-4bc8-a753-68f8f6c35652",
-     "audio_id": "./test-mini-audios/3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",
-     "question": "Based on the given audio, identify the source of the speaking voice.",
-     "choices": ["Man", "Woman", "Child", "Robot"], "answer": "Man", "dataset": "AudioSet", "task": "sound",
-     "split": "test-mini", "category": "Reasoning", "sub-category": "Acoustic Source Inference", "difficulty": "medium"}
+`answer` is the first choice that equals the official answer (27 rows hold equal choices).
 """
 
 from dataclasses import dataclass, field
@@ -20,14 +14,14 @@ from operator import itemgetter
 
 from sightsound import schema
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
-from sightsound.benchmarks.mmau import ID_KEY, PINNED, revision_of, to_row
-from sightsound.cli import parse_arguments, run
+from sightsound.benchmarks.mmau import ID_KEY, PINNED, to_row
+from sightsound.cli import parse_arguments, read_json, run
 
 
 @dataclass(kw_only=True)
 class MmauArguments(AudioDatasetArguments):
     annotations: str = field(metadata={"help": "mmau-test-mini.json"})
-    allow_unpinned: bool = field(default=False, metadata={"help": f"build from another file than {PINNED}"})
+    allow_unpinned: bool = field(default=False, metadata={"help": f"build from another file than {PINNED.source}"})
 
 
 MMAU = AudioDataset(
@@ -52,7 +46,8 @@ MMAU = AudioDataset(
 
 def main() -> None:
     args = parse_arguments(MmauArguments, __doc__)
-    build_dataset(MMAU, args, {"test": args.annotations}, revision=revision_of(args.annotations, args.allow_unpinned))
+    revision = PINNED.check(args.annotations, read_json(args.annotations), args.allow_unpinned)
+    build_dataset(MMAU, args, {"test": args.annotations}, revision=revision)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,7 @@ sound is kept. Placeholders are filled in order. MUSIC-AVQA is open-ended, over 
 question are the answers that its kind of question admits (`CHOICES`), always all of them and in one order, so that they say
 nothing of the gold answer. `modality` tells what a question needs (Audio, Visual, Audio-Visual); `in_paper` marks the four
 types, over all modalities, that the paper evaluates on (6,984 of 9,129). "video" becomes "audio" in `question` as in
-avqa-audio; `video_question` is the official text. One annotation (question_id 12):
-
-    {"video_id": "00000093", "question_id": 12, "type": "[\\"Audio\\", \\"Counting\\"]",
-     "question_content": "How many musical instruments were heard throughout the video?", "templ_values": "[]",
-     "question_deleted": 0, "anser": "one"}
+avqa-audio; `video_question` is the official text.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +16,8 @@ from operator import itemgetter
 
 from sightsound import schema
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
-from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED_SHA256, to_row
-from sightsound.cli import parse_arguments, run
+from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED, to_row
+from sightsound.cli import parse_arguments, read_json, run
 
 
 @dataclass(kw_only=True)
@@ -52,7 +48,8 @@ MUSIC_AVQA = AudioDataset(
 def main() -> None:
     args = parse_arguments(MusicAvqaArguments, __doc__)
     kinds = [{"beginning": beginning, "choices": choices} for beginning, choices in CHOICES]
-    build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, official_sha256=PINNED_SHA256, kinds=kinds)
+    revision = PINNED.check(args.annotations, read_json(args.annotations), allow_unpinned=True)  # the card says so
+    build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, revision=revision, kinds=kinds)
 
 
 if __name__ == "__main__":

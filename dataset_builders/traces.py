@@ -1,4 +1,4 @@
-"""
+r"""
 Teacher traces: n audio-focused chains of thought per question, from silent video (paper, section 3.1).
 
     python dataset_builders/traces.py --dataset avqa-audio --split train --media_dir videos \
@@ -35,6 +35,7 @@ from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
 from sightsound.media import MediaError, MediaFolder, load_frames, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
+from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
 
 
@@ -131,7 +132,7 @@ class TeacherRun:
         journal = Journal(journal_file)
         run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=args.rank is not None)
         provenance = {
-            "teacher": args.model,
+            "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,
             "prompt_version": PROMPT_VERSION if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
             "num_traces": args.num_traces,

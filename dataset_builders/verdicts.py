@@ -1,4 +1,4 @@
-"""
+r"""
 Audio-grounded fact verification: a checker that hears accepts or rejects each trace (paper, section 3.2).
 
     python dataset_builders/verdicts.py --dataset avqa-audio --split train --traces traces \
@@ -33,6 +33,7 @@ from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION, heard_sounds
+from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
@@ -246,7 +247,8 @@ class CheckerRun:
             heard_s.setdefault(row_id, entry.get("heard_s"))
             if "detail" in entry:
                 unread[row_id] = entry["detail"]
-        provenance = {"checker": args.checker, "checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
+        made = {"checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
+        provenance = {"checker": shown_source(args.checker), **made}
         journal.close()
 
         def judged(row: TraceRow) -> Result:

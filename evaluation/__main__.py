@@ -1,4 +1,4 @@
-"""
+r"""
 Evaluate a model on benchmarks, score and compare outputs, gather finished runs into a report, or make a page to look at them.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --model sft-tts_agfv/model --modality audio --method cot \
@@ -35,6 +35,7 @@ def main() -> None:
         return
     if given[0] not in COMMANDS:
         raise InputError(f"unknown command '{given[0]}'; expected one of {', '.join(COMMANDS)}")
+    sys.argv[0] = f"python -m evaluation {given[0]}"  # what argparse calls the program: it would say `__main__.py`
     import_module(COMMANDS[given[0]]).main(sys.argv[2:])
 
 

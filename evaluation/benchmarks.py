@@ -20,16 +20,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightsound import schema
 from sightsound.annotations import RowError
 from sightsound.benchmarks import avqa, mmau, music_avqa
+from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.cli import InputError, read_json
 from sightsound.journal import fingerprint
 from sightsound.media import sha256_of, video_name
-from sightsound.schema import open_dataset
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 Row = dict[str, Any]
 
@@ -43,8 +44,8 @@ class Benchmark:
 
     Args:
         split (`str`): Of its built dataset.
-        source (`str`): The official annotation file: path, repository and commit.
-        sha256 (`str` or `None`): Of that file; None where upstream lets it be known by name only.
+        features (`Callable`): Columns of that dataset, from `schema`.
+        pinned (`PinnedFile`): The official annotation file.
         to_row (`Callable`): An official annotation -> a row. Raises `RowError`.
         id_key (`str`): Where an annotation keeps its id.
         groups (`dict`): Breakdowns: name of the figure -> column of a row.
@@ -54,8 +55,8 @@ class Benchmark:
     """
 
     split: str
-    source: str
-    sha256: str | None
+    features: Callable[[], Features]
+    pinned: PinnedFile
     to_row: Callable[[Any], Row]
     id_key: str
     groups: dict[str, str]
@@ -63,15 +64,21 @@ class Benchmark:
     official: str | None = None
     clip_name: Callable[[Row], str] | None = None
 
+    def counts(self, row: Row) -> bool:
+        """Whether a question, or a prediction on it, is in the paper's average."""
+        return self.counted is None or bool(row[self.counted])
+
 
 GROUPS = {"by_type": "question_type", "by_relation": "question_relation"}
 BENCHMARKS = {
-    "avqa": Benchmark("validation", avqa.PINNED, None, avqa.to_row, avqa.ID_KEY, GROUPS, clip_name=video_name),
+    "avqa": Benchmark(
+        "validation", schema.avqa_audio_features, avqa.PINNED, avqa.to_row, avqa.ID_KEY, GROUPS, clip_name=video_name
+    ),
     # by_type: sound, speech, music, as the paper's Table 2; by_relation: information extraction or reasoning.
     "mmau": Benchmark(
         "test",
+        schema.mmau_features,
         mmau.PINNED,
-        mmau.PINNED_SHA256,
         mmau.to_row,
         mmau.ID_KEY,
         GROUPS | {"by_difficulty": "difficulty", "by_sub_category": "sub_category"},
@@ -80,8 +87,8 @@ BENCHMARKS = {
     # by_type: the paper's four, and Location, which its average leaves out; by_relation: Audio, Visual, Audio-Visual.
     "music_avqa": Benchmark(
         "test",
+        schema.music_avqa_features,
         music_avqa.PINNED,
-        music_avqa.PINNED_SHA256,
         music_avqa.to_row,
         music_avqa.ID_KEY,
         GROUPS,
@@ -112,17 +119,39 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
         `InputError`: Unknown benchmark, its dataset cannot be opened, or is another benchmark's.
     """
     benchmark = get_benchmark(name)
-    rows = open_dataset(dataset, split or benchmark.split)
-    columns = [*benchmark.groups.values(), *([benchmark.counted] if benchmark.counted else [])]
-    missing = [column for column in columns if column not in rows.column_names]
+    rows = schema.open_dataset(dataset, split or benchmark.split)
+    columns = set(rows.column_names)
+    # All benchmarks have the columns of avqa-audio; what tells them apart is which further ones there are.
+    for other, its in BENCHMARKS.items():
+        further = set(its.features()) - set(benchmark.features())
+        if further and further <= columns:
+            raise InputError(f"{dataset} is a dataset of {other}, not of {name}; give --benchmark {other}, or {name}'s own")
+    missing = [column for column in benchmark.features() if column not in columns]
     if missing:
         raise InputError(
-            f"{dataset} is no dataset of {name}: it lacks {', '.join(missing)}; was another benchmark built there?"
+            f"{dataset} is no dataset of {name}: it lacks {', '.join(missing)}; build one by dataset_builders/, or give another"
         )
     selected = rows.select(range(min(len(rows), limit or len(rows))))
     if benchmark.counted and not any(selected[benchmark.counted]):
         raise InputError(f"none of the first {len(selected)} questions counts in {name}'s average; give a larger --limit")
     return selected, _commit_of(rows) or fingerprint(dataset) or dataset
+
+
+def part_asked(asked: int, questions: int | None, are_pinned: bool | None) -> str | None:
+    """
+    What a figure has to say that is not about all questions of a benchmark, or about others: `"20 of 1,000 questions"`.
+
+    Args:
+        asked (`int`): How many questions were.
+        questions (`int` or `None`): How many the benchmark has, `PinnedFile.questions`.
+        are_pinned (`bool` or `None`): Whether they are those, `PinnedFile.asks`.
+
+    Returns:
+        `str` or `None`: None when all were asked, or when what there is is not known.
+    """
+    if questions not in (None, asked):
+        return f"{asked:,} of {questions:,} questions"
+    return "other questions than the pinned ones" if are_pinned is False else None
 
 
 def _commit_of(rows: Dataset) -> str | None:
@@ -139,15 +168,10 @@ def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[R
         `InputError`: It is not the pinned file and that was not allowed, or a row cannot be used.
     """
     benchmark = get_benchmark(name)
-    annotations, sha256 = read_json(path), sha256_of(path)
+    annotations = read_json(path)
     if not isinstance(annotations, list) or not annotations:
-        raise InputError(f"{path}: expected a list of annotations as in {benchmark.source}")
-    if benchmark.sha256 not in (None, sha256) and not allow_unpinned:
-        told = f": {mmau.difference(annotations, sha256)}" if name == "mmau" else ""
-        raise InputError(
-            f"{path} is not {benchmark.source}{told} (sha256 {benchmark.sha256[:12]}... expected, {sha256[:12]}... found); "
-            "download that file, or give --allow_unpinned and say in what you publish which file it was"
-        )
+        raise InputError(f"{path}: expected a list of annotations as in {benchmark.pinned.source}")
+    benchmark.pinned.check(path, annotations, allow_unpinned)
     rows: dict[str, Row] = {}
     for number, annotation in enumerate(annotations):
         try:
@@ -157,4 +181,4 @@ def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[R
         if row["id"] in rows:
             raise InputError(f"{path}, annotation {number}: id {row['id']} stands there twice")
         rows[row["id"]] = row
-    return list(rows.values()), f"sha256:{sha256}"
+    return list(rows.values()), f"sha256:{sha256_of(path)}"

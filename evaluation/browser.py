@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.controls import NO_CONTROL
+from evaluation.benchmarks import get_benchmark
+from evaluation.finished_runs import answers_of, find_runs
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments
-from sightsound.corpus import read_parquet
-from sightsound.journal import fingerprint, write_atomically
-from sightsound.media import MediaFolder, video_name
+from sightsound.journal import write_atomically
+from sightsound.media import MediaFolder
+from sightsound.publishing import shown_source
 
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class BrowseArguments:
     split: str = field(default="train", metadata={"help": "split of the dataset that the corpus is about"})
     runs: list[str] | None = field(default=None, metadata={"help": "folders of `run`: the student, or before and after"})
     runs_split: str = field(default="validation", metadata={"help": "split of the dataset that the runs are about"})
-    benchmark: str = field(default="avqa", metadata={"help": "which benchmark of the runs"})
+    benchmark: str = field(default="avqa", metadata={"help": "which benchmark the dataset is of"})
     media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, to show them too"})
     media_mb: int = field(default=25, metadata={"help": "room for clips in the page, MB", "minimum": 0})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions of a split", "minimum": 1})
@@ -70,19 +71,21 @@ class Clips:
     Args:
         media_dir (`str`, *optional*): Where the videos are.
         budget (`int`): Bytes of base64 text that all of them may take.
+        clip_name (`Callable` or `None`): A row -> the name of its video; None where there are only sounds.
     """
 
-    def __init__(self, media_dir: str | None, budget: int):
+    def __init__(self, media_dir: str | None, budget: int, clip_name: Callable[[dict[str, Any]], str] | None):
         self.embedded: list[dict[str, str]] = []
         self._media = MediaFolder(media_dir) if media_dir else None
         self._left = budget
+        self._clip_name = clip_name
         self._number: dict[tuple[str, float], int] = {}
 
     def number_of(self, source: Source) -> int | None:
         """Which of the clips is a question's; None once there was one for which there was no room."""
         if source.clip not in self._number and self._left > 0:
             row = source.dataset[source.position]
-            clip = {"sound": base64.b64encode(row["audio"]["bytes"]).decode(), **self._video(video_name(row))}
+            clip = {"sound": base64.b64encode(row["audio"]["bytes"]).decode(), **self._video(row)}
             size = len(clip["sound"]) + len(clip.get("video", ""))
             if size <= self._left:
                 self._number[source.clip] = len(self.embedded)
@@ -90,10 +93,13 @@ class Clips:
             self._left -= size  # below zero it is full, or else every clip of a large dataset would be read for its size
         return self._number.get(source.clip)
 
-    def _video(self, name: str) -> dict[str, str]:
+    def _video(self, row: dict[str, Any]) -> dict[str, str]:
         """The video, or why there is none."""
         if self._media is None:
             return {}
+        if self._clip_name is None:
+            return {"no_video": "This benchmark has sounds only."}
+        name = self._clip_name(row)
         found = self._media.find(name)
         if found is None:
             return {"no_video": f"No video named {name} in the media folder."}
@@ -125,19 +131,19 @@ def to_traced(row: dict[str, Any]) -> Question:
 def to_answered(predictions: Sequence[dict[str, Any]]) -> Question:
     """What the predictions of one or two runs add to their question; `change` is what one filters by."""
     states = ["unanswered" if p["answer"] is None else "right" if p["correct"] else "wrong" for p in predictions]
-    kept = ("output", "answer", "matched_by")
-    answers = [{**{k: p[k] for k in kept}, "state": s} for p, s in zip(predictions, states, strict=True)]
+    answers = [
+        {"output": p["output"] or "", "answer": p["answer"], "matched_by": p["matched_by"], "state": state}
+        for p, state in zip(predictions, states, strict=True)
+    ]
     return {"change": " → ".join(states), "answers": answers}
 
 
 def read_run(folder: str, benchmark: str) -> dict[str, dict[str, Any]]:
     """Predictions of a finished run by question id; those of its controls are left to the report."""
-    fingerprint(folder)  # refuses a run that has not finished
-    files = sorted((Path(folder) / "data").glob("*.parquet"))
-    rows = [row for row in read_parquet(files) if (row["control"], row["benchmark"]) == (NO_CONTROL, benchmark)]
-    if not rows:
+    found = next((run for run in find_runs([folder]) if run.results["benchmark"] == benchmark), None)
+    if found is None:
         raise InputError(f"{folder} holds no predictions on {benchmark}; give a folder written by `python -m evaluation run`")
-    return {row["id"]: row for row in rows}
+    return answers_of(found)
 
 
 def join_runs(runs: dict[str, dict[str, dict[str, Any]]], dataset: Dataset, split: str) -> dict[str, Question]:
@@ -212,6 +218,14 @@ def write_space_card(folder: Path) -> None:
     write_atomically(folder / "README.md", f"---\n{front}---\n\n# {TITLE}\n\n{text}")
 
 
+def run_names(folders: Sequence[str]) -> list[str]:
+    """Folders by as much of their ends as tells them apart: where they lie on this machine is nobody's business."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    longest = max(map(len, parts), default=1)
+    depth = next((n for n in range(1, longest) if len({part[-n:] for part in parts}) == len(parts)), 1)
+    return ["/".join(part[-depth:]) for part in parts]
+
+
 def check(args: BrowseArguments) -> None:
     """Refuse what would make an empty page, or one that cannot be read."""
     if not args.corpus and not args.runs:
@@ -220,10 +234,15 @@ def check(args: BrowseArguments) -> None:
         raise InputError(f"--runs takes one folder, or two (before and after); found {len(args.runs)}")
 
 
-def main(argv: list[str]) -> None:
-    args = parse_arguments(BrowseArguments, __doc__, argv)
+def write_page(args: BrowseArguments) -> None:
+    """
+    Make the page and the card beside it.
+
+    Raises:
+        `InputError`: There is nothing to show, or what is given does not belong together.
+    """
     check(args)
-    clips = Clips(args.media_dir, args.media_mb * MEGABYTE)
+    clips = Clips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(args.benchmark).clip_name)
     added: dict[str, dict[str, Question]] = {}  # split -> question id -> traces and answers
     datasets: dict[str, Dataset] = {}
     provenance: dict[str, Any] = {}
@@ -234,7 +253,9 @@ def main(argv: list[str]) -> None:
             raise InputError(f"{args.corpus} holds no traces; run traces.py, verdicts.py and cot_corpus.py first")
         schema.check_same_clips(ledger, datasets[args.split], f"split '{args.split}' of {args.dataset}")
         added[args.split] = {row["id"]: to_traced(row) for row in ledger}
-        provenance = {name: ledger[0][name] for name in ("teacher", "checker", "verdict_mode", "temperature", "prompt_version")}
+        provenance = {name: ledger[0][name] for name in ("verdict_mode", "temperature", "prompt_version")}
+        models = {name: ledger[0][name] for name in ("teacher", "checker")}
+        provenance = {name: model and shown_source(model) for name, model in models.items()} | provenance
     runs = {folder: read_run(folder, args.benchmark) for folder in args.runs or []}
     if runs:
         dataset = datasets.setdefault(args.runs_split, schema.open_dataset(args.dataset, args.runs_split))
@@ -252,11 +273,10 @@ def main(argv: list[str]) -> None:
         splits.append({"name": split, "shown": len(found), "found": len(added[split]), "total": len(dataset)})
     for i in by_turns(questions):
         questions[i]["clip"] = clips.number_of(sources[i])
-    names = [Path(folder).name for folder in runs]
     page = {
         "questions": questions,
         "splits": splits,
-        "runs": names if len(set(names)) == len(names) else list(runs),
+        "runs": run_names(list(runs)),
         "provenance": provenance,
         "media_mb": args.media_mb,
         "num_with_clip": sum(question["clip"] is not None for question in questions),
@@ -268,3 +288,7 @@ def main(argv: list[str]) -> None:
     size_mb = (output / "index.html").stat().st_size / MEGABYTE
     told = ", ".join(f"{split['shown']} of {split['found']} questions of {split['name']}" for split in splits)
     print(f"{told}, {page['num_with_clip']} with clip, {size_mb:.1f} MB: {output / 'index.html'}")
+
+
+def main(argv: list[str]) -> None:
+    write_page(parse_arguments(BrowseArguments, __doc__, argv))

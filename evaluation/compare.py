@@ -8,11 +8,9 @@ Tells the difference of their accuracies with its 95 % interval, by bootstrap ov
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
-from evaluation.benchmarks import Row
-from evaluation.controls import NO_CONTROL
-from evaluation.predictions import read_rows
+from evaluation.benchmarks import Row, get_benchmark
+from evaluation.finished_runs import answers_of, find_runs
 from evaluation.statistics import Comparison, compare
 from sightsound.cli import InputError, parse_arguments
 
@@ -23,26 +21,12 @@ class CompareArguments:
     json: bool = field(default=False, metadata={"help": "print the figures as JSON"})
 
 
-def read_run(folder: str) -> dict[str, dict[str, Row]]:
-    """A run's answers with the clip: per benchmark, the rows by id."""
-    # A run over several benchmarks has a folder of each in its own.
-    files = sorted(Path(folder).glob("data/predictions-*.parquet")) + sorted(Path(folder).glob("*/data/predictions-*.parquet"))
-    if not files:
-        raise InputError(f"{folder} holds no data/predictions-*.parquet; expected a folder that `evaluation run` wrote")
-    runs: dict[str, dict[str, Row]] = {}
-    for file in files:
-        for row in read_rows(str(file)):
-            if row["control"] == NO_CONTROL:
-                runs.setdefault(row["benchmark"], {})[row["id"]] = row
-    return runs
-
-
 def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Comparison:
     """
-    Two runs on one benchmark.
+    Two runs on one benchmark, over the questions of its average.
 
     Raises:
-        `InputError`: They did not answer the same questions.
+        `InputError`: They did not answer the same questions, or one does not tell which are averaged.
     """
     revisions = {row["benchmark_revision"] for run in (first, second) for row in run.values()}
     if len(revisions) > 1:
@@ -50,15 +34,19 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Co
     alone = first.keys() ^ second.keys()
     if alone:
         raise InputError(f"{len(alone)} questions of {name} are in one run only (first: {min(alone)}); was --limit another?")
-    correct = ([run[row_id]["correct"] for row_id in first] for run in (first, second))
-    return compare(*correct, [row["video_id"] for row in first.values()])
+    benchmark = get_benchmark(name)
+    if any(benchmark.counted not in (None, *row) for run in (first, second) for row in run.values()):
+        raise InputError(f"predictions on {name} lack {benchmark.counted}: not by this version; evaluate again")
+    counted = [row_id for row_id, row in first.items() if benchmark.counts(row)]
+    correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
+    return compare(*correct, [first[row_id]["video_id"] for row_id in counted])
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(CompareArguments, __doc__, argv)
     if len(args.runs) != 2:
         raise InputError(f"--runs: expected two folders, found {len(args.runs)}")
-    first, second = (read_run(folder) for folder in args.runs)
+    first, second = ({run.results["benchmark"]: answers_of(run) for run in find_runs([folder])} for folder in args.runs)
     common = [name for name in first if name in second]
     if not common:
         raise InputError(f"the runs have no benchmark in common: {', '.join(first)} and {', '.join(second)}")

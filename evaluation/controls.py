@@ -9,7 +9,7 @@ gives it the clip and every choice at another letter: a model that goes by what 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,22 +50,32 @@ def consistency(first: Sequence[Decision], second: Sequence[Decision]) -> dict[s
     return {"n": len(pairs), "same_choice": 100 * same / len(pairs), "low": low, "high": high}
 
 
-def gains_over(decisions: dict[str, Sequence[Decision]], clips: Sequence[str]) -> dict[str, dict[str, Any]]:
+def gains_over(
+    decisions: Mapping[str, Sequence[Decision]], clips: Sequence[str], pairs: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, Any]]:
     """
     What the model gains over each control, question by question.
 
     Args:
-        decisions (`dict`): Per control, `"none"` among them, in the same order of questions.
+        decisions (`Mapping`): Per control, `"none"` among them, in the same order of questions.
         clips (`Sequence[str]`): The clip of each question.
+        pairs (`Mapping`): Per control, the questions that tell: an answer that never came is no wrong one.
 
     Returns:
-        `dict`: Per control a `statistics.Comparison`, as a dict, of the run with the run under that control.
+        `dict`: Per control a `statistics.Comparison`, as a dict, of the run with the run under that control; none of a control
+        without pairs.
     """
-    heard = [decision.correct for decision in decisions[NO_CONTROL]]
+    heard = decisions[NO_CONTROL]
     return {
-        name: asdict(compare(heard, [decision.correct for decision in decisions[name]], clips))
+        name: asdict(
+            compare(
+                [heard[i].correct for i in pairs[name]],
+                [decisions[name][i].correct for i in pairs[name]],
+                [clips[i] for i in pairs[name]],
+            )
+        )
         for name in CONTROLS
-        if name in decisions
+        if name in decisions and pairs[name]
     }
 
 
@@ -74,23 +84,40 @@ def deaf_by(gains: dict[str, dict[str, Any]]) -> list[str]:
     return [name for name in OF_SOUND if name in gains and gains[name]["low"] <= 0]
 
 
-def verdict(runs: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:
+def part_of_pairs(scored: dict[str, Any], n: int) -> str | None:
+    """`"10 of 1,000"`: how many of a run's questions were answered with the clip and under a control; None when all were."""
+    asked = scored["results"][NO_CONTROL]["n"]
+    return None if n == asked else f"{n:,} of {asked:,}"
+
+
+def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """
     The first line of a report.
 
     Args:
-        runs: Name and gains of each run.
+        runs: Name of each run that is given sound, and its figures under one protocol: `results` and `gains`.
     """
-    deaf, untested = [], []
-    for name, gains in runs:
-        if not any(control in gains for control in OF_SOUND):
+    if not runs:
+        return "Not tested for deafness: no run is given any sound."
+    deaf, untested, parts = [], [], []
+    for name, scored in runs:
+        gains = {control: scored["gains"][control] for control in OF_SOUND if control in scored["gains"]}
+        if not gains:
             untested.append(name)
         for control in deaf_by(gains):
             gain = gains[control]
             told = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
             deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({told})")
+        found = {control: part_of_pairs(scored, gain["n"]) for control, gain in gains.items()}
+        parts += [f"{name} with {CONTROLS[control]} on {part}" for control, part in found.items() if part]
+    lines = []
     if deaf:
-        return f"DEAF: {'; '.join(deaf)}. Nothing shows that it listens."
+        lines.append(f"DEAF: {'; '.join(deaf)}. Nothing shows that it listens.")
     if untested:
-        return f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}."
-    return "Not deaf: every run does better with the clip than under each control of its sound, beyond the 95 % interval."
+        lines.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}.")
+    if not lines:
+        told = "every run does better with the clip than under each control of its sound, beyond the 95 % interval"
+        lines.append(f"Not deaf: {told}.")
+    if parts:
+        lines.append(f"Only questions answered both ways are compared: {'; '.join(parts)}.")
+    return " ".join(lines)

@@ -1,4 +1,4 @@
-"""
+r"""
 Run a model over benchmarks: batched inference -> predictions -> results.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --split test --model sft-tts_agfv/model --method cot \
@@ -26,25 +26,37 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark
+from evaluation.benchmarks import BENCHMARKS, COMMIT, Row, get_benchmark, load_benchmark, part_asked
 from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND
 from evaluation.protocols import OFFICIAL, PAPER, protocols_of
-from evaluation.request_builder import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO, Asking, RequestBuilder, read_reasoning
-from evaluation.scoring import score_run
+from evaluation.request_builder import (
+    AUDIO,
+    AUDIO_VIDEO,
+    COT_DISTILL,
+    METHODS,
+    NO_TRACE,
+    VIDEO,
+    Asking,
+    RequestBuilder,
+    check_controls,
+    read_reasoning,
+)
+from evaluation.scoring import ANSWERED, score_run
 from sightsound import schema
 from sightsound.answers import is_correct, parse_answer
+from sightsound.benchmarks.pinned import TEXTS
 from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
+from sightsound.checkpoints import resolved_revision
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
 from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.prompts import PROMPT_VERSION
+from sightsound.publishing import shown_source
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-ANSWERED = "answered"
 
 
 @dataclass
@@ -70,6 +82,11 @@ class RunArguments:
     concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions of each benchmark", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
+
+    @property
+    def name(self) -> str:
+        """What the run is called in reports."""
+        return self.arm or shown_source(self.model)
 
 
 PER_BENCHMARK = ("dataset", "split", "media_dir", "traces")
@@ -165,12 +182,19 @@ def check(args: RunArguments, sources: list[Source]) -> None:
                 raise InputError(f"--{flag} is not read with --modality {args.modality} --method {args.method}; leave it out")
 
 
-def settings_of(args: RunArguments, source: Source) -> dict[str, Any]:
-    """What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not."""
+def settings_of(args: RunArguments, source: Source, revision: str, model_commit: str | None) -> dict[str, Any]:
+    """
+    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not.
+
+    Args:
+        revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
+        model_commit (`str`, *optional*): Of a Hub model.
+    """
     ignored = ["output_dir", "base_url", "concurrency", "benchmark", *PER_BENCHMARK, *(["batch_size"] if args.base_url else [])]
     settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
+    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
     return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
 
 
@@ -182,12 +206,13 @@ def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[st
         **{name: row[name] for name in ("id", "video_id", "question_type", "question_relation", "choices", "duration_s")},
         "control": key.split("/")[1],
         "prompt": entry.get("prompt", ""),
-        "output": completion["text"],
+        "output": completion["text"] if "completions" in entry else None,  # the model did not say nothing: it was not heard
         "finish_reason": completion["finish_reason"],
         "answer": answer.index,
         "matched_by": answer.matched_by,
         "gold": row["answer"],
         "correct": is_correct(answer, row["answer"], row["choices"]),
+        "in_paper": row.get("in_paper"),
         "heard_s": entry.get("heard_s"),
         **provenance,
     }
@@ -200,6 +225,7 @@ class BenchmarkRun:
 
     Args:
         rows, revision: From `load_benchmark`.
+        model_commit (`str`, *optional*): From `resolved_revision`.
         reasoning (`dict`, *optional*): From `read_reasoning`.
     """
 
@@ -207,12 +233,13 @@ class BenchmarkRun:
     source: Source
     rows: "Dataset"
     revision: str
+    model_commit: str | None
     reasoning: dict[str, str] | None
     sampling: Sampling
 
     def run(self, output_dir: Path, open_engine: Callable[[], Engine]) -> None:
         """Ask, or go on asking, and write predictions and results."""
-        with Stage(output_dir, settings_of(self.args, self.source)) as stage:
+        with Stage(output_dir, settings_of(self.args, self.source, self.revision, self.model_commit)) as stage:
             if stage.complete:
                 print(f"{stage.path} is complete")
                 return
@@ -233,8 +260,10 @@ class BenchmarkRun:
         args, engine = self.args, open_engine()
         asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_video(), self.reasoning)
-        told = f"{args.arm or args.model}, {self.source.benchmark}"
+        told = f"{args.name}, {self.source.benchmark}"
         run_requests(engine, build.keys(), build, self.sampling, journal, told, block_of=build.block)
+        missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
+        journal.append((key, missing) for key in build.without_reasoning())
         served = f", revision {args.model_revision} as told" if args.base_url and args.model_revision else ""
         return build, engine.revision + served
 
@@ -250,7 +279,7 @@ class BenchmarkRun:
         provenance = {
             "benchmark": benchmark,
             "benchmark_revision": self.revision,
-            "model": args.model,
+            "model": shown_source(args.model),
             "model_revision": model_revision,
             "method": f"{args.modality}/{args.method}",
             "generation": json.dumps(generation),
@@ -263,7 +292,7 @@ class BenchmarkRun:
         ]
         path = stage.path / "data" / f"predictions-{benchmark}.parquet"
         schema.write_parquet(predictions, schema.predictions_features(), path)
-        text = f"# Predictions of {args.arm or args.model}\n"
+        text = f"# Predictions of {args.name}\n"
         write_dataset_card(stage.path, text, {"default": {"train": "data/*.parquet"}})
         outputs = {name: [p["output"] for p in predictions if p["control"] == name] for name in asked}
         scored = score_run(benchmark, protocols_of(benchmark), outputs, asked)
@@ -271,11 +300,14 @@ class BenchmarkRun:
             name: Counter(journal[f"{i}/{name}"].get("outcome", ANSWERED) for i in range(len(rows)))
             for name, rows in asked.items()
         }
+        pinned = get_benchmark(benchmark).pinned
         results = {
-            "arm": args.arm or args.model,
+            "arm": args.name,
             "seed": args.seed,
             "settings": stage.settings,
             **provenance,
+            "benchmark_questions": pinned.questions,
+            "benchmark_pinned": pinned.asks(self.rows.select_columns(list(TEXTS))),
             "outcomes": outcomes,
             "clips_cut": sum(
                 p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in predictions[: len(self.rows)]
@@ -286,6 +318,8 @@ class BenchmarkRun:
         write_atomically(stage.path / "results.json", json.dumps(results, indent=2) + "\n")
         figures = results["results"][NO_CONTROL]
         told = f"{figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}] on {figures['n']}"
+        if part := part_asked(len(self.rows), results["benchmark_questions"], results["benchmark_pinned"]):
+            told += f" (asked: {part})"
         failed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[NO_CONTROL].items() if outcome != ANSWERED)
         print(f"{results['arm']}, {benchmark}: {told}{f'; not asked or not answered: {failed}' if failed else ''}")
 
@@ -304,9 +338,11 @@ def main(argv: list[str]) -> None:
 
     # What is wrong with the last benchmark is told before hours are spent on the first.
     runs = []
+    commit = None if args.base_url else resolved_revision(args.model, args.model_revision, args.base_model)
     for source in sources:
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
+        check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None
-        runs.append(BenchmarkRun(args, source, rows, revision, reasoning, sampling))
+        runs.append(BenchmarkRun(args, source, rows, revision, commit, reasoning, sampling))
     for run in runs:
         run.run(Path(args.output_dir, run.source.benchmark) if len(runs) > 1 else Path(args.output_dir), open_engine)

@@ -1,10 +1,11 @@
 """
 The paper's tables, and our runs beside them.
 
-`evaluation/tables/*.yaml` hold every row of the paper's Tables 1 and 2. A row of another group names it under `by`; one of a
-model that is trained has the `recipe` that trains it, any other the `method` by which the model is asked. A run belongs to the
-row whose `key` it was named by (`--arm`); else to the recipe's row whose key a folder of its model has (`sft-tts_agfv/model`);
-else to the row of its model, modality and method. Nothing stands for a row without a run.
+`evaluation/tables/*.yaml` hold every row of the paper's Tables 1 and 2. A row of another group names it under `by`; any other
+has the modality and `method` in which the model is asked, and one of a model that is trained the `recipe` that trains it. A run
+that was named (`--arm`) belongs to the row with that `key`, or to none. Any other run belongs to the row of its modality and
+method whose key a folder of its model has (`sft-tts_agfv/model`), or whose model it is. Nothing stands for a row without a run,
+nor for one that several runs of a seed fit.
 
 Figures are by the paper's protocol. The interval of a difference is that of two independent proportions (Newcombe 1998, method
 10: from the two Wilson intervals). The paper gives no counts: its figure is taken as a proportion of the benchmark's n
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 from evaluation.controls import NO_CONTROL
 from sightsound.cli import InputError
+from sightsound.publishing import REPO_ID
 
 
 TABLES = ("table1", "table2")
@@ -121,33 +123,47 @@ def row_of(table: Table, results: Results) -> Row | None:
     if not any(column.benchmark == results["benchmark"] for column in table.columns):
         return None
     rows = [row for row in table.rows if row.by is None]
-    folders = Path(results["model"]).parts
-    # A Hub id, or a folder that is named like it.
-    asked = (folders[-1:], *results["method"].split("/"))
-    named = (row for row in rows if row.key == results["arm"])
-    trained = (row for row in rows if row.recipe and row.key in folders)
-    untrained = (row for row in rows if row.model and (Path(row.model).parts[-1:], row.modality, row.method) == asked)
-    return next((row for found in (named, trained, untrained) for row in found), None)
+    if results["settings"].get("arm") is not None:
+        return next((row for row in rows if row.key == results["arm"]), None)
+    asked = [row for row in rows if (row.modality, row.method) == tuple(results["method"].split("/"))]
+    model, folders = results["model"], Path(results["model"]).parts
+    trained = (row for row in asked if row.recipe and row.key in folders)
+    untrained = (row for row in asked if row.model and not row.recipe and _is_model(model, row.model))
+    return next((row for found in (trained, untrained) for row in found), None)
+
+
+def _is_model(model: str, repo_id: str) -> bool:
+    """Whether it is that Hub model, or a folder or a server's model that is named like it; somebody's fork is another one."""
+    return model == repo_id if REPO_ID.fullmatch(model) else Path(model).name == repo_id.split("/")[1]
+
+
+def _by_place(table: Table, runs: Sequence[Results]) -> dict[tuple[str, int, str], list[Results]]:
+    """Row's key, seed and benchmark -> the runs that fit."""
+    places: dict[tuple[str, int, str], list[Results]] = {}
+    for results in runs:
+        row = row_of(table, results)
+        if row is not None:
+            places.setdefault((row.key, results["seed"], results["benchmark"]), []).append(results)
+    return places
 
 
 def match(table: Table, runs: Sequence[Results]) -> dict[str, dict[int, dict[str, Results]]]:
-    """
-    Runs by the table's rows: row's key -> seed -> benchmark -> results.
-
-    Raises:
-        `InputError`: Two runs of one seed belong to the same place.
-    """
+    """Runs by the table's rows: row's key -> seed -> benchmark -> results. What `conflicts` tells of is left out."""
     found: dict[str, dict[int, dict[str, Results]]] = {}
-    for results in runs:
-        row = row_of(table, results)
-        if row is None:
-            continue
-        benchmarks = found.setdefault(row.key, {}).setdefault(results["seed"], {})
-        other = benchmarks.setdefault(results["benchmark"], results)
-        if other is not results:
-            told = f"'{other['arm']}' and '{results['arm']}' are both row '{row.key}' on {results['benchmark']}"
-            raise InputError(f"{told}, with seed {results['seed']}; give one of them, or name rows with --arm")
+    for (key, seed, benchmark), fitting in _by_place(table, runs).items():
+        if len(fitting) == 1:
+            found.setdefault(key, {}).setdefault(seed, {})[benchmark] = fitting[0]
     return found
+
+
+def conflicts(table: Table, runs: Sequence[Results]) -> list[str]:
+    """Where several runs of one seed fit the same row: nobody said which of them is meant."""
+    return [
+        f"Several runs fit row '{key}' on {benchmark} with seed {seed}: {', '.join(repr(run['arm']) for run in fitting)}. "
+        "Give one of them; one that was run under another name (--arm) fits no row."
+        for (key, seed, benchmark), fitting in _by_place(table, runs).items()
+        if len(fitting) > 1
+    ]
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:
@@ -175,7 +191,7 @@ def difference(ours: dict[str, Any], paper: float, n: int | None) -> Difference:
 
 def _ours_cell(column: Column, figures: dict[str, Any]) -> str:
     told = f"{figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
-    return told if column.n in (None, figures["n"]) else f"{told} (n={figures['n']:,} of {column.n:,})"
+    return f"{told} (n={figures['n']:,}{'' if column.n in (None, figures['n']) else f' of {column.n:,}'})"
 
 
 def _lines_of(row: Row, columns: list[Column], by_seed: dict[int, dict[str, Results]]) -> Iterator[tuple[str, list[str]]]:
@@ -197,7 +213,7 @@ def _lines_of(row: Row, columns: list[Column], by_seed: dict[int, dict[str, Resu
 
 
 def table_lines(table: Table, runs: Sequence[Results]) -> list[str]:
-    """The table as Markdown: for every row the paper's figures, ours and the difference."""
+    """The table as Markdown: for every row the paper's figures, ours and the difference; and what could not be put there."""
     matched = match(table, runs)
     lines = [f"| model | method | figures | {' | '.join(column.title for column in table.columns)} |"]
     lines.append("| --- " * (len(table.columns) + 3) + "|")
@@ -209,4 +225,4 @@ def table_lines(table: Table, runs: Sequence[Results]) -> list[str]:
         for i, (whose, cells) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
             name = f"{row.name} | {row.label}" if i == 0 else " | "
             lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
-    return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}"]
+    return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{told}" for told in conflicts(table, runs))]

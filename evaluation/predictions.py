@@ -8,7 +8,8 @@ its question under `id`, or as the benchmark names it. Nothing is guessed: what 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from sightsound.cli import InputError, read_json
 
 
 OUTPUT_KEYS = ("output", "model_output", "model_prediction")
-# What most people keep of an official annotation when they add the output to it: the texts can be compared.
-OFFICIAL_TEXTS = ("question", "choices", "answer")
+CHOICES = ("choices", "multi_choice")
+OURS = {"gold", "matched_by"}  # a run's file, where `answer` is what the model answered
+# What people keep of a question, one of ours or an official annotation, when they add the output to it: key -> the columns of
+# ours that it may equal. An official `question` is our `video_question`; an `answer` is an index, with MMAU a text.
+TEXTS = {
+    **dict.fromkeys(("question", "video_question", "question_text"), ("video_question", "question")),
+    "question_content": ("template",),
+    **dict.fromkeys(CHOICES, ("choices",)),
+    **dict.fromkeys(("answer_text", "anser"), ("answer_text",)),
+    **dict.fromkeys(("answer", "gold"), ("answer",)),
+}
 
 
 def read_rows(path: str) -> list[Row]:
@@ -156,23 +166,28 @@ class Predictions:
                 raise InputError(f"{self._path} answers other questions: {told}; give the ones that it was made from")
 
     def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
-        """Where a prediction repeats its question, it is this benchmark's question in this revision."""
+        """Where a prediction repeats something of its question, it is this benchmark's question in this revision."""
+        to_row = get_benchmark(self._benchmark).to_row
         for row_id, row in given.items():
             question = questions[row_id]
-            same = True
-            if "gold" in row and "choices" in row:  # ours
-                same = row["choices"] == question["choices"] and row["gold"] == question["answer"]
-            else:
-                expected = (question["video_question"], question["choices"], question["answer_text"])
-                same = self._official_texts(row) in (None, expected)
-            if not same:
-                told = f"question {row_id} has other texts there than in {self._benchmark} in this revision"
-                raise InputError(f"{self._path}: {told}; give the questions that it was made from")
+            for name, seen, columns in _repeated(row, to_row):
+                known = [question[column] for column in columns if column in question]
+                if known and seen not in known:
+                    told = f"question {row_id} has other texts there than in {self._benchmark} in this revision"
+                    differs = f"{name} {seen!r}, expected {known[0]!r}"
+                    raise InputError(f"{self._path}: {told} ({differs}); give the questions that it was made from")
 
-    def _official_texts(self, row: Row) -> tuple[Any, Any, Any] | None:
-        """Question, choices and answer of a prediction that was added to an official annotation; None for any other."""
-        try:
-            official = get_benchmark(self._benchmark).to_row(row)
-            return official["video_question"], official["choices"], official["answer_text"]
-        except RowError:
-            return tuple(row[name] for name in OFFICIAL_TEXTS) if all(name in row for name in OFFICIAL_TEXTS) else None
+
+def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """What a prediction repeats of its question: where it stands, what stands there, and the columns that it may equal."""
+    with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is what its template and values make
+        row = row | to_row(row)
+    for name, columns in TEXTS.items():
+        value = row.get(name)
+        if value is None or (name == "answer" and OURS & row.keys()):
+            continue
+        if columns == ("answer",) and isinstance(value, str):
+            columns = ("answer_text",)
+        if name in CHOICES and isinstance(value, list):  # AVQA has numbers among them
+            value = [str(choice) for choice in value]
+        yield name, value, columns

@@ -50,8 +50,8 @@ def _music_avqa(answer_text: str, row: Row) -> Decision:
     return _by_rule(music_avqa_matcher.decide(answer_text, row["answer_text"]), "vocabulary")
 
 
-# By the metric's name.
-_OFFICIAL = {"mmau_official": _mmau, "music_avqa": _music_avqa}
+# By `Benchmark.official`; `decide_all` asks for none where a benchmark has none.
+_OFFICIAL: dict[str | None, Callable[[str, Row], Decision]] = {"mmau_official": _mmau, "music_avqa": _music_avqa}
 
 
 def protocols_of(benchmark: str) -> list[str]:
@@ -98,5 +98,4 @@ def decide_all(
 
 
 def _decider(benchmark: str, protocol: str) -> Callable[[str, Row], Decision]:
-    metric = get_benchmark(benchmark).official
-    return _paper if protocol == PAPER or metric is None else _OFFICIAL[metric]
+    return _paper if protocol == PAPER else _OFFICIAL[get_benchmark(benchmark).official]

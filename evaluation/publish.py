@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import COMMIT, get_benchmark
 from evaluation.controls import verdict
-from evaluation.sections import by_protocol
-from sightsound.cli import InputError, parse_arguments, read_json
+from evaluation.finished_runs import FinishedRun, find_runs, hears
+from evaluation.sections import by_protocol, losses_of, part_of
+from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import publish_model, render_card
-from sightsound.journal import fingerprint, is_complete, read_settings
-from sightsound.publishing import REPO_ID, PublishArguments
+from sightsound.journal import fingerprint
+from sightsound.model_card import TASK, chosen_by
+from sightsound.publishing import REPO_ID, PublishArguments, is_hub_id
 
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
 
 CARD = "README.md"
-TASK = "audio-text-to-text"
 # As recipes write it into the card, up to the next section.
 SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 PLACEHOLDER = re.compile(r"PATH_OR_ID_OF_THIS_(?:MODEL|ADAPTER)")
@@ -41,14 +42,6 @@ PLACEHOLDER = re.compile(r"PATH_OR_ID_OF_THIS_(?:MODEL|ADAPTER)")
 class PublishRunsArguments(PublishArguments):
     model: str = field(metadata={"help": "`model/` or `adapter/` of a finished recipe"})
     runs: list[str] = field(metadata={"help": "folders written by `python -m evaluation run`"})
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The questions that a checkpoint was chosen by, as the stage's settings name them."""
-
-    dataset: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,7 @@ class ScoredRun:
                 "method": self.results["method"],
                 "protocol": protocol,
                 "n": figures["n"],
+                "part": part_of(self.results),
                 "chosen_on": self.chosen_on,
                 **{name: round(figures[key], 2) for name, key in shown.items()},
             }
@@ -111,12 +105,14 @@ class ScoredRun:
             "revision": self.results["benchmark_revision"],
             "predictions": self.predictions,
             "served": self.results["model"] if is_served(self.results) else None,
+            "losses": losses_of(self.results),
         }
 
     def notes(self, figures: dict[str, Any]) -> str:
         interval = f"95 % interval [{figures['low']}, {figures['high']}], n = {figures['n']}"
-        chosen = "; the checkpoint was chosen on questions of this split" if self.chosen_on else ""
-        return f"{figures['protocol']} protocol, asked as {figures['method']}, {interval}{chosen}"
+        part = f" (asked: {figures['part']})" if figures["part"] else ""
+        chosen = "; the checkpoint, or one before it, was chosen on questions of this split" if self.chosen_on else ""
+        return f"{figures['protocol']} protocol, asked as {figures['method']}, {interval}{part}{chosen}"
 
     def model_index(self) -> list[EvalResult]:
         from huggingface_hub import EvalResult
@@ -159,33 +155,22 @@ def is_served(results: dict[str, Any]) -> bool:
     return results["settings"].get("engine") == "server"
 
 
-def chosen_by(model: Path) -> Chosen | None:
-    """What the best checkpoint was chosen by, if it was."""
-    settings = read_settings(model.parent) or {}
-    if not settings.get("load_best_model_at_end"):
-        return None
-    return Chosen(settings["audio"], settings["validation_split"])
-
-
-def read_run(folder: Path, model: Path) -> ScoredRun:
+def check_run(run: FinishedRun, model: Path) -> ScoredRun:
     """
-    A finished run of this checkpoint.
+    A run of this checkpoint.
 
     Raises:
-        `InputError`: It is none, of another checkpoint, or over a part of the benchmark.
+        `InputError`: It is of another one, or over a part of the benchmark.
     """
-    if not is_complete(folder):
-        raise InputError(f"{folder} holds no finished run; give a folder that `python -m evaluation run` has completed")
-    results = read_json(str(folder / "results.json"))
+    folder, results = run
     settings = results["settings"]
     if settings["limit"] is not None:
         told = f"the first {settings['limit']} questions of {results['benchmark']}"
         raise InputError(f"{folder} is about {told}; a figure on a part is not the benchmark's: run it without --limit")
     if not is_served(results) and settings["model"] != fingerprint(model):
         raise InputError(f"{folder} holds answers of another checkpoint than {model} ({results['model']}); evaluate this one")
-    chosen = chosen_by(model)
     split = settings["split"] or get_benchmark(results["benchmark"]).split
-    return ScoredRun(folder, results, chosen is not None and chosen == Chosen(settings["dataset"], split))
+    return ScoredRun(Path(folder), results, [settings["dataset"], split] in chosen_by(str(model)))
 
 
 def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:
@@ -193,17 +178,15 @@ def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:
     All of them; a folder of several benchmarks is a run for each.
 
     Raises:
-        `InputError`: One cannot be used, or two say the same of different answers.
+        `InputError`: One is not complete or cannot be used, or two say the same of different answers.
     """
     runs: dict[str, ScoredRun] = {}
-    for folder in map(Path, folders):
-        parts = [folder] if is_complete(folder) else sorted(file.parent for file in folder.glob("*/results.json"))
-        for part in parts or [folder]:
-            run = read_run(part, model)
-            if run.name in runs:
-                told = f"{runs[run.name].folder} and {part} both answer {run.benchmark}, asked as {run.results['method']}"
-                raise InputError(f"{told}; give one of them")
-            runs[run.name] = run
+    for found in find_runs(folders):
+        run = check_run(found, model)
+        if run.name in runs:
+            told = f"{runs[run.name].folder} and {run.folder} both answer {run.benchmark}, asked as {run.results['method']}"
+            raise InputError(f"{told}; give one of them")
+        runs[run.name] = run
     return list(runs.values())
 
 
@@ -213,7 +196,7 @@ def write_card(card: str, runs: list[ScoredRun], repo_id: str) -> str:
 
     section = render_card(
         "results.md",
-        verdict=verdict([(f"{run.benchmark} ({run.results['method']})", run.results["gains"]) for run in runs]),
+        verdict=verdict([(f"{run.benchmark} ({run.results['method']})", run.results) for run in runs if hears(run.results)]),
         results=[figures for run in runs for figures in run.figures()],
         runs=[run.row() for run in runs],
     )
@@ -251,15 +234,16 @@ def check_model(model: Path) -> None:
     Refuse what nobody could load.
 
     Raises:
-        `InputError`: It is no finished output of a recipe, or a LoRA on a folder.
+        `InputError`: It is no finished output of a recipe, or a LoRA on what is no model of the Hub.
     """
     if not (model / CARD).is_file():
         raise InputError(f"{model} holds no README.md; give the `model/` or `adapter/` folder of a finished recipe")
     fingerprint(model)  # refuses the output of a stage that has not finished
     config = model / "adapter_config.json"
     base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
-    if base is not None and Path(base).exists():
-        raise InputError(f"{model} is a LoRA on {base}, a folder here, which nobody else could load; publish `model/` instead")
+    if base is not None and not is_hub_id(base):
+        told = "no model of the Hub, so nobody else could load it"
+        raise InputError(f"{model} is a LoRA on {base}, {told}; publish `model/` instead")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""
+r"""
 Gather finished runs into a report: tables on the terminal, `report.md`, `report.json`, figures, a page of traces and answers.
 
     python -m evaluation report --runs outputs/miniature/seed-*/evaluation/* --training outputs/miniature/seed-*/sft-* \
@@ -18,26 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import browser
-from evaluation.benchmarks import BENCHMARKS, get_benchmark
+from evaluation.benchmarks import get_benchmark
 from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
 from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
-from evaluation.paper_tables import TABLES, load_table, row_of, table_lines
-from evaluation.request_builder import VIDEO
+from evaluation.finished_runs import FinishedRun, find_runs, hears
+from evaluation.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
 from evaluation.sections import (
     BREAKDOWNS,
     breakdown_table,
     comparisons_lines,
     controls_table,
+    losses_table,
     main_table,
     name_of,
+    parts_lines,
     protocols_table,
 )
-from sightsound.cli import InputError, parse_arguments, read_json, run
+from sightsound.cli import InputError, parse_arguments, run
 from sightsound.journal import fingerprint, write_atomically
 
 
 PAGE = "browser"
-Run = tuple[str, dict[str, Any]]  # folder and results
 
 
 @dataclass
@@ -52,31 +53,6 @@ class ReportArguments:
     media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, for the page"})
 
 
-def read_runs(folders: list[str]) -> list[Run]:
-    """
-    Finished runs, one per benchmark of each folder.
-
-    Raises:
-        `InputError`: A folder holds no run, or one that is not complete or not by this version.
-    """
-    runs = []
-    for folder in (part for given in folders for part in parts_of(given)):
-        results = read_json(str(Path(folder) / "results.json"))
-        missing = [name for name in ("benchmark", "results", "gains") if name not in results]
-        if missing:
-            raise InputError(f"{folder}/results.json lacks {', '.join(missing)}: not by this version; evaluate again")
-        if not read_json(str(Path(folder) / "stage.json"))["complete"]:
-            raise InputError(f"{folder} is not complete; rerun its evaluation first")
-        runs.append((folder, results))
-    return runs
-
-
-def parts_of(folder: str) -> list[str]:
-    """A run of several benchmarks has a folder of each."""
-    parts = [] if Path(folder, "results.json").exists() else [Path(folder, name) for name in BENCHMARKS]
-    return [str(part) for part in parts if part.is_dir()] or [folder]
-
-
 def to_entry(results: dict[str, Any]) -> dict[str, Any]:
     """One run's results -> one entry of `report.json`; accuracies in percent, None for a control that was not run."""
     scored, controls = results["results"][NO_CONTROL], results["results"]
@@ -88,26 +64,25 @@ def to_entry(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def hears(results: dict[str, Any]) -> bool:
-    """Whether the model was given sound: silent video has none to be deaf to."""
-    return results["method"].split("/")[0] != VIDEO
-
-
-def by_benchmark(runs: list[Run]) -> dict[str, list[Run]]:
+def by_benchmark(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Runs of each benchmark, in the order given."""
-    found: dict[str, list[Run]] = {}
-    for folder, results in runs:
-        found.setdefault(results["benchmark"], []).append((folder, results))
+    found: dict[str, list[FinishedRun]] = {}
+    for each in runs:
+        found.setdefault(each.results["benchmark"], []).append(each)
     return found
 
 
-def benchmark_lines(benchmark: str, runs: list[Run]) -> list[str]:
+def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     """All that the report says of one benchmark."""
     all_results = [results for _, results in runs]
     lines = [f"## {benchmark}", "", *main_table([to_entry(results) for results in all_results]), ""]
+    lines += parts_lines(all_results)
     lines += ["### Protocols and errors", "", *protocols_table(all_results), ""]
+    if lost := losses_table(all_results):
+        lines += ["### Questions without an answer, and clips heard in part", "", *lost, ""]
     if controlled := [results for results in all_results if results["gains"]]:
-        lines += ["### Controls", "", "Percent points, with 95 % intervals over clips.", "", *controls_table(controlled), ""]
+        note = "Percent points, with 95 % intervals over clips, over the questions that were answered both ways."
+        lines += ["### Controls", "", note, "", *controls_table(controlled), ""]
     for group, (title, note) in BREAKDOWNS.items():
         if broken_down := [results for results in all_results if group in results["results"][NO_CONTROL]]:
             lines += [f"### {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]
@@ -133,27 +108,33 @@ def training_lines(folders: list[str], output: Path) -> list[str]:
     return lines
 
 
-def page_arguments(args: ReportArguments, runs: list[Run], output: Path) -> list[str]:
+def page_arguments(args: ReportArguments, runs: list[FinishedRun], output: Path, dataset: str) -> browser.BrowseArguments:
     """
-    What `python -m evaluation browse` is called with: the first and the last of the runs on the dataset.
+    What the page is made of: the first and the last of the runs on the dataset.
 
     Raises:
         `InputError`: No run is about that dataset.
     """
-    about = fingerprint(args.dataset)
-    asked = [(folder, results) for folder, results in runs if results["settings"]["dataset"] == about]
+    about = fingerprint(dataset)
+    asked = [each for each in runs if each.results["settings"]["dataset"] == about]
     if not asked:
-        raise InputError(f"none of the runs was asked the questions of {args.dataset}; give the dataset that they were asked")
-    first = asked[0][1]
+        raise InputError(f"none of the runs was asked the questions of {dataset}; give the dataset that they were asked")
+    first = asked[0].results
     benchmark, split = first["benchmark"], first["settings"]["split"]
     last = [folder for folder, r in asked[1:] if (r["benchmark"], r["settings"]["split"]) == (benchmark, split)][-1:]
-    more = [flag for name in ("corpus", "media_dir") if (value := getattr(args, name)) for flag in (f"--{name}", value)]
-    splits = ["--runs_split", split or get_benchmark(benchmark).split, "--split", args.corpus_split]
-    where = ["--dataset", args.dataset, "--benchmark", benchmark, "--output_dir", str(output / PAGE)]
-    return [*where, *splits, *more, "--runs", asked[0][0], *last]
+    return browser.BrowseArguments(
+        dataset=dataset,
+        output_dir=str(output / PAGE),
+        corpus=args.corpus,
+        split=args.corpus_split,
+        runs=[asked[0].folder, *last],
+        runs_split=split or get_benchmark(benchmark).split,
+        benchmark=benchmark,
+        media_dir=args.media_dir,
+    )
 
 
-def write_tables(names: list[str], runs: list[Run], output: Path | None) -> dict[str, list[str]]:
+def write_tables(names: list[str], runs: list[FinishedRun], output: Path | None) -> dict[str, list[str]]:
     """Tables of the paper with the runs beside them, as Markdown lines; as files too, where there is a folder for them."""
     texts = {}
     for name in names:
@@ -165,20 +146,19 @@ def write_tables(names: list[str], runs: list[Run], output: Path | None) -> dict
     return texts
 
 
-def write_report(args: ReportArguments, runs: list[Run], output: Path) -> None:
+def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -> None:
     """Everything that goes to `output`, and the main tables to the terminal."""
-    page = page_arguments(args, runs, output) if args.dataset else None
+    page = page_arguments(args, runs, output, args.dataset) if args.dataset else None
     entries = {benchmark: [to_entry(results) for _, results in part] for benchmark, part in by_benchmark(runs).items()}
     several = len(entries) > 1
     named = [{**({"benchmark": name} if several else {}), **entry} for name, part in entries.items() for entry in part]
     write_atomically(output / "report.json", json.dumps(named, indent=2) + "\n")
     plot_accuracy(entries, output / "accuracy.png")
     names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
-    heard = [(name, results["gains"]) for name, (_, results) in zip(names, runs, strict=True) if hears(results)]
-    told = verdict(heard) if heard else "Not tested for deafness: no run is given any sound."
+    told = verdict([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
     lines = [told, "", "# Report", ""]
     if page:
-        browser.main(page)
+        browser.write_page(page)
     if (output / PAGE / "index.html").is_file():
         lines += [f"[Traces and answers, question by question]({PAGE}/index.html)", ""]
     lines += ["![accuracy by arm](accuracy.png)", ""]
@@ -190,14 +170,16 @@ def write_report(args: ReportArguments, runs: list[Run], output: Path) -> None:
     lines += training_lines(args.training or [], output)
     write_atomically(output / "report.md", "\n".join(lines))
     print(told)
-    for benchmark, part in entries.items():
-        print("\n".join(["", *([benchmark, ""] if several else []), *main_table(part)]))
+    for benchmark, part in by_benchmark(runs).items():
+        all_results = [results for _, results in part]
+        shown = [*main_table(entries[benchmark]), "", *parts_lines(all_results)]
+        print("\n".join(["", *([benchmark, ""] if several else []), *shown]).rstrip())
     print(f"report: {output / 'report.md'}")
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(ReportArguments, __doc__, argv)
-    runs = read_runs(args.runs or [])
+    runs = find_runs(args.runs or [])
     if args.table is None and not (args.runs and args.output_dir):
         raise InputError("a report needs --runs and --output_dir; or give --table, to see a table of the paper")
     output = Path(args.output_dir) if args.output_dir else None
@@ -205,6 +187,8 @@ def main(argv: list[str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
     if args.table is None:
         write_report(args, runs, output)
+    elif told := conflicts(load_table(args.table), [results for _, results in runs]):
+        raise InputError(" ".join(told))
     else:
         print("\n".join(write_tables([args.table], runs, output)[args.table]))
 

@@ -17,7 +17,7 @@ from evaluation.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED,
 from sightsound.chat import ChatRequest, Engine
 from sightsound.cli import InputError
 from sightsound.corpus import ACCEPT, read_parquet
-from sightsound.media import Clip, MediaError, decode_audio, load_frames
+from sightsound.media import Clip, decode_audio, load_frames
 from sightsound.prompts import (
     COT_DISTILL_INSTRUCTION,
     COT_INSTRUCTION,
@@ -92,7 +92,17 @@ class RequestBuilder:
         return list(dict.fromkeys([NO_CONTROL, *self._asking.controls]))
 
     def keys(self) -> list[str]:
-        return [f"{i}/{control}" for control in self.controls() for i in range(len(self.rows))]
+        """Of the questions that can be asked."""
+        return self._keys(lacking=False)
+
+    def without_reasoning(self) -> list[str]:
+        """Keys of the questions that `cot_distill` has nothing for."""
+        return self._keys(lacking=True)
+
+    def _keys(self, lacking: bool) -> list[str]:
+        ids = self.rows["id"]
+        lacks = [self._reasoning is not None and row_id not in self._reasoning for row_id in ids]
+        return [f"{i}/{control}" for control in self.controls() for i in range(len(ids)) if lacks[i] == lacking]
 
     def row(self, key: str) -> Row:
         """The question as it is asked: under `shuffled` its choices stand elsewhere, and so does the right one."""
@@ -107,7 +117,7 @@ class RequestBuilder:
     def __call__(self, key: str) -> ChatRequest:
         """
         Raises:
-            `MediaError`: Its clip, or the reasoning that it should come with, is not there.
+            `MediaError`: Its clip is not there, or cannot be read.
         """
         number, control = key.split("/")
         row, modality = self.row(key), self._asking.modality
@@ -127,8 +137,6 @@ class RequestBuilder:
         question = row["question"] if self._asking.modality == AUDIO else row["video_question"]
         instruction = self._asking.instruction
         if self._reasoning is not None:
-            if row["id"] not in self._reasoning:
-                raise MediaError(NO_TRACE, "no trace of this question has any reasoning")
             instruction = instruction.format(think=self._reasoning[row["id"]])
         return question_text(question, row["choices"], instruction)
 
@@ -138,12 +146,23 @@ class RequestBuilder:
         for step in range(count // 2, count // 2 + count):
             if clips[(number + step) % count] != clips[number]:
                 return (number + step) % count
-        raise InputError("--controls swapped needs questions on at least two clips")
+        raise AssertionError("`check_controls` refuses a single clip")
 
     def _frames(self, row: Row) -> Any:
         assert self._find_video is not None, "who shows videos says where they are"
         clip, asking = self._find_video(row), self._asking
         return load_frames(clip.path, asking.num_frames, asking.max_pixels, clip.start_s, clip.max_duration_s)
+
+
+def check_controls(rows: Dataset, controls: Collection[str]) -> None:
+    """
+    Refuse, before anything is asked, what these questions cannot be put under.
+
+    Raises:
+        `InputError`: There is no other clip to swap in.
+    """
+    if SWAPPED in controls and len(set(rows["video_id"])) < 2:
+        raise InputError("--controls swapped needs questions on at least two clips; give a larger --limit, or leave it out")
 
 
 def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""
+r"""
 Score a file of predictions, ours or others', by the official and the paper's protocol side by side.
 
     python -m evaluation score --benchmark mmau --annotations mmau-test-mini.json --predictions outputs.json \
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, load_benchmark, read_annotations
+from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark, part_asked, read_annotations
 from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
 from evaluation.predictions import Predictions
 from evaluation.protocols import PAPER, protocols_of
-from evaluation.scoring import Figures, score_run
-from evaluation.statistics import Comparison
+from evaluation.scoring import score_run
+from evaluation.sections import gain_cell, percent, table, with_interval
 from sightsound.cli import InputError, parse_arguments
 
 
@@ -55,17 +55,13 @@ def load_questions(args: ScoreArguments) -> tuple[list[Row], str]:
     return rows.remove_columns("audio").to_list(), revision
 
 
-def _cell(figures: Figures | None) -> str:
-    return "–" if figures is None else f"{figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
-
-
 def figures_table(by_protocol: dict[str, dict[str, Any]]) -> list[str]:
     """A row per group of questions, a column per protocol."""
     first = next(iter(by_protocol.values()))
-    lines = [f"| questions | n | {' | '.join(by_protocol)} |", "| --- " * (len(by_protocol) + 2) + "|"]
+    rows: list[list[Any]] = []
 
     def add(name: str, parts: list[dict[str, Any]]) -> None:
-        lines.append(f"| {name} | {parts[0]['n']} | {' | '.join(map(_cell, parts))} |")
+        rows.append([name, parts[0]["n"], *map(with_interval, parts)])
 
     add("average", list(by_protocol.values()))
     if "all" in first:
@@ -75,17 +71,15 @@ def figures_table(by_protocol: dict[str, dict[str, Any]]) -> list[str]:
             label = group.removeprefix("by_").replace("_", " ")
             add(f"{label}: {name or 'not told'}", [figures[group][name] for figures in by_protocol.values()])
     for told, key in (("unanswered, %", "unanswered"), ("error clustered by clip", "error")):
-        values = ["–" if figures[key] is None else f"{figures[key]:.1f}" for figures in by_protocol.values()]
-        lines.append(f"| {told} | {first['n']} | {' | '.join(values)} |")
-    return lines
+        rows.append([told, first["n"], *(percent(figures[key]) for figures in by_protocol.values())])
+    return table(["questions", "n", *by_protocol], rows)
 
 
 def controls_table(scored: dict[str, Any]) -> list[str]:
     """What the run gains over each of its controls, under one protocol."""
-    lines = ["| control | accuracy | gain of the clip |", "| --- | --- | --- |"]
-    for name, gain in scored["gains"].items():
-        lines.append(f"| {CONTROLS[name]} | {_cell(scored['results'][name])} | {Comparison(**gain)} |")
-    return lines
+    results = scored["results"]
+    rows = [[CONTROLS[n], with_interval(results[n]), gain_cell(scored, n)] for n in CONTROLS if n in results]
+    return table(["control", "accuracy", "gain of the clip"], rows)
 
 
 def main(argv: list[str]) -> None:
@@ -94,16 +88,29 @@ def main(argv: list[str]) -> None:
     questions, revision = load_questions(args)
     given = Predictions(args.predictions, args.benchmark, questions, revision)
     scored = score_run(args.benchmark, protocols, given.outputs, given.rows)
-    counts = {"questions": len(questions), "missing": given.missing, "not_text": given.not_text}
+    pinned = get_benchmark(args.benchmark).pinned
+    are_pinned = pinned.asks(questions)
+    counts = {
+        "questions": len(questions),
+        "benchmark_questions": pinned.questions,
+        "benchmark_pinned": are_pinned,
+        "missing": given.missing,
+        "not_text": given.not_text,
+    }
     if args.json:
         told = {"benchmark": args.benchmark, "benchmark_revision": revision, "predictions": Path(args.predictions).name}
         print(json.dumps({**told, **counts, "protocols": scored}, indent=2))
         return
     main_protocol = scored[PAPER if PAPER in scored else protocols[0]]
-    if any(name in main_protocol["gains"] for name in OF_SOUND):
-        print(verdict([(Path(args.predictions).name, main_protocol["gains"])]))
-    told = f"{given.missing[NO_CONTROL]} without a prediction, {given.not_text[NO_CONTROL]} with an output that is no text"
-    print(f"{args.benchmark}, {revision}: {len(questions)} questions, {told}")
+    if any(name in given.outputs for name in OF_SOUND):
+        print(verdict([(Path(args.predictions).name, main_protocol)]))
+    told = "{} without a prediction, {} with an output that is no text"
+    lost = {name: told.format(given.missing[name], given.not_text[name]) for name in given.outputs}
+    asked = part_asked(len(questions), pinned.questions, are_pinned) or f"{len(questions):,} questions"
+    print(f"{args.benchmark}, {revision}: {asked}, {lost[NO_CONTROL]}")
+    for name in CONTROLS:
+        if name in lost:
+            print(f"{CONTROLS[name]}: {lost[name]}")
     print("\n".join(["", *figures_table({name: part["results"][NO_CONTROL] for name, part in scored.items()})]))
-    if main_protocol["gains"]:
+    if len(given.outputs) > 1:
         print("\n".join(["", *controls_table(main_protocol)]))

@@ -15,6 +15,8 @@ from sightsound.prompts import LETTERS
 
 Figures = dict[str, float | None]
 
+ANSWERED = "answered"  # outcome of a question that the engine answered, with whatever text
+
 
 def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
     """
@@ -57,7 +59,7 @@ def results_of(decisions: Sequence[Decision], rows: Sequence[Row], benchmark: Be
     average leaves questions out, the figures on top are over the ones that it counts, and `all` is over every one.
     """
     clips = [row["video_id"] for row in rows]
-    counted = [i for i, row in enumerate(rows) if benchmark.counted is None or row[benchmark.counted]]
+    counted = [i for i, row in enumerate(rows) if benchmark.counts(row)]
     some = len(counted) < len(rows)
     breakdowns = {
         name: score_by(decisions, clips, [row[column] or "" for row in rows]) for name, column in benchmark.groups.items()
@@ -85,15 +87,20 @@ def score_run(
 
     Returns:
         `dict`: Per protocol `results`, the figures per control; `gains`, of the run over each control; and where choices were
-        shuffled, under the paper's protocol, `consistency`.
+        shuffled, under the paper's protocol, `consistency`. Both are over the questions of the average that were answered both
+        with the clip and under the control; where there are none, they are left out.
     """
+    counts = get_benchmark(benchmark).counts
+    counted = [i for i, row in enumerate(rows[NO_CONTROL]) if counts(row) and outputs[NO_CONTROL][i] is not None]
+    pairs = {control: [i for i in counted if outputs[control][i] is not None] for control in outputs}
     asked = {control: decide_all(benchmark, protocols, outputs[control], rows[control]) for control in outputs}
     clips = [row["video_id"] for row in rows[NO_CONTROL]]
     scored: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         decisions = {control: asked[control][protocol] for control in asked}
         results = {control: results_of(part, rows[control], get_benchmark(benchmark)) for control, part in decisions.items()}
-        scored[protocol] = {"results": results, "gains": gains_over(decisions, clips)}
-        if protocol == PAPER and SHUFFLED in decisions:
-            scored[protocol]["consistency"] = consistency(decisions[NO_CONTROL], decisions[SHUFFLED])
+        scored[protocol] = {"results": results, "gains": gains_over(decisions, clips, pairs)}
+        if protocol == PAPER and pairs.get(SHUFFLED):
+            both = ([decisions[control][i] for i in pairs[SHUFFLED]] for control in (NO_CONTROL, SHUFFLED))
+            scored[protocol]["consistency"] = consistency(*both)
     return scored

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evaluation.compare import compare_runs, read_run
-from evaluation.controls import CONTROLS, NO_CONTROL
+from evaluation.benchmarks import part_asked
+from evaluation.compare import compare_runs
+from evaluation.controls import CONTROLS, NO_CONTROL, part_of_pairs
+from evaluation.finished_runs import FinishedRun, answers_of
 from evaluation.protocols import OFFICIAL, PAPER
+from evaluation.scoring import ANSWERED
 from evaluation.statistics import Comparison
 from sightsound.cli import InputError
 
@@ -50,6 +53,18 @@ def by_protocol(run: Results) -> dict[str, dict[str, Any]]:
     return {PAPER: run["results"][NO_CONTROL], **official}
 
 
+def part_of(run: Results) -> str | None:
+    """`part_asked` of a run; None too where an older version wrote it, which did not know."""
+    scored = run["results"][NO_CONTROL]
+    return part_asked(scored.get("all", scored)["n"], run.get("benchmark_questions"), run.get("benchmark_pinned"))
+
+
+def parts_lines(runs: Sequence[Results]) -> list[str]:
+    """Which runs are about a part of their benchmark, or about other questions."""
+    told = [f"{name_of(run)}: {part}" for run in runs if (part := part_of(run))]
+    return [f"Not the whole benchmark as it is pinned: {'; '.join(told)}.", ""] if told else []
+
+
 def main_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The table of arms."""
     head = ["arm", "seed", "questions", "accuracy [95 % interval]", "unanswered", "silent audio", "another clip's audio"]
@@ -71,15 +86,51 @@ def protocols_table(runs: Sequence[Results]) -> list[str]:
     return table(head, rows)
 
 
+def losses_of(run: Results) -> list[tuple[str, int, str, int]]:
+    """
+    Where a run was not all that it seems: what was given, questions answered, the reasons of the others, clips that were cut.
+
+    A clip is cut to the model's window; which it is is told of the clips themselves alone.
+    """
+    rows = []
+    for control, outcomes in run.get("outcomes", {}).items():
+        reasons = [f"{count} {outcome}" for outcome, count in sorted(outcomes.items()) if outcome != ANSWERED]
+        num_cut = run.get("clips_cut", 0) if control == NO_CONTROL else 0
+        if reasons or num_cut:
+            rows.append((CONTROLS.get(control, "the clip"), outcomes.get(ANSWERED, 0), ", ".join(reasons) or "–", num_cut))
+    return rows
+
+
+def losses_table(runs: Sequence[Results]) -> list[str]:
+    """What became of the questions that nobody answered, and how many clips were heard in part; nothing where all is well."""
+    head = ["arm", "seed", "given", "answered", "not asked or not answered", "clips cut to the model's window"]
+    rows = [[run["arm"], run["seed"], *losses] for run in runs for losses in losses_of(run)]
+    return table(head, rows) if rows else []
+
+
 def controls_table(runs: Sequence[Results]) -> list[str]:
     """What each run gains over its controls, and how often it keeps its choice when choices are shuffled."""
     head = ["arm", "seed", *(f"gain over {told}" for told in CONTROLS.values()), "same choice when shuffled"]
     rows = []
     for run in runs:
-        gains = [str(Comparison(**run["gains"][name])) if name in run["gains"] else "–" for name in CONTROLS]
-        kept = with_interval(run["consistency"], "same_choice") if "consistency" in run else "–"
+        gains = [gain_cell(run, name) for name in CONTROLS]
+        kept = "–"
+        if "consistency" in run:
+            kept = with_interval(run["consistency"], "same_choice") + _pairs_told(run, run["consistency"]["n"])
         rows.append([run["arm"], run["seed"], *gains, kept])
     return table(head, rows)
+
+
+def gain_cell(scored: dict[str, Any], control: str) -> str:
+    """What a run gains over a control, and over how many questions where not all were answered both ways."""
+    if control not in scored["gains"]:
+        return "–"
+    gain = Comparison(**scored["gains"][control])
+    return f"{gain}{_pairs_told(scored, gain.n)}"
+
+
+def _pairs_told(scored: dict[str, Any], n: int) -> str:
+    return f" (n={n:,})" if part_of_pairs(scored, n) else ""
 
 
 def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:
@@ -107,11 +158,11 @@ def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:
     return table(head, rows)
 
 
-def pairs_of(runs: Sequence[tuple[str, Results]]) -> Iterator[tuple[tuple[str, Results], tuple[str, Results]]]:
+def pairs_of(runs: Sequence[FinishedRun]) -> Iterator[tuple[FinishedRun, FinishedRun]]:
     """Runs of one seed to compare: each with the one before it, and with the first, in the order given."""
-    by_seed: dict[int, list[tuple[str, Results]]] = {}
+    by_seed: dict[int, list[FinishedRun]] = {}
     for run in runs:
-        by_seed.setdefault(run[1]["seed"], []).append(run)
+        by_seed.setdefault(run.results["seed"], []).append(run)
     for of_seed in by_seed.values():
         for i, run in enumerate(of_seed[1:], start=1):
             yield run, of_seed[i - 1]
@@ -119,26 +170,20 @@ def pairs_of(runs: Sequence[tuple[str, Results]]) -> Iterator[tuple[tuple[str, R
                 yield run, of_seed[0]
 
 
-def comparisons_lines(runs: Sequence[tuple[str, Results]]) -> list[str]:
-    """
-    Runs on one benchmark compared question by question.
-
-    Args:
-        runs: Folder and results of each.
-    """
+def comparisons_lines(runs: Sequence[FinishedRun]) -> list[str]:
+    """Runs on one benchmark compared question by question."""
     answers: dict[str, Any] = {}
     rows, told = [], []
     for first, second in pairs_of(runs):
-        benchmark = first[1]["benchmark"]
         try:
-            for folder, _ in (first, second):
-                if folder not in answers:
-                    answers[folder] = read_run(folder).get(benchmark, {})
-            c = compare_runs(answers[first[0]], answers[second[0]], benchmark)
+            for run in (first, second):
+                if run.folder not in answers:
+                    answers[run.folder] = answers_of(run)
+            c = compare_runs(answers[first.folder], answers[second.folder], first.results["benchmark"])
         except InputError as error:  # a report of both is no mistake; only this comparison has no sense
-            told.append(f"Not compared: {name_of(first[1])} with {name_of(second[1])}: {error}.")
+            told.append(f"Not compared: {name_of(first.results)} with {name_of(second.results)}: {error}.")
             continue
-        names = [first[1]["arm"], second[1]["arm"], first[1]["seed"]]
+        names = [first.results["arm"], second.results["arm"], first.results["seed"]]
         rows.append([*names, c, c.only_first, c.only_second, f"{c.p_value:.2g}"])
     head = ["run", "less", "seed", "difference [95 % interval]", "only the run right", "only the other right", "McNemar p"]
     return [*(table(head, rows) if rows else []), *(["", *told] if told else [])]

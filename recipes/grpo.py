@@ -1,4 +1,4 @@
-"""
+r"""
 GRPO of the student, with the teacher's answer as label (paper, section 3.3, equation 2).
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py \
@@ -34,11 +34,11 @@ def main() -> None:
     )
     from trl import GRPOConfig, ModelConfig
 
-    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor
+    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import fingerprint
-    from sightsound.model_card import write_student_card
+    from sightsound.model_card import chosen_by, write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -69,6 +69,7 @@ def main() -> None:
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
+        settings["base_chosen_by"] = chosen_by(model_args.model_name_or_path) or None
     with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
             if is_main_process():
@@ -93,8 +94,10 @@ def main() -> None:
                 "revision": model_args.model_revision,
                 "dtype": model_args.dtype,
                 "attn_implementation": model_args.attn_implementation,
+                "use_safetensors": True,
             }
-        with together():  # a part of its own: under ZeRO-3 processes load a model in step
+        # A part of its own: under ZeRO-3 processes load a model in step.
+        with together(), safetensors_only(model_args.model_name_or_path):
             trainer = AudioGRPOTrainer(
                 model_args.model_name_or_path,
                 reward_funcs=[accuracy_reward, format_reward],

@@ -1,4 +1,4 @@
-"""
+r"""
 Supervised fine-tuning of the student on one arm of the corpus (paper, section 3.3, equation 1).
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py \
@@ -39,11 +39,11 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor
+    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
     from sightsound.collator import CompletionCollator
     from sightsound.corpus import instruction_of
     from sightsound.journal import fingerprint
-    from sightsound.model_card import write_student_card
+    from sightsound.model_card import chosen_by, write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -72,6 +72,7 @@ def main() -> None:
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
+        settings["base_chosen_by"] = chosen_by(model_args.model_name_or_path) or None
     with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
             if is_main_process():
@@ -87,13 +88,15 @@ def main() -> None:
             validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
-        with together():  # a part of its own: under ZeRO-3 processes load a model in step
+        # A part of its own: under ZeRO-3 processes load a model in step.
+        with together(), safetensors_only(model_args.model_name_or_path):
             trainer = AudioSFTTrainer(
                 model=create_model_from_path(
                     model_args.model_name_or_path,
                     revision=model_args.model_revision,
                     dtype=model_args.dtype,
                     attn_implementation=model_args.attn_implementation,
+                    use_safetensors=True,
                     device_map=None,  # TRL's default would spread the model over all GPUs that a process sees
                 ),
                 args=training_args,

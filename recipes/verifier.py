@@ -1,4 +1,4 @@
-"""
+r"""
 Train the small verifier that takes the checker's place where every verdict costs money (paper, section 3.2).
 
     python dataset_builders/verdicts.py --dataset avqa-audio --traces traces --checker models/checker/model \
@@ -44,11 +44,12 @@ def main() -> None:
     from trl import ModelConfig, get_peft_config
 
     from sightsound import schema
-    from sightsound.checkpoints import last_complete_checkpoint, load_processor, save_checkpoint
+    from sightsound.checkpoints import last_complete_checkpoint, load_processor, safetensors_only, save_checkpoint
     from sightsound.journal import Stage, fingerprint
     from sightsound.model_card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.processes import refuse_several_processes
     from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
+    from sightsound.publishing import shown_source
     from sightsound.recipe import parse_config, refuse_what_would_be_ignored, take_publication, training_settings
     from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
     from sightsound.verifier_trainer import VerifierTrainer
@@ -77,12 +78,14 @@ def main() -> None:
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = PairCollator(processor, CHECKER_TRANSCRIPT)
-        base = Qwen2AudioForConditionalGeneration.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-        )
+        with safetensors_only(model_args.model_name_or_path):
+            base = Qwen2AudioForConditionalGeneration.from_pretrained(
+                model_args.model_name_or_path,
+                revision=model_args.model_revision,
+                dtype=model_args.dtype,
+                attn_implementation=model_args.attn_implementation,
+                use_safetensors=True,
+            )
         training_args.remove_unused_columns = False
         trainer = VerifierTrainer(
             model=get_peft_model(base, get_peft_config(model_args)),
@@ -103,9 +106,9 @@ def main() -> None:
             **calibrate(evidence, parts, script_args.target_precision),
             "prompt": CHECKER_TRANSCRIPT,
             "prompt_version": PROMPT_VERSION,
-            "checker": verdicts[0]["checker"],
+            "checker": shown_source(verdicts[0]["checker"]),
             "checker_verdict_mode": verdicts[0]["verdict_mode"],
-            "base": model_args.model_name_or_path,
+            "base": shown_source(model_args.model_name_or_path),
             "seed": training_args.seed,
         }
         model.config.verifier = verifier
@@ -120,7 +123,7 @@ def main() -> None:
             uses=count_outcomes(stage.path / "ledger.parquet")[0].most_common(),
             hardware=hardware(training_args),
             training_time=training_time(trainer.state),
-            **verifier,
+            **verifier | {"base": model_args.model_name_or_path},
         )
         told = {name: round(verifier["held_out"][name] or 0.0, 3) for name in ("precision", "recall")}
         print(f"accepts from p={verifier['threshold']:.4f} on; held out: {told}")

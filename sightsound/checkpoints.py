@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import InputError
 from .journal import fingerprint, replace_folder
+from .publishing import shown_source
 
 
 if TYPE_CHECKING:
@@ -48,6 +51,23 @@ def _repair(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+@contextmanager
+def safetensors_only(model: str) -> Iterator[None]:
+    """
+    For the loading of a model with `use_safetensors=True`: without it transformers would fall back to a pickle.
+
+    Raises:
+        `InputError`: The model has no weights in safetensors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        told = "weights are read from safetensors alone, since a pickle such as pytorch_model.bin can run any code"
+        raise InputError(f"{model} has no model.safetensors: {told}; convert it, or give a revision that has one") from error
+
+
 def load_processor(model: str, revision: str | None = None) -> Any:
     """
     The processor of a local folder or a Hub model.
@@ -61,7 +81,9 @@ def load_processor(model: str, revision: str | None = None) -> Any:
         return AutoProcessor.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id") from error
+        inner = Path(model) / "model"  # what a recipe writes into its output_dir
+        hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id{hint}") from error
 
 
 def read_adapter(model: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -105,13 +127,41 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
     if architecture is None:
         told = f"transformers has no {', '.join(config.architectures or ['architecture named in its config'])}"
         raise InputError(f"{source} cannot be run in this process ({told}); serve it and give --base_url")
-    loaded = architecture.from_pretrained(source, revision=of, dtype="auto")
+    with safetensors_only(source):
+        loaded = architecture.from_pretrained(source, revision=of, dtype="auto", use_safetensors=True)
     # The commit that was loaded, which need not be the Hub's newest.
     told = (fingerprint(source) if Path(source).is_dir() else config._commit_hash) or ""
     if adapter is None:
         return loaded, processor, told
     merged, of_adapter = _merge_adapter(loaded, model, revision)
-    return merged, processor, f"{of_adapter} on {source} {told}"
+    return merged, processor, f"{of_adapter} on {shown_source(source)} {told}"
+
+
+def resolved_revision(model: str, revision: str | None = None, base_model: str | None = None) -> str | None:
+    """
+    The commits that `load_generator` would load now: of a Hub model or a LoRA, and of a LoRA's base; None of what is a folder.
+
+    Offline they are those in the cache. None too where there is no such model: whoever loads it says so.
+    """
+    found = [_commit_of(model, revision)]
+    if (adapter := read_adapter(model, revision)) is not None:
+        found.append(_commit_of(*_base_of(model, adapter, base_model)))
+    return " on ".join(commit for commit in found if commit) or None
+
+
+def _commit_of(model: str, revision: str | None) -> str | None:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    if Path(model).is_dir():
+        return None
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            file = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            return None
+        if file is not None:
+            return extract_commit_hash(file, None)
+    return None
 
 
 def _base_of(model: str, adapter: dict[str, Any], base_model: str | None) -> tuple[str, str | None]:
@@ -136,7 +186,8 @@ def _merge_adapter(base: Any, adapter: str, revision: str | None) -> tuple[Any, 
     from safetensors.torch import load_file
 
     is_local = Path(adapter).is_dir()
-    folder = adapter if is_local else snapshot_download(adapter, revision=revision, allow_patterns="adapter_*")
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    folder = adapter if is_local else snapshot_download(adapter, revision=revision, allow_patterns=names)
     config = PeftConfig.from_pretrained(folder)
     config.base_model_name_or_path = base.name_or_path
     try:
@@ -215,7 +266,7 @@ def save_checkpoint(
     model.save_pretrained(temporary, state_dict=weights)
     processor.save_pretrained(temporary)
     _repair(temporary)
-    reloaded = type(model).from_pretrained(temporary, dtype=model.dtype).state_dict()
+    reloaded = type(model).from_pretrained(temporary, dtype=model.dtype, use_safetensors=True).state_dict()
     for name, weight in (weights or model.state_dict()).items():
         if not torch.equal(weight.cpu(), reloaded[name]):
             raise RuntimeError(f"{temporary}: {name} does not come back as it was written; the checkpoint is not usable")
@@ -238,7 +289,10 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str) -> None:
     if config.get("model_type") != model.config.model_type:
         found = config.get("model_type", "no whole model")
         raise InputError(f"{checkpoint} is a checkpoint of {found}, and not of the {model.config.model_type} to be trained")
-    loaded, told = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    with safetensors_only(checkpoint):
+        loaded, told = type(model).from_pretrained(
+            checkpoint, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+        )
     found, expected = ({name: weight.shape for name, weight in m.state_dict().items()} for m in (loaded, model))
     wrong = {*told["missing_keys"], *told["unexpected_keys"]}
     wrong |= {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}

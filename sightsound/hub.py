@@ -115,12 +115,16 @@ def publish_model(folder: Path, repo_id: str, private: bool) -> str:
     return _publish(_ModelPublication(build, folder, repo_id), "a checkpoint", private)
 
 
-def _refuse_unpublishable(repo_id: str) -> None:
+def refuse_offline() -> None:
     """Before anything is read or hashed."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise InputError("HF_HUB_OFFLINE is set; unset it to publish")
+
+
+def _refuse_unpublishable(repo_id: str) -> None:
+    refuse_offline()
     if Path(repo_id).exists():
         # `load_dataset` and `from_pretrained` would check this folder in place of the repository.
         raise InputError(f"{repo_id} is a folder here; publish from a directory that holds no folder of that name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from .cli import InputError
+from .hub import refuse_offline
 from .retries import retrying
 
 
@@ -23,10 +24,9 @@ def make_collection(title: str, namespace: str, items: list[tuple[str, str]], pr
     Raises:
         `InputError`: A repository does not exist, the token may not write, or the collection is public against the wish.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
-        raise InputError("HF_HUB_OFFLINE is set; unset it to publish")
+    refuse_offline()
     api = HfApi()
 
     def group() -> str:

@@ -12,13 +12,14 @@ from .corpus import Funnel
 from .hub import render_card
 from .journal import read_settings, write_atomically
 from .prompts import PROMPT_VERSION
-from .publishing import REPO_ID, provenance
+from .publishing import REPO_ID, is_hub_id, provenance, shown_source
 
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
     from trl import ModelConfig
 
+TASK = "audio-text-to-text"  # the Hub's name for it
 # What weights depend on.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 # Of the bases that the recipes name, as their cards on the Hub say; whoever publishes another one has to look.
@@ -28,18 +29,21 @@ USED = "used"
 
 def origin_on_hub(base: str) -> str | None:
     """The Hub model that a base is, or that a recipe trained it from; None where folders are all that is known."""
-    if not Path(base).exists():
+    if is_hub_id(base):
         return base
     origin = (read_settings(Path(base).parent) or {}).get("model_name_or_path") or ""
     return origin if REPO_ID.fullmatch(origin) else None
 
 
-def shown_source(source: str) -> str:
-    """A Hub id as it is; of a folder its name, since where it lies on this machine is nobody's business."""
-    path = Path(source)
-    if not path.exists():
-        return source
-    return "/".join(path.resolve().parts[-2:] if path.name in ("model", "adapter") else path.resolve().parts[-1:])
+def chosen_by(model: str) -> list[list[str]]:
+    """
+    The questions that a local checkpoint, or one that it was trained from, was chosen by: datasets' fingerprints and splits.
+
+    Every stage hands on those of its base, which may be gone when the last checkpoint is published.
+    """
+    settings = read_settings(Path(model).parent) or {}
+    own = [[settings["audio"], settings["validation_split"]]] if settings.get("load_best_model_at_end") else []
+    return [*(settings.get("base_chosen_by") or []), *own]
 
 
 def hardware(training_args: TrainingArguments) -> str:
@@ -108,10 +112,10 @@ def write_model_card(
     """
     origin = origin_on_hub(base)
     licence = LICENSES.get(origin or "")
-    on_hub = [source for source in sources.values() if source and REPO_ID.fullmatch(source) and not Path(source).exists()]
+    on_hub = [source for source in sources.values() if source and is_hub_id(source)]
     front = {
         "library_name": "peft" if relation == "adapter" else "transformers",
-        "pipeline_tag": "audio-text-to-text",
+        "pipeline_tag": TASK,
         "language": "en",
         **({"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}),
         **({"base_model": origin, "base_model_relation": relation} if origin else {}),

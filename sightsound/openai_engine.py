@@ -37,6 +37,7 @@ from .openai_protocol import (
     parse_completions,
     request_body,
 )
+from .publishing import shown_source
 from .schema import BAD_RESPONSE
 
 
@@ -151,7 +152,7 @@ class OpenAIEngine:
         self, model: str, base_urls: str | Sequence[str], concurrency: int, timeout_s: float = TIMEOUT_S, prime: bool = False
     ):
         self.model = model
-        self.revision = f"{model} at its server"
+        self.revision = f"{shown_source(model)} at its server"
         self._concurrency = concurrency
         self._timeout_s, self._prime = timeout_s, prime
         self.num_retries = 0

@@ -29,6 +29,19 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # nothing asks for one on the comm
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether it has the form of a repository's id, and is nothing on this machine."""
+    return REPO_ID.fullmatch(source) is not None and not source.startswith(".") and not Path(source).exists()
+
+
+def shown_source(source: str) -> str:
+    """A Hub id or a server's name as it is; of a folder its name: where it lies on this machine is nobody's business."""
+    path = Path(source)
+    if is_hub_id(source) or (len(path.parts) == 1 and not path.exists()):
+        return source
+    return "/".join(path.resolve().parts[-2:] if path.name in ("model", "adapter") else path.resolve().parts[-1:])
+
+
 @dataclass(kw_only=True)
 class PublishArguments:
     push_to_hub: str | None = field(default=None, metadata={"help": "publish what was made as ORG/NAME"})
@@ -65,8 +78,8 @@ class PublishArguments:
         if self.push_to_hub is None or not config.is_file():
             return
         base = json.loads(config.read_text())["base_model_name_or_path"]
-        if Path(base).exists():
-            print(f"adapter/ stays here: its base {base} is a folder on this machine")
+        if not is_hub_id(base):
+            print(f"adapter/ stays here: its base {base} is no model of the Hub")
         else:
             replace(self, push_to_hub=f"{self.push_to_hub}-adapter").publish_model(folder / "adapter")
 
@@ -114,12 +127,22 @@ def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dic
 
 
 def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """How this run was started, as it was typed, and on what, for the card. The script is named as in the repository."""
+    """
+    How this run was started and on what, for the card.
+
+    The command is as it was typed, but for tokens and for where absolute paths lead. The script is named as in the repository.
+    """
     script, repo = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
     shown = script.relative_to(repo).as_posix() if script.is_relative_to(repo) else script.name
     versions = {"sightsound": f"{__version__}{_commit(repo)}"} | {name: version(name) for name in packages}
-    command = TOKEN.sub("hf_...", shlex.join(["python", shown, *sys.argv[1:]]))
+    command = TOKEN.sub("hf_...", shlex.join(["python", shown, *map(_without_folders, sys.argv[1:])]))
     return {"command": command, "versions": versions}
+
+
+def _without_folders(argument: str) -> str:
+    """`PATH`, `--flag=PATH` or `NAME=PATH` with the last part of an absolute path alone."""
+    name, assigned, value = argument.rpartition("=")
+    return f"{name}{assigned}{shown_source(value) if Path(value).is_absolute() else value}"
 
 
 def _commit(repo: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cli import InputError
-from .corpus import GROUND_TRUTH, gold_labels, select
+from .corpus import GROUND_TRUTH, SELECTIONS, gold_labels, select
 from .processes import describe_processes, is_main_process, whole_models
 from .prompts import COT_INSTRUCTION, PROMPT_VERSION
 from .publishing import REPO_ID, PublishArguments
@@ -243,9 +243,15 @@ def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list
         if script_args.traces is not None:
             raise InputError("selection ground_truth reads the answers of --audio and no traces: leave --traces out")
         return gold_labels(dataset.select_columns(["id", "question", "choices", "answer"]))
+    if script_args.selection not in SELECTIONS:
+        arms = ", ".join(SELECTIONS if samples_its_own else (GROUND_TRUTH, *SELECTIONS))
+        raise InputError(f"unknown selection '{script_args.selection}'; expected one of {arms}")
     if script_args.traces is None:
         raise InputError(f"selection {script_args.selection} is one of a corpus: give it with --traces FOLDER_OR_HUB_ID")
-    rows = open_dataset(script_args.traces, "train", "traces")
+    try:
+        rows = open_dataset(script_args.traces, "train", "traces")
+    except InputError as error:
+        raise InputError(f"--traces: {error} with the config `traces`, as dataset_builders/cot_corpus.py writes it") from error
     selected = select(rows, script_args.selection, COT_INSTRUCTION if samples_its_own else None)
     if samples_its_own:
         selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]

@@ -169,7 +169,11 @@ def verified_features() -> Features:
 
 
 def predictions_features() -> Features:
-    """One row per benchmark question of one evaluation run."""
+    """
+    One row per benchmark question and control of one evaluation run.
+
+    `output` is None where no answer came; `in_paper` is MUSIC-AVQA's, None for benchmarks that are averaged over all questions.
+    """
     from datasets import Features, List, Value
 
     texts = ("id", "video_id", "control", "question_type", "question_relation", "prompt", "output")
@@ -182,6 +186,7 @@ def predictions_features() -> Features:
             "gold": Value("int32"),
             "choices": List(Value("string")),
             "correct": Value("bool"),
+            "in_paper": Value("bool"),
             "duration_s": Value("float64"),
             "heard_s": Value("float64"),
             "benchmark": Value("string"),

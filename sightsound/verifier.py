@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .chat import ChatRequest, ChatResult, Completion, Sampling
-from .checkpoints import load_processor
+from .checkpoints import load_processor, safetensors_only
 from .cli import InputError
 from .collator import IGNORED, CompletionCollator
 from .corpus import ACCEPT, REJECT
@@ -332,7 +332,8 @@ class VerifierEngine:
         processor = load_processor(model)
         self.verifier = verifier
         self.requests_per_call = batch_size
-        self.model = Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype="auto", use_safetensors=True)
+        with safetensors_only(model):
+            self.model = Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype="auto", use_safetensors=True)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.revision = (fingerprint(model) if Path(model).is_dir() else self.model.config._commit_hash) or ""
         self._collator = PairCollator(processor, verifier["prompt"])

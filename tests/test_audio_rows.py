@@ -97,6 +97,18 @@ def test_the_ground_truth_arm_needs_no_traces_and_its_ledger_says_what_it_saw(co
         audio_rows(arguments(audio, "label"), collator, tmp_path / "ledger.parquet")
 
 
+def test_an_unknown_arm_and_traces_that_are_no_corpus_are_named(collator, long_clip, tmp_path) -> None:
+    audio, corpus = long_clip
+    for traces in (None, corpus):
+        for is_grpo, known in ((False, "ground_truth, label, "), (True, "label, ")):
+            told = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv$"
+            with pytest.raises(InputError, match=told):
+                audio_rows(arguments(audio, "typo", traces), collator, tmp_path / "ledger.parquet", samples_its_own=is_grpo)
+    told = f"^--traces: cannot open split 'train' of {audio} .*'traces' not found.* with the config `traces`, as .*/cot_corpus"
+    with pytest.raises(InputError, match=told):
+        audio_rows(arguments(audio, "cot", audio), collator, tmp_path / "ledger.parquet", samples_its_own=True)
+
+
 def test_nothing_but_empty_targets_is_refused(collator, questions, tmp_path) -> None:
     blank = write_dataset([{**questions[0], "choices": [""] * 4}], tmp_path / "audio")
     with pytest.raises(InputError, match=r"no selected trace can be used \(1 empty_completion\); .*ledger.parquet tells why"):

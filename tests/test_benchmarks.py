@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import REPO
 
+from sightsound.cli import InputError
+from tests.benchmarks import gpu_step
 from tests.support import served
 
 
@@ -55,6 +57,12 @@ def test_the_script_for_gpus_runs_on_a_small_model():
         measure("gpu_step", "--tiny", "--steps", "2", "--clip_s", "2", "--num_new_tokens", "6").splitlines()[-1]
     )
     assert all(figures[name]["tokens_per_s"] > 0 and figures[name]["peak_gib"] > 0 for name in ("sft", "grpo"))
+
+
+def test_steps_too_few_to_tell_a_time_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", "--tiny", "--steps", "1"])
+    with pytest.raises(InputError, match=r"^--steps 1: the first step warms up and is not counted; give 2 or more$"):
+        gpu_step.main()
 
 
 @pytest.mark.gpu

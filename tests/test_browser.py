@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation.browser import MEGABYTE, main
+from evaluation.browser import MEGABYTE, main, run_names
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
@@ -80,7 +80,13 @@ def corpus(dataset: Path) -> Path:
     return folder
 
 
-def write_run(folder: Path, questions: list[dict[str, Any]], answers: list[int | None], complete: bool = True) -> str:
+def write_run(
+    folder: Path,
+    questions: list[dict[str, Any]],
+    answers: list[int | None],
+    complete: bool = True,
+    benchmark: str = "avqa",
+) -> str:
     """A finished run of `python -m evaluation run`, with a control that the page has to leave out."""
     rows = []
     for question, answer in zip(questions, answers, strict=True):
@@ -90,12 +96,13 @@ def write_run(folder: Path, questions: list[dict[str, Any]], answers: list[int |
             **dict.fromkeys(schema.predictions_features()),
             **copied,
             **given,
-            "benchmark": "avqa",
+            "benchmark": benchmark,
             "output": f"it is {answer}",
         }
         rows += [{**row, "control": control} for control in ("none", "silent")]
-    schema.write_parquet(rows, schema.predictions_features(), folder / "data" / "predictions-avqa.parquet")
+    schema.write_parquet(rows, schema.predictions_features(), folder / "data" / f"predictions-{benchmark}.parquet")
     (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
+    (folder / "results.json").write_text(json.dumps({"benchmark": benchmark, "results": {}, "gains": {}}))
     return str(folder)
 
 
@@ -171,6 +178,12 @@ def test_what_is_left_out_is_counted(dataset, corpus, tiny_world, tmp_path):
     assert {q["outcome"] for q in with_clip} == {q["outcome"] for q in page["questions"]}, "some of every outcome"
 
 
+def test_runs_are_named_by_no_more_of_their_folders_than_tells_them_apart():
+    assert run_names(["/home/me/runs/base", "/home/me/runs/grpo/"]) == ["base", "grpo"]
+    assert run_names(["/home/me/seed-0/sft", "/home/me/seed-1/sft"]) == ["seed-0/sft", "seed-1/sft"]
+    assert run_names(["/home/me/sft", "/home/me/./sft"]) == ["sft", "sft"] and run_names([]) == []
+
+
 def test_a_missing_video_is_said(dataset, corpus, questions, tiny_world, tmp_path):
     media = tmp_path / "media"
     media.mkdir()
@@ -181,6 +194,23 @@ def test_a_missing_video_is_said(dataset, corpus, questions, tiny_world, tmp_pat
     said = [scripts.by_id.get(f"no-video-{page['questions'][i]['clip']}") for i in range(3)]
     assert said == [None, f"Browsers do not show {names[1]}.mkv.", f"No video named {names[2]} in the media folder."]
     assert f"video-{page['questions'][0]['clip']}" in scripts.by_id
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "name", "said"),
+    [("avqa", "{}_000000", None), ("music_avqa", "{}", None), ("mmau", "{}_000000", "This benchmark has sounds only.")],
+)
+def test_videos_are_found_by_the_names_that_the_benchmark_gives_them(
+    benchmark, name, said, dataset, questions, tiny_world, tmp_path
+):
+    asked = read_split(dataset, "validation")[:1]
+    source = f"{asked[0]['video_id']}_000000.mp4"
+    media = tmp_path / "media"
+    media.mkdir()
+    shutil.copy(tiny_world / "clips" / source, media / f"{name.format(asked[0]['video_id'])}.mp4")
+    run = write_run(tmp_path / "run", asked, [0], benchmark=benchmark)
+    _, scripts = browse(tmp_path / "out", dataset=dataset, runs=run, benchmark=benchmark, media_dir=media)
+    assert ("video-0" in scripts.by_id, scripts.by_id.get("no-video-0")) == (said is None, said)
 
 
 def test_what_cannot_be_shown_is_refused(dataset, corpus, runs, tmp_path):

@@ -12,6 +12,7 @@ from sightsound.checkpoints import (
     last_complete_checkpoint,
     load_audio_processor,
     load_full_weights,
+    load_generator,
     save_checkpoint,
 )
 from sightsound.cli import InputError
@@ -126,6 +127,19 @@ def test_loading_for_a_resume_restores_every_weight(student_checkpoint):
     assert all(torch.equal(weight, saved[name]) for name, weight in model.state_dict().items())
 
 
+def test_weights_in_a_pickle_are_not_read(student, student_checkpoint, tmp_path):
+    import torch
+
+    folder = shutil.copytree(student_checkpoint, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save(student[0].state_dict(), folder / "pytorch_model.bin")
+    told = f"{folder} has no model.safetensors: weights are read from safetensors alone"
+    with pytest.raises(InputError, match=told):
+        load_generator(str(folder))
+    with pytest.raises(InputError, match=told):
+        load_full_weights(student[0], str(folder))
+
+
 def checkpoint(folder, step: int, state: bytes | None = b"") -> None:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
@@ -225,3 +239,16 @@ def test_a_processor_and_a_model_that_do_not_belong_together_are_refused(student
     (tmp_path / "0" / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"is an adapter; give the merged model"):
         load_audio_processor(str(tmp_path / "0"))
+
+
+def test_the_folder_of_a_training_run_is_answered_with_its_model(student_checkpoint, tmp_path):
+    run = tmp_path / "grpo"
+    run.mkdir()
+    (run / "trainer_state.json").write_text("{}")
+    for load in (load_audio_processor, load_generator):
+        with pytest.raises(InputError, match=r"expected a model folder or a Hub model id$"):
+            load(str(run))
+    (run / "model").symlink_to(student_checkpoint)
+    for load in (load_audio_processor, load_generator):
+        with pytest.raises(InputError, match=rf"{run} cannot be loaded .*; did you mean {run / 'model'}\?$"):
+            load(str(run))

@@ -1,5 +1,6 @@
 """Command lines: what a user types, and what is said when it cannot be used."""
 
+import ast
 import resource
 import subprocess
 import sys
@@ -134,6 +135,14 @@ SCRIPTS = [
 COMMANDS = [*SCRIPTS, "-m evaluation", *(f"-m evaluation {name}" for name in EVALUATION)]
 
 
+@pytest.mark.parametrize("folder", ["dataset_builders", "evaluation", "recipes", "tests/benchmarks"])
+def test_help_shows_commands_as_they_stand_in_the_file(folder):
+    """A backslash at a line's end joins it with the next, unless the docstring is raw."""
+    for path in (REPO / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert (ast.get_docstring(ast.parse(text), clean=False) or "") in text, f"{path}: make the docstring raw"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_answers_at_once(command):
     least_s = float("inf")
@@ -145,5 +154,7 @@ def test_help_answers_at_once(command):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert (done.returncode, done.stderr) == (0, "")
         assert "python" in done.stdout or "accelerate launch" in done.stdout
+        if command.removeprefix("-m evaluation ") in EVALUATION:
+            assert done.stdout.startswith(f"usage: python {command} [-h]"), "what a user has to type"
         least_s = min(least_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert least_s < 0.5

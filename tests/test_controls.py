@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation import compare, generate, report
-from evaluation.controls import CONTROLS, consistency, deaf_by, gains_over, shuffled
+from evaluation.controls import CONTROLS, consistency, deaf_by, gains_over, shuffled, verdict
 from evaluation.protocols import Decision
 from sightsound import schema
 from sightsound.chat import TransformersEngine
@@ -51,15 +51,41 @@ def decided(*right: bool) -> list[Decision]:
     return [Decision(value, "letter") for value in right]
 
 
+def gains_of(decisions: dict[str, list[Decision]], clips: list[str]) -> dict[str, dict]:
+    """Over all questions."""
+    return gains_over(decisions, clips, dict.fromkeys(decisions, range(len(clips))))
+
+
 def test_deaf_is_no_better_than_any_control_of_sound():
     clips = [str(i) for i in range(40)]
     heard, chance, none = [True] * 36 + [False] * 4, [i % 2 == 0 for i in range(40)], [False] * 40
-    hears = gains_over({"none": decided(*heard), "silent": decided(*chance), "swapped": decided(*none)}, clips)
+    hears = gains_of({"none": decided(*heard), "silent": decided(*chance), "swapped": decided(*none)}, clips)
     assert deaf_by(hears) == []
     same = {"none": decided(*heard), "silent": decided(*none), "swapped": decided(*heard), "text_only": decided(*heard)}
-    assert deaf_by(gains_over(same, clips)) == ["swapped"], "text alone is another question"
-    lucky = gains_over({"none": decided(*chance), "silent": decided(False, *chance[1:])}, clips)
+    assert deaf_by(gains_of(same, clips)) == ["swapped"], "text alone is another question"
+    lucky = gains_of({"none": decided(*chance), "silent": decided(False, *chance[1:])}, clips)
     assert lucky["silent"]["difference"] == 2.5 and deaf_by(lucky) == ["silent"], "one question more is chance"
+
+
+def figures(n: int, **gains: tuple[int, float]) -> dict:
+    """A run's figures, as far as the verdict reads them: of each control the pairs, and the lower end of the gain."""
+    told = {name: {"n": pairs, "difference": low + 5, "low": low, "high": low + 10} for name, (pairs, low) in gains.items()}
+    return {"results": {"none": {"n": n}}, "gains": told}
+
+
+def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
+    line = verdict([("a", figures(40, silent=(40, -5.0))), ("b", figures(40)), ("c", figures(40, text_only=(40, 1.0)))])
+    assert line == (
+        "DEAF: a does no better with the clip than with silent audio (+0.0 points, 95 % interval [-5.0, +5.0], n = 40). "
+        "Nothing shows that it listens. Not tested for deafness: b, c. Run with --controls silent swapped."
+    )
+    assert verdict([]) == "Not tested for deafness: no run is given any sound."
+
+
+def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
+    line = verdict([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
+    assert line.startswith("Not deaf: every run does better")
+    assert line.endswith(" Only questions answered both ways are compared: a with another clip's audio on 10 of 1,000.")
 
 
 NUM_QUESTIONS = 22  # half of them is odd: another clip's audio is the other tone

@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from evaluation import compare, generate
+from evaluation.sections import losses_of
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
-from sightsound.journal import fingerprint
+from sightsound.journal import Stage, fingerprint
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import trace, trace_row, write_traces
 
@@ -64,6 +66,7 @@ def test_several_benchmarks_go_into_a_folder_each(benchmarks, tmp_path, capsys):
         assert Counter(ask.model for ask in server.asked) == {"tiny": 4 + 3 + 2}
     for name, count in (("avqa", 4), ("mmau", 3), ("music_avqa", 2)):
         results, predictions = read(tmp_path / "run" / name)
+        assert results["benchmark_questions"] == {"avqa": None, "mmau": 1000, "music_avqa": 9129}[name]
         assert results["benchmark"] == name and results["outcomes"] == {"none": {"answered": count}}
         assert results["results"]["none"]["n"] == len(predictions) == count
         assert {(p["benchmark"], p["model_revision"]) for p in predictions} == {
@@ -102,8 +105,60 @@ def test_a_question_without_reasoning_or_clip_is_counted_and_unanswered(benchmar
     assert results["outcomes"] == {"none": {"answered": 2, "no_trace": 2}}
     assert results["results"]["none"]["n"] == 4 and results["results"]["none"]["unanswered"] == 50.0
     assert [p["finish_reason"] for p in predictions] == ["stop", "no_trace", "stop", "no_trace"]
+    assert [p["output"] for p in predictions] == ["<answer>A</answer>", None] * 2, "nothing came, not an empty answer"
     assert json.loads(predictions[0]["generation"])["traces"] == fingerprint(traces)
     assert "not asked or not answered: 2 no_trace" in capsys.readouterr().out
+    assert losses_of(results | {"clips_cut": 1}) == [("the clip", 2, "2 no_trace", 1)]
+    assert losses_of(results | {"outcomes": {"none": {"answered": 4}}}) == []
+
+
+def test_one_clip_cannot_be_swapped_and_nobody_is_asked(benchmarks, tmp_path):
+    with OpenAIServer(always("<answer>A</answer>")) as server:
+        flags = {
+            "model": "tiny",
+            "base_url": server.base_url,
+            "output_dir": tmp_path / "run",
+            "controls": ["silent", "swapped"],
+        }
+        with pytest.raises(InputError, match="needs questions on at least two clips; give a larger --limit"):
+            run(**flags, dataset=benchmarks["avqa"], limit=1)
+    assert not server.asked and not (tmp_path / "run").exists()
+
+
+def test_a_model_that_moved_on_the_hub_does_not_answer_the_rest(benchmarks, student_checkpoint, tmp_path):
+    """The first half came from another commit; offline the cache says which one `main` is."""
+    repository = Path(constants.HF_HUB_CACHE) / "models--alice--moving"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(student_checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    flags = {
+        "dataset": benchmarks["avqa"],
+        "model": "alice/moving",
+        "output_dir": tmp_path / "run",
+        "max_tokens": 2,
+        "limit": 1,
+    }
+    (repository / "refs" / "main").write_text("a" * 40)
+    run(**flags)
+    assert read(tmp_path / "run")[0]["model_revision"] == "a" * 40
+    run(**flags)  # complete
+    (repository / "refs" / "main").write_text("b" * 40)
+    with pytest.raises(InputError, match=f"model_commit: '{'a' * 40}' then, '{'b' * 40}' now"):
+        run(**flags)
+    with pytest.raises(InputError, match=f"model_revision: None then, '{'a' * 40}' now"):
+        run(**flags, model_revision="a" * 40)
+
+
+def test_a_dataset_that_moved_on_the_hub_does_not_ask_the_rest(tmp_path):
+    args = generate.RunArguments(model="tiny", output_dir=str(tmp_path), dataset=["alice/mmau"], base_url=["u"])
+    (source,) = generate.sources_of(args)
+    with Stage(tmp_path / "run", generate.settings_of(args, source, "a" * 40, None)):
+        pass
+    with (
+        pytest.raises(InputError, match="dataset_commit"),
+        Stage(tmp_path / "run", generate.settings_of(args, source, "b" * 40, None)),
+    ):
+        pass
 
 
 REFUSED = {
@@ -196,7 +251,7 @@ def test_an_adapter_says_what_it_says_merged_into_the_base_that_it_names(benchma
         said[name] = [p["output"] for p in predictions]
     assert said["adapter"] == said["moved"] == said["merged"] != said["base"]
     _, predictions = read(tmp_path / "runs" / "adapter")
-    told = f"{fingerprint(adapter)} on {student_checkpoint} {fingerprint(student_checkpoint)}"
+    told = f"{fingerprint(adapter)} on {student_checkpoint.name} {fingerprint(student_checkpoint)}"
     assert {p["model_revision"] for p in predictions} == {told}
 
 

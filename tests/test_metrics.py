@@ -14,7 +14,7 @@ from evaluation.benchmarks import read_annotations
 from evaluation.metrics.mmau_official.matcher import decide as mmau_decides
 from evaluation.metrics.music_avqa.matcher import decide as music_decides
 from evaluation.protocols import OFFICIAL, PAPER, Decision, decide_all
-from sightsound.benchmarks.mmau import PINNED_SHA256
+from sightsound.benchmarks.mmau import PINNED
 from sightsound.benchmarks.music_avqa import VOCABULARY
 from sightsound.cli import InputError
 from sightsound.prompts import LETTERS
@@ -60,7 +60,7 @@ def random_outputs(row: dict, count: int) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def official(real_data) -> list[dict]:
     content = (real_data / "annotations" / "mmau" / "mmau-test-mini.json").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == PINNED_SHA256
+    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == PINNED.sha256
     return json.loads(content)
 
 
@@ -142,6 +142,11 @@ def test_music_avqa_is_matched_over_its_forty_two_words():
         assert music_decides(said, "two") is None, said
 
 
+def test_a_reference_may_be_spelled_as_an_answer_may():
+    assert music_decides("acoustic_guitar", "acoustic guitar") and music_decides("More than ten", "More than ten.")
+    assert music_decides("two", "One") is False
+
+
 @pytest.mark.slow  # `evaluate` takes long to import
 @pytest.mark.parametrize("name", ["mmau_official", "music_avqa", "paper_protocol"])
 def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
@@ -154,3 +159,8 @@ def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
     assert {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} == eval(shown.group(2))
     one = {"predictions": "", "references": 0 if name == "paper_protocol" else "two", "choices": ["two", "one"]}
     assert metric.compute(**{column: [one[column]] for column in metric.features})["unanswered"] == 100.0
+    for wrong in (-1, 2) if name == "paper_protocol" else ("acoustic",):
+        with pytest.raises(ValueError, match=f"^reference {wrong!r} is no"):
+            metric.compute(**{column: [(one | {"references": wrong})[column]] for column in metric.features})
+    with pytest.raises(ValueError, match=r"^there are no predictions to score$"):
+        metric.compute(**{column: [] for column in metric.features})

@@ -50,7 +50,7 @@ def before(real_data) -> Path:
 def test_every_official_row_keeps_its_texts(pinned):
     official = json.loads(pinned.read_bytes())
     rows = [mmau.to_row(each) for each in official]
-    assert len({row["id"] for row in rows}) == len(rows) == mmau.PINNED_ROWS == 1000
+    assert len({row["id"] for row in rows}) == len(rows) == mmau.PINNED.questions == 1000
     assert Counter(row["task"] for row in rows) == {"sound": 333, "music": 334, "speech": 333}
     assert Counter(row["difficulty"] for row in rows) == {"easy": 224, "medium": 540, "hard": 236}
     assert Counter(row["category"] for row in rows) == {"Reasoning": 677, "Information Extraction": 323}
@@ -67,9 +67,10 @@ def test_every_official_row_keeps_its_texts(pinned):
 
 
 def test_the_pinned_file_is_known_whatever_its_name(pinned):
-    assert mmau.revision_of(str(pinned), allow_unpinned=False) == f"the pinned file: {mmau.PINNED}, unchanged"
+    told = mmau.PINNED.check(str(pinned), None, allow_unpinned=False)
+    assert told == f"the pinned file: {mmau.PINNED.source}, unchanged"
     assert mmau.digest_of(json.loads(pinned.read_bytes())) == (mmau.PINNED_CONTENT, mmau.PINNED_IDS)
-    assert hashlib.sha256(pinned.read_bytes()).hexdigest() == mmau.PINNED_SHA256
+    assert hashlib.sha256(pinned.read_bytes()).hexdigest() == mmau.PINNED.sha256
 
 
 def change_one(rows: list) -> list:
@@ -94,10 +95,11 @@ DIFFERENCES = {
 def test_another_file_is_refused_and_told_how_it_differs(case, pinned, tmp_path):
     change, told = DIFFERENCES[case]
     file = tmp_path / "mmau-test-mini.json"
-    file.write_text(json.dumps(change(json.loads(pinned.read_bytes()))))
+    changed = change(json.loads(pinned.read_bytes()))
+    file.write_text(json.dumps(changed))
     with pytest.raises(InputError, match=told):
-        mmau.revision_of(str(file), allow_unpinned=False)
-    assert told in mmau.revision_of(str(file), allow_unpinned=True)
+        mmau.PINNED.check(str(file), changed, allow_unpinned=False)
+    assert told in mmau.PINNED.check(str(file), changed, allow_unpinned=True)
 
 
 def test_the_file_before_v05_15_25_is_refused_in_one_line_and_built_when_allowed(before, tmp_path, write_clip):
@@ -107,7 +109,7 @@ def test_the_file_before_v05_15_25_is_refused_in_one_line_and_built_when_allowed
     done = run_script(SCRIPT, **flags)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "this is the file before v05.15.25 (commit 1f675a9)" in done.stderr
-    assert f"sha256 {mmau.PINNED_SHA256[:12]}... expected, e8cc09223b49... found" in done.stderr
+    assert f"sha256 {mmau.PINNED.sha256[:12]}... expected, e8cc09223b49... found" in done.stderr
     assert not (tmp_path / "out").exists()
 
     given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
@@ -143,8 +145,8 @@ def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_c
         "source_dataset": "AudioSet",
     }
     card = (out / "README.md").read_text()
-    assert f"the pinned file: {mmau.PINNED}, unchanged" in card
-    assert mmau.PINNED_SHA256 in card
+    assert f"the pinned file: {mmau.PINNED.source}, unchanged" in card
+    assert mmau.PINNED.sha256 in card
 
 
 OUTCOMES = {

@@ -141,7 +141,7 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     assert [entry["outcome"] for entry in read_ledger(out)] == outcomes
     shutil.rmtree(out / "ledger")  # what a user downloads
 
-    dataset, _ = load_benchmark("avqa", str(out), "test", None)
+    dataset, _ = load_benchmark("music_avqa", str(out), None, None)
     assert list(dataset.features) == list(schema.music_avqa_features())
     assert list(schema.music_avqa_features())[:13] == list(schema.avqa_audio_features())
     row = dataset.remove_columns(["audio", "duration_s", "media_sha256"])[1]
@@ -167,6 +167,6 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     assert request.text.startswith("Is the erhu louder than the audio？\nA. yes\nB. no\n")
     assert len(request.audio) == 0.5 * schema.SAMPLING_RATE, "the whole sound"
     card = (out / "README.md").read_text()
-    assert "NOT the official test file" in card
+    assert "NOT the pinned file (data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095)" in card
     assert validate(card, "dataset") == ([], [])
     assert "| `Which <Object> makes the sound ` | left, middle, right, simultaneously |" in card

@@ -10,7 +10,7 @@ from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on,
 from test_scoring import question
 
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.paper_tables import TABLES, Row, _wilson, difference, load_table, match, row_of, table_lines
+from evaluation.paper_tables import TABLES, Row, _wilson, conflicts, difference, load_table, match, row_of, table_lines
 from evaluation.report import main
 from evaluation.request_builder import AUDIO, AUDIO_VIDEO, METHODS, VIDEO
 from sightsound.cli import InputError
@@ -73,8 +73,7 @@ def test_every_row_says_how_it_is_run(name):
         assert column.benchmark in BENCHMARKS and column.paper in table.rows[0].paper
     for row in table.rows:
         assert row.modality in (AUDIO, VIDEO, AUDIO_VIDEO)
-        assert sum(part is not None for part in (row.method, row.recipe, row.by)) == 1, row.key
-        assert row.method in (None, *METHODS) and (row.by is not None) == (row.model is None)
+        assert (row.by is None) == (row.model is not None) == (row.method in METHODS), row.key
         if row.recipe:  # the key is the arm of recipes/qwen2_audio_7b/run.sh
             recipe = REPO / row.recipe
             assert recipe.is_file() and recipe.stem == row.key.replace("-", "_", 1)
@@ -131,9 +130,16 @@ def on_mmau(**more) -> dict:
     [
         ({"model": "Qwen/Qwen2-Audio-7B-Instruct", "method": "audio/direct"}, "base-direct"),
         ({"model": "/models/Qwen2-Audio-7B-Instruct", "method": "audio/direct"}, "base-direct"),
+        ({"model": "Qwen2-Audio-7B-Instruct", "method": "audio/direct"}, "base-direct"),
+        ({"model": "someone/Qwen2-Audio-7B-Instruct", "method": "audio/direct"}, None),
         ({"model": "Qwen/Qwen2-Audio-7B-Instruct", "method": "audio/cot"}, None),
         ({"model": "Qwen/Qwen2-Audio-7B-Instruct", "method": "video/direct"}, None),
         ({"model": "out/sft-tts_agfv/model", "method": "audio/cot"}, "sft-tts_agfv"),
+        ({"model": "sft-tts_agfv/model", "method": "audio/cot"}, "sft-tts_agfv"),
+        ({"model": "sft-tts_agfv/model", "method": "audio/direct"}, None),
+        ({"model": "sft-tts_agfv/model", "method": "video/cot"}, None),
+        ({"model": "sft-label/model", "method": "audio/direct"}, "sft-label"),
+        ({"model": "sft-tts_agfv/model", "method": "audio/cot", "arm": "mine"}, None),
         ({"model": "out/sft-tts_agfv/model", "arm": "grpo-label"}, "grpo-label"),
         ({"model": "someone/else", "arm": "base-direct"}, "base-direct"),
         ({"model": "someone/else", "arm": "audio-thinker-sft"}, None),
@@ -150,11 +156,33 @@ def test_a_run_on_another_benchmark_is_in_no_row():
     assert row_of(load_table("table1"), run).key == "base-direct"
 
 
-def test_two_runs_for_one_place_are_one_error():
-    runs = [on_mmau(arm="base-direct"), on_mmau(arm="mine", model="Qwen/Qwen2-Audio-7B-Instruct", method="audio/direct")]
-    with pytest.raises(InputError, match="'base-direct' and 'mine' are both row 'base-direct' on mmau, with seed 0; give one"):
-        match(load_table("table2"), runs)
-    assert set(match(load_table("table2"), [runs[0], runs[1] | {"seed": 1}])["base-direct"]) == {0, 1}
+def test_two_runs_for_one_place_stand_in_none(tmp_path):
+    """A report says so and has all else; a table alone is refused."""
+    unnamed = on_mmau(model="Qwen/Qwen2-Audio-7B-Instruct", method="audio/direct")
+    runs = [on_mmau(arm="base-direct"), unnamed, on_mmau(arm="sft-cot")]
+    assert set(match(load_table("table2"), runs)) == {"sft-cot"}
+    assert set(match(load_table("table2"), [runs[0], unnamed | {"seed": 1}])["base-direct"]) == {0, 1}
+    folders = [write_results(tmp_path / str(i), run) for i, run in enumerate(runs)]
+    told = "Several runs fit row 'base-direct' on mmau with seed 0: 'base-direct', 'run'. Give one of them"
+    with pytest.raises(InputError, match=told):
+        main(["--table", "table2", "--runs", *folders])
+    main(["--runs", *folders, "--output_dir", str(tmp_path / "out")])
+    assert told in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_two_runs_of_one_model_are_told_by_how_it_was_asked():
+    """Whether both have a name of their own or neither has: in no case are there two for one row."""
+    for named in (True, False):
+        asked = {"a": "audio/cot", "b": "audio/direct"}
+        more = [{"method": method, **({"arm": arm} if named else {})} for arm, method in asked.items()]
+        runs = [on_mmau(model="sft-tts_agfv/model", **each) for each in more]
+        assert conflicts(load_table("table2"), runs) == []
+        assert set(match(load_table("table2"), runs)) == (set() if named else {"sft-tts_agfv"})
+
+
+def test_avqas_figure_says_how_many_questions_it_is_about():
+    run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct")
+    assert any("100.0 [51.0, 100.0] (n=4)" in line for line in table_lines(load_table("table1"), [run]))
 
 
 def test_ours_stands_beside_the_papers_figures(tmp_path, capsys):

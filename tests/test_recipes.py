@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from sightsound import schema
 from sightsound.corpus import SELECTIONS
 from sightsound.hub import write_dataset_card
+from sightsound.journal import STAGE_FILE, read_settings
 from sightsound.prompts import render_trace
 from tests.support import tiny
 from tests.support.card_rules import validate
@@ -115,7 +117,11 @@ def test_every_selected_trace_is_in_the_ledger_of_the_run(sft_run: Path) -> None
 def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, tiny_dataset, tmp_path) -> None:
     from transformers import Qwen2AudioForConditionalGeneration
 
-    inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": sft_run / "model", "output_dir": tmp_path / "run"}
+    base = shutil.copytree(sft_run, tmp_path / "sft")  # as if validation had chosen it
+    stage = json.loads((base / STAGE_FILE).read_text())
+    stage["settings"] |= {"load_best_model_at_end": True, "audio": "alice/avqa"}
+    (base / STAGE_FILE).write_text(json.dumps(stage))
+    inputs = {"traces": corpus, "audio": tiny_dataset, "model_name_or_path": base / "model", "output_dir": tmp_path / "run"}
     sizes = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8}
     done = launch("grpo", config=MINIATURE / "grpo_tts_agfv.yaml", **inputs, **sizes, logging_steps=1)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -123,6 +129,7 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert {"reward", "kl", "rewards/accuracy_reward/mean", "rewards/format_reward/mean"} <= log[0].keys()
     assert len(tiny.read_ledger(tmp_path / "run")) == 12  # one per question, not per trace
+    assert read_settings(tmp_path / "run")["base_chosen_by"] == [["alice/avqa", "validation"]]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """A report over runs and training logs that are written here by hand."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_scoring import DECISIONS, ROWS, question
+from test_scoring import CLIPS, DECISIONS, ROWS, question
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.controls import CONTROLS, gains_over
@@ -34,7 +35,7 @@ def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 
     decisions = {"none": heard, **dict.fromkeys(controls, NOTHING_RIGHT)}
     results = {
         "results": {name: results_of(part, ROWS, BENCHMARKS["avqa"]) for name, part in decisions.items()},
-        "gains": gains_over(decisions, [row["video_id"] for row in ROWS]),
+        "gains": gains_over(decisions, CLIPS, dict.fromkeys(decisions, range(len(ROWS)))),
     }
     return write_results(folder, {"arm": arm, "seed": seed, **ASKED, **results, **more}, complete)
 
@@ -43,7 +44,8 @@ def results_on(benchmark: str, rows: list[dict], outputs: list[str], **more) -> 
     """A run's results on a benchmark, as `python -m evaluation run` leaves them."""
     scored = score_run(benchmark, protocols_of(benchmark), {"none": outputs}, {"none": rows})
     official = {OFFICIAL: scored[OFFICIAL]["results"]} if OFFICIAL in scored else {}
-    return {"arm": "run", "seed": 0, **ASKED, "benchmark": benchmark, **scored[PAPER], **official, **more}
+    settings = ASKED["settings"] | {"arm": more.get("arm")}
+    return {"arm": "run", "seed": 0, **ASKED, "benchmark": benchmark, "settings": settings, **scored[PAPER], **official, **more}
 
 
 def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmark: str = "avqa", revision: str = "r") -> None:
@@ -51,7 +53,8 @@ def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmar
     empty = dict.fromkeys(schema.predictions_features())
     told = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
     asked = zip(rows, right, strict=True)
-    predictions = [empty | told | {"id": r["id"], "video_id": r["video_id"], "correct": c} for r, c in asked]
+    kept = ("id", "video_id", "in_paper")
+    predictions = [empty | told | {name: row[name] for name in kept} | {"correct": is_right} for row, is_right in asked]
     path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
     schema.write_parquet(predictions, schema.predictions_features(), path)
 
@@ -110,7 +113,7 @@ def test_the_first_line_says_who_is_deaf(tmp_path):
     assert first_line(tmp_path, hears).startswith("Not deaf: every run does better")
     line = first_line(tmp_path, hears, deaf, untold)
     assert line.startswith("DEAF: deaf (seed 0) does no better with the clip than with silent audio (+0.0 points")
-    assert "hears" not in line
+    assert "hears" not in line and "Not tested for deafness: untold (seed 0). Run with" in line
     assert first_line(tmp_path, hears, untold).startswith(
         "Not tested for deafness: untold (seed 0). Run with --controls silent"
     )
@@ -127,6 +130,15 @@ def test_controls_and_the_official_protocol_stand_beside_the_figures(tmp_path):
     assert "| sft | 0 | average, 4 | official | 0.0 [0.0, 49.0] | 0.0 | 0.0 |" in text
     gain = "+100.0 [+100.0, +100.0]"
     assert f"| sft | 0 | {gain} | {gain} | {gain} | {gain} | 75.0 [30.1, 95.4] |" in text
+
+
+def test_what_was_not_answered_and_what_was_cut_is_said(tmp_path):
+    lost = {"none": {"answered": 3, "missing_media": 1}, "silent": {"answered": 4}}
+    first_line(tmp_path, write_run(tmp_path / "run", "sft", ["silent"], outcomes=lost, clips_cut=2))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| sft | 0 | the clip | 3 | 1 missing_media | 2 |\n\n" in text
+    first_line(tmp_path, write_run(tmp_path / "well", "sft", outcomes={"none": {"answered": 4}}, clips_cut=0))
+    assert "clips heard in part" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_silent_video_cannot_be_heard(tmp_path):
@@ -268,8 +280,11 @@ def test_the_module_is_a_command_too():
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"results\.json does not exist"):
-        main(["--runs", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    for folder, seen in ((tmp_path, "holds no finished run"), (tmp_path / "nope", "is no folder")):
+        told = f"--runs: {folder} {seen}; give the --output_dir of a finished `python -m evaluation run`"
+        for flags in ([], ["--output_dir", str(tmp_path / "out")]):
+            with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+                main(["--runs", str(folder), *flags])
     run = write_run(tmp_path / "run", "sft")
     with pytest.raises(InputError, match=r"trainer_state\.json does not exist"):
         main(["--runs", run, "--training", str(tmp_path), "--output_dir", str(tmp_path / "out")])

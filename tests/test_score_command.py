@@ -9,13 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, load_benchmark, read_annotations
+from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
+from evaluation.controls import shuffled
+from evaluation.generate import to_prediction
 from evaluation.score import main
+from evaluation.sections import parts_lines
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
 from sightsound.media import encode_flac
 from tests.support.loopback_hub import client, client_environment, loopback_hub
+from tests.test_avqa_audio import annotation as avqa_annotation
 from tests.test_mmau import annotation as mmau_annotation
 from tests.test_music_avqa import annotation as music_annotation
 
@@ -72,7 +76,7 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(annotations, tmp_p
         assert part["results"]["none"]["unanswered"] == 75.0
     main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(path)])
     text = capsys.readouterr().out
-    assert "4 questions, 1 without a prediction, 2 with an output that is no text" in text
+    assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is no text" in text
     assert "| average | 4 | 25.0 [4.6, 69.9] | 25.0 [4.6, 69.9] |" in text
     assert "| type: sound | 2 | 50.0 [9.5, 90.5] | 50.0 [9.5, 90.5] |" in text
     assert "| unanswered, % | 4 | 75.0 | 75.0 |" in text
@@ -136,11 +140,13 @@ def test_questions_come_from_one_place_and_protocols_exist(annotations, tmp_path
             main([*flags, *predictions])
 
 
-def write_dataset(folder: Path, annotations: list[dict]) -> Path:
+def write_dataset(folder: Path, annotations: list[dict], leave_out: str = "") -> Path:
     sound = {"audio": {"bytes": encode_flac(np.zeros(160, dtype=np.float32)), "path": "a.flac"}}
     clip = {**sound, "duration_s": 0.01, "media_sha256": "0"}
     rows = [BENCHMARKS["mmau"].to_row(each) | clip for each in annotations]
-    schema.write_parquet(rows, schema.mmau_features(), folder / "data" / "test-00000-of-00001.parquet")
+    features = schema.mmau_features()
+    features.pop(leave_out, None)
+    schema.write_parquet(rows, features, folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, "# Questions\n", {"default": {"test": "data/*.parquet"}})
     return folder
 
@@ -155,8 +161,30 @@ def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision
     write(tmp_path / "p.parquet", [row | {"benchmark_revision": "0123"} for row in ours])
     with pytest.raises(InputError, match=f"answers other questions: benchmark_revision 0123, expected {revision}"):
         main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
-    with pytest.raises(InputError, match="is no dataset of music_avqa: it lacks in_paper"):
-        load_benchmark("music_avqa", str(dataset), None, None)
+    for other in ("avqa", "music_avqa"):
+        with pytest.raises(InputError, match=f"is a dataset of mmau, not of {other}; give --benchmark mmau, or {other}'s own"):
+            load_benchmark(other, str(dataset), "test", None)
+
+
+def test_a_dataset_without_a_column_of_the_benchmark_is_refused(annotations, tmp_path):
+    dataset = write_dataset(tmp_path / "built", json.loads(annotations.read_text()), leave_out="sub_category")
+    with pytest.raises(InputError, match="is no dataset of mmau: it lacks sub_category; build one by dataset_builders/"):
+        load_benchmark("mmau", str(dataset), None, None)
+
+
+def test_a_figure_on_a_part_says_so():
+    assert part_asked(20, 1000, None) == "20 of 1,000 questions"
+    assert part_asked(9129, 9129, True) is None and part_asked(20, None, None) is None
+    assert part_asked(1000, 1000, False) == "other questions than the pinned ones"
+    assert {name: benchmark.pinned.questions for name, benchmark in BENCHMARKS.items()} == {
+        "avqa": None, "mmau": 1000, "music_avqa": 9129,
+    }  # fmt: skip
+    figures = {"n": 15, "all": {"n": 20}}  # MUSIC-AVQA's average leaves questions out that were asked
+    run = {"arm": "sft", "seed": 0, "results": {"none": figures}, "benchmark_questions": 1000}
+    assert parts_lines([run, run | {"benchmark_questions": 20}, run | {"benchmark_questions": None}]) == [
+        "Not the whole benchmark as it is pinned: sft (seed 0): 20 of 1,000 questions.",
+        "",
+    ]
 
 
 def test_music_avqa_is_scored_over_the_paper_s_rows_and_over_all(tmp_path, capsys):
@@ -185,6 +213,66 @@ def test_an_official_annotation_of_another_revision_is_told_by_its_texts(tmp_pat
         main([*flags, str(write(tmp_path / "other.json", changed))])
 
 
+WHERE = {"question_content": "Where is the <Object> in the video?", "templ_values": '["violin"]', "anser": "left"}
+# One annotation of each benchmark; the word "video" in it is "audio" in a built dataset.
+OFFICIAL = {
+    "avqa": avqa_annotation(1, "06GyG4-wONQ_000006"),
+    "mmau": mmau_annotation("1"),
+    "music_avqa": music_annotation(1, **WHERE),
+}
+
+
+def told_of(benchmark: str, prediction: dict, tmp_path: Path, capsys) -> dict:
+    """One prediction for the benchmark's one question, scored by the paper's protocol."""
+    (tmp_path / "official.json").write_text(json.dumps([OFFICIAL[benchmark]]))
+    path = write(tmp_path / "p.json", [prediction])
+    flags = ["--annotations", str(tmp_path / "official.json"), "--allow_unpinned", "--predictions", str(path), "--json"]
+    main(["--benchmark", benchmark, *flags])
+    return json.loads(capsys.readouterr().out)["protocols"]["paper"]["results"]["none"]
+
+
+@pytest.mark.parametrize("benchmark", OFFICIAL)
+def test_rows_of_the_file_or_of_the_dataset_with_the_output_beside_them_are_scored(benchmark, tmp_path, capsys):
+    official, built = OFFICIAL[benchmark], BENCHMARKS[benchmark].to_row(OFFICIAL[benchmark])
+    assert benchmark == "mmau" or built["question"] != built["video_question"]
+    for row in (official, built, built | {"question": built["video_question"], "answer": built["answer_text"]}):
+        assert told_of(benchmark, row | {"model_output": built["answer_text"]}, tmp_path, capsys)["accuracy"] == 100.0
+
+
+REPEATED = {
+    "avqa": ("question", "video_question", "question_text", "choices", "multi_choice", "answer", "answer_text"),
+    "mmau": ("question", "choices", "answer", "answer_text"),
+    "music_avqa": ("question", "question_content", "answer", "answer_text", "anser"),
+}
+
+
+@pytest.mark.parametrize(("benchmark", "name"), [(b, name) for b, names in REPEATED.items() for name in names])
+@pytest.mark.parametrize("whole", [False, True])
+def test_one_text_of_another_revision_is_enough_to_be_told(benchmark, name, whole, tmp_path, capsys):
+    other = ["x", "y"] if name in ("choices", "multi_choice") else "something else"
+    row = {"id": 1, "model_output": "A"} | (BENCHMARKS[benchmark].to_row(OFFICIAL[benchmark]) if whole else {})
+    with pytest.raises(InputError, match=rf"question 1 has other texts there than in {benchmark} in .*(something|'x')"):
+        told_of(benchmark, row | {name: other}, tmp_path, capsys)
+
+
+def test_another_index_or_filling_is_another_question(tmp_path, capsys):
+    for benchmark, change in (("avqa", {"answer": 0}), ("music_avqa", {"templ_values": '["cello"]'})):
+        with pytest.raises(InputError, match="question 1 has other texts there"):
+            told_of(benchmark, OFFICIAL[benchmark] | change | {"model_output": "A"}, tmp_path, capsys)
+
+
+def test_what_a_run_wrote_is_scored(tmp_path, capsys):
+    row = BENCHMARKS["mmau"].to_row(OFFICIAL["mmau"]) | {"duration_s": 1.0}
+    said = {"completions": [{"text": "Woman", "finish_reason": "stop"}]}
+    ours = [to_prediction(row, "0/none", said, {"benchmark": "mmau"})]
+    ours.append(to_prediction(shuffled(row), "0/shuffled", said, {"benchmark": "mmau"}))
+    assert ours[0]["answer"] != ours[0]["gold"], "`answer` is what the model answered"
+    (tmp_path / "official.json").write_text(json.dumps([OFFICIAL["mmau"]]))
+    told = score(write(tmp_path / "p.parquet", ours), tmp_path / "official.json", capsys)
+    assert told["protocols"]["paper"]["results"]["shuffled"]["accuracy"] == 0.0
+    assert (told["questions"], told["benchmark_questions"]) == (1, 1000)
+
+
 def test_controls_in_a_run_s_file_are_scored_and_the_first_line_is_the_verdict(annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "output": "Man", "control": control} for i in range(4) for control in ("none", "silent")]
     predictions = write(tmp_path / "p.parquet", rows)
@@ -192,6 +280,21 @@ def test_controls_in_a_run_s_file_are_scored_and_the_first_line_is_the_verdict(a
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
     assert "| silent audio | 100.0 [51.0, 100.0] | +0.0 [+0.0, +0.0] |" in text
+
+
+def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(annotations, tmp_path, capsys):
+    rows = [{"id": f"q{i}", "output": "Man", "control": "none"} for i in range(4)]
+    rows += [{"id": f"q{i}", "output": text, "control": "silent"} for i, text in ((0, "Man"), (1, None))]
+    rows += [{"id": "q0", "output": None, "control": "swapped"}]
+    predictions = write(tmp_path / "p.parquet", rows)
+    main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)])
+    text = capsys.readouterr().out
+    assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
+    assert "Only questions answered both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
+    assert "silent audio: 2 without a prediction, 1 with an output that is no text\n" in text
+    assert "another clip's audio: 3 without a prediction, 1 with an output that is no text\n" in text
+    assert "| silent audio | 25.0 [4.6, 69.9] | +0.0 [-100.0, +100.0] (n=1) |" in text
+    assert "| another clip's audio | 0.0 [0.0, 49.0] | – |" in text
 
 
 @pytest.mark.parametrize(
@@ -202,7 +305,17 @@ def test_the_official_files_are_the_pinned_ones(real_data, name, file, count, co
     rows, revision = read_annotations(name, str(real_data / "annotations" / file), allow_unpinned=False)
     column = BENCHMARKS[name].counted
     assert (len(rows), sum(column is None or row[column] for row in rows)) == (count, counted)
-    assert revision == f"sha256:{BENCHMARKS[name].sha256}"
+    assert revision == f"sha256:{BENCHMARKS[name].pinned.sha256}"
+
+
+def test_questions_are_known_by_their_texts_in_any_order(real_data):
+    rows, _ = read_annotations("mmau", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"), allow_unpinned=False)
+    before = real_data / "annotations" / "mmau" / "mmau-test-mini.pre-v05.15.25.json"
+    others, _ = read_annotations("mmau", str(before), allow_unpinned=True)
+    asks = BENCHMARKS["mmau"].pinned.asks
+    assert (asks(rows[::-1]), asks(others), asks(rows[1:])) == (True, False, None)
+    music, _ = read_annotations("music_avqa", str(real_data / "annotations" / "music_avqa" / "avqa-test.json"), False)
+    assert BENCHMARKS["music_avqa"].pinned.asks(music) is True and BENCHMARKS["avqa"].pinned.asks(rows) is None
 
 
 def test_the_sample_of_avqa_is_read_whole(real_data):

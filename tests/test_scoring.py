@@ -3,6 +3,7 @@
 import pytest
 
 from evaluation.benchmarks import BENCHMARKS
+from evaluation.controls import deaf_by
 from evaluation.protocols import Decision
 from evaluation.scoring import results_of, score, score_by, score_run
 from evaluation.statistics import clustered_error, wilson_interval
@@ -66,4 +67,34 @@ def test_a_run_is_scored_by_each_protocol_and_against_each_control():
     assert {name: part["results"]["none"]["accuracy"] for name, part in scored.items()} == {"official": 75.0, "paper": 75.0}
     assert scored["paper"]["results"]["silent"]["unanswered"] == 25.0
     gain = scored["paper"]["gains"]["silent"]
-    assert (gain["difference"], gain["only_first"], gain["only_second"]) == (25.0, 2, 1)
+    assert (gain["n"], gain["only_first"], gain["only_second"]) == (3, 1, 1), "what never came is no wrong answer"
+
+
+def paper(benchmark: str, rows: list[dict], **outputs: list[str | None]) -> dict:
+    return score_run(benchmark, ["paper"], outputs, dict.fromkeys(outputs, rows))["paper"]
+
+
+def test_a_control_that_was_asked_in_part_shows_nothing_of_the_rest():
+    rows = [question(i, i % 2) for i in range(1000)]
+    always = ["dog"] * 1000  # whatever it is given
+    scored = paper("avqa", rows, none=always, silent=["dog"] * 10 + [None] * 990)
+    gain = scored["gains"]["silent"]
+    assert (gain["n"], gain["difference"]) == (10, 0.0) and deaf_by(scored["gains"]) == ["silent"]
+    assert paper("avqa", rows, none=[None] * 990 + always[:10], silent=always)["gains"]["silent"]["n"] == 10
+    assert paper("avqa", rows, none=always, silent=[None] * 1000)["gains"] == {}, "not tested"
+
+
+def test_a_choice_is_kept_or_not_only_where_both_orders_were_answered():
+    scored = paper("avqa", ROWS, none=["dog", "bell", None, "dog"], shuffled=["dog", "dog", "dog", None])
+    assert (scored["consistency"]["n"], scored["consistency"]["same_choice"]) == (2, 50.0)
+    assert "consistency" not in paper("avqa", ROWS, none=["dog"] * 4, shuffled=[None] * 4)
+
+
+def test_gains_are_over_the_questions_of_the_average():
+    """All right with the clip and nothing under silence on what counts; the other way round on what no average has."""
+    rows = [question(i, 0, in_paper=i < 4) for i in range(8)]
+    heard, silent = ["dog"] * 4 + ["bell"] * 4, ["bell"] * 4 + ["dog"] * 4
+    scored = paper("music_avqa", rows, none=heard, silent=silent, shuffled=["dog"] * 8)
+    assert (scored["results"]["none"]["accuracy"], scored["results"]["silent"]["accuracy"]) == (100.0, 0.0)
+    assert (scored["gains"]["silent"]["n"], scored["gains"]["silent"]["difference"]) == (4, 100.0)
+    assert (scored["consistency"]["n"], scored["consistency"]["same_choice"]) == (4, 100.0)

@@ -1,4 +1,4 @@
-"""
+r"""
 Train one of the miniature's models from scratch (student, teacher) or from another of them (checker, from the student).
 
     python recipes/miniature/pretrain.py --config recipes/miniature/student.yaml \
@@ -201,7 +201,7 @@ def main() -> None:
         if script_args.model == "checker":
             if script_args.init_from is None:
                 raise InputError("the checker starts from a model that hears: give --init_from")
-            model = Qwen2AudioForConditionalGeneration.from_pretrained(script_args.init_from)
+            model = Qwen2AudioForConditionalGeneration.from_pretrained(script_args.init_from, use_safetensors=True)
             processor = AutoProcessor.from_pretrained(script_args.init_from)
         else:
             model, processor = make_student() if script_args.model == "student" else make_teacher()

@@ -1,28 +1,31 @@
-"""
-AVQA's questions: the official annotations, row by row. One annotation (val_qa.json, id 1139):
-
-    {"id": 1139, "video_name": "06GyG4-wONQ_000006", "video_id": 1395,
-     "question_text": "How many animals are there in the video?", "multi_choice": ["3", "One", "4", "2"], "answer": 3,
-     "question_relation": "Both", "question_type": "Which"}
-"""
+"""AVQA's questions: the official annotations, row by row."""
 
 from typing import Any
 
 from sightsound import schema
 from sightsound.annotations import RowError, audio_question, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.media import VIDEO_NAME
 
 
 # The authors' own repository (AlyssaYoung/AVQA) does not hold the questions, and nobody publishes a digest: a report tells
 # the sha256 of the file that was scored.
-PINNED = "val_qa.json of AVQA, as in data/ of plnguyen2908/AVQA-viz at commit f7c00b2"
+PINNED = PinnedFile("val_qa.json of AVQA, as in data/ of plnguyen2908/AVQA-viz at commit f7c00b2")
 ID_KEY = "id"
 NUM_CHOICES = 4
 EXPECTED_KEYS = ("id", "video_name", "question_text", "multi_choice", "answer")
 
 
 def to_row(annotation: Any) -> dict[str, Any]:
-    """One annotation -> one row without its sound; choices keep their outer spaces and their duplicates."""
+    """
+    One annotation -> one row without its sound; choices keep their outer spaces and their duplicates.
+
+    An annotation (val_qa.json, id 1139):
+
+        {"id": 1139, "video_name": "06GyG4-wONQ_000006", "video_id": 1395,
+         "question_text": "How many animals are there in the video?", "multi_choice": ["3", "One", "4", "2"], "answer": 3,
+         "question_relation": "Both", "question_type": "Which"}
+    """
     expect_keys(annotation, EXPECTED_KEYS)
     name = VIDEO_NAME.fullmatch(str(annotation["video_name"]))
     if name is None:

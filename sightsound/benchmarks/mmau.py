@@ -1,13 +1,7 @@
 """
 MMAU test-mini: the official annotations, one file known by its bytes, row by row.
 
-"v05.15.25" was edited after its date, so that version name alone does not say which questions were asked. One annotation:
-
-    {"id": "3fe64f3d-282c-4bc8-a753-68f8f6c35652",
-     "audio_id": "./test-mini-audios/3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",
-     "question": "Based on the given audio, identify the source of the speaking voice.",
-     "choices": ["Man", "Woman", "Child", "Robot"], "answer": "Man", "dataset": "AudioSet", "task": "sound",
-     "split": "test-mini", "category": "Reasoning", "sub-category": "Acoustic Source Inference", "difficulty": "medium"}
+"v05.15.25" was edited after its date, so that version name alone does not say which questions were asked.
 """
 
 import hashlib
@@ -17,15 +11,11 @@ from typing import Any
 
 from sightsound import schema
 from sightsound.annotations import RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
-from sightsound.cli import InputError, read_json
-from sightsound.media import sha256_of
+from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.prompts import LETTERS
 
 
-PINNED = "mmau-test-mini.json of Sakshi113/MMAU at commit f0a4a97"
-PINNED_SHA256 = "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c"
-# Of the rows whatever their formatting, and of their ids, in any order: how another file differs is told by these.
-PINNED_ROWS = 1000
+# Of the pinned rows whatever their formatting, and of their ids, in any order: how another file differs is told by these.
 PINNED_CONTENT = "d2b51b55002cb100fe4a5eec1d05bac207a16a18af0629fbfd4ed05bab5c40c1"
 PINNED_IDS = "2ac4dcd841a6f273a0396d8940bc2056f18d3830e5d166ede4c4c3fc4b0549b3"
 # Other states of the official file that people have.
@@ -57,31 +47,30 @@ def difference(rows: Any, sha256: str) -> str:
     if content == PINNED_CONTENT:
         return "this holds the same rows, but not the same bytes (formatting or order)"
     if ids == PINNED_IDS:
-        return f"this has the same {PINNED_ROWS} ids, but other questions, choices, answers or labels"
-    return f"this has {len(rows)} rows instead of {PINNED_ROWS}" if len(rows) != PINNED_ROWS else "some of its ids are others"
+        return f"this has the same {PINNED.questions} ids, but other questions, choices, answers or labels"
+    told = f"this has {len(rows)} rows instead of {PINNED.questions}"
+    return told if len(rows) != PINNED.questions else "some of its ids are others"
 
 
-def revision_of(path: str, allow_unpinned: bool) -> str:
-    """
-    What the card says of the annotation file.
-
-    Raises:
-        `InputError`: It is not the pinned one and that was not allowed.
-    """
-    rows, sha256 = read_json(path), sha256_of(path)
-    if sha256 == PINNED_SHA256:
-        return f"the pinned file: {PINNED}, unchanged"
-    told = difference(rows, sha256)
-    if not allow_unpinned:
-        raise InputError(
-            f"{path} is not {PINNED}: {told} (sha256 {PINNED_SHA256[:12]}... expected, {sha256[:12]}... found); download "
-            "that file, or give --allow_unpinned and say in what you publish which file it was"
-        )
-    return f"NOT the pinned file ({PINNED}): {told}; figures are not comparable"
+PINNED = PinnedFile(
+    "mmau-test-mini.json of Sakshi113/MMAU at commit f0a4a97",
+    "9f18fda99f8dbc2bc5ecd6323fb5063309f54969810b5c6f1caeb3b8d904cf1c",
+    questions=1000,
+    difference=difference,
+    texts_sha256="8e9a2d07448b2e50f7165bceefcc67ec380ad431df7381e479f512a7ca3610b7",
+)
 
 
 def to_row(annotation: Any) -> dict[str, Any]:
-    """One annotation -> one row without its sound."""
+    """
+    One annotation -> one row without its sound. An annotation:
+
+        {"id": "3fe64f3d-282c-4bc8-a753-68f8f6c35652",
+         "audio_id": "./test-mini-audios/3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",
+         "question": "Based on the given audio, identify the source of the speaking voice.",
+         "choices": ["Man", "Woman", "Child", "Robot"], "answer": "Man", "dataset": "AudioSet", "task": "sound",
+         "split": "test-mini", "category": "Reasoning", "sub-category": "Acoustic Source Inference", "difficulty": "medium"}
+    """
     expect_keys(annotation, EXPECTED_KEYS)
     clip = CLIP_FILE.fullmatch(re.split(r"[/\\]", str(annotation["audio_id"]))[-1])
     if clip is None:

@@ -1,12 +1,4 @@
-"""
-MUSIC-AVQA's test questions: the official annotations, row by row, and the closed vocabulary of their answers.
-
-One annotation (question_id 12):
-
-    {"video_id": "00000093", "question_id": 12, "type": "[\\"Audio\\", \\"Counting\\"]",
-     "question_content": "How many musical instruments were heard throughout the video?", "templ_values": "[]",
-     "question_deleted": 0, "anser": "one"}
-"""
+"""MUSIC-AVQA's test questions: the official annotations, row by row, and the closed vocabulary of their answers."""
 
 import json
 import re
@@ -14,10 +6,15 @@ from typing import Any
 
 from sightsound import schema
 from sightsound.annotations import RowError, audio_question, expect_id, expect_keys, expect_text
+from sightsound.benchmarks.pinned import PinnedFile
 
 
-PINNED = "data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095"
-PINNED_SHA256 = "76ce24ee02fd85e28038605aedd4f62633e1335ccda96a1fcf7340b5feaf230e"
+PINNED = PinnedFile(
+    "data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095",
+    "76ce24ee02fd85e28038605aedd4f62633e1335ccda96a1fcf7340b5feaf230e",
+    questions=9129,
+    texts_sha256="683a35a43893105a7aa03922c4e01616f6e73dee7153fe4ff5273ec8308d645a",
+)
 ID_KEY = "question_id"
 EXPECTED_KEYS = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
 PAPER_TYPES = ("Counting", "Comparative", "Temporal", "Existential")
@@ -79,7 +76,15 @@ def choices_of(template: str) -> list[str]:
 
 
 def to_row(annotation: Any) -> dict[str, Any]:
-    """One annotation -> one row without its sound; texts as in the file, full-width question marks and all."""
+    r"""
+    One annotation -> one row without its sound; texts as in the file, full-width question marks and all.
+
+    An annotation (question_id 12):
+
+        {"video_id": "00000093", "question_id": 12, "type": "[\"Audio\", \"Counting\"]",
+         "question_content": "How many musical instruments were heard throughout the video?", "templ_values": "[]",
+         "question_deleted": 0, "anser": "one"}
+    """
     expect_keys(annotation, EXPECTED_KEYS)
     if not VIDEO_ID.fullmatch(str(annotation["video_id"])):
         raise RowError(

@@ -37,7 +37,7 @@ LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|u
 class BenchmarkArguments:
     clip_s: float = field(default=10.0, metadata={"help": "length of the clips, at most 30 seconds"})
     num_new_tokens: int = field(default=200, metadata={"help": "per completion", "minimum": 4})
-    steps: int = field(default=4, metadata={"help": "of each trainer; the first is not counted", "minimum": 2})
+    steps: int = field(default=4, metadata={"help": "of each trainer, at least 2: the first is not counted"})
     full: bool = field(default=False, metadata={"help": "GRPO trains all parameters, as the paper does"})
     tiny: bool = field(default=False, metadata={"help": "a small model, on the CPU"})
     work_dir: str | None = field(default=None, metadata={"help": "where the model is written (default: a temporary folder)"})
@@ -225,6 +225,8 @@ def grpo(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float
 
 def main() -> None:
     args = parse_arguments(BenchmarkArguments, __doc__)
+    if args.steps < 2:
+        raise InputError(f"--steps {args.steps}: the first step warms up and is not counted; give 2 or more")
     import gc
 
     import torch

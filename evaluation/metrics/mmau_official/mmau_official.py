@@ -12,7 +12,7 @@ import evaluate
 
 from sightsound.answers import extract_answer_text
 
-from .matcher import decide
+from .matcher import decide, words
 
 
 _DESCRIPTION = "Accuracy on MMAU by the official rule: all words of the answer, none that only other choices hold."
@@ -34,6 +34,8 @@ Returns:
     accuracy (`float`): Percent of all questions.
     unanswered (`float`): Percent of outputs without any word where the answer should be. They count against the accuracy.
     correct (`list[bool]`): The decisions.
+Raises:
+    `ValueError`: There are no predictions, or a reference is none of its choices.
 """
 
 
@@ -56,6 +58,11 @@ class MmauOfficial(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[str], choices: list[list[str]]
     ) -> dict[str, float | list[bool]]:
+        if not predictions:
+            raise ValueError("there are no predictions to score")
+        for reference, options in zip(references, choices, strict=True):
+            if words(reference) not in map(words, options):
+                raise ValueError(f"reference {reference!r} is none of the choices {options!r}")
         texts = (extract_answer_text(prediction) for prediction in predictions)
         decisions = [decide(*row) for row in zip(texts, references, choices, strict=True)]
         return {

@@ -21,6 +21,11 @@ def plain(text: str) -> str:
 _KNOWN = {plain(word): word for word in VOCABULARY}
 
 
+def word_of(text: str) -> str | None:
+    """The word of the vocabulary that a text is, as the vocabulary spells it; None when it is none."""
+    return _KNOWN.get(plain(text))
+
+
 def decide(answer_text: str, reference: str) -> bool | None:
     """
     Whether an extracted answer is the right word.
@@ -28,5 +33,5 @@ def decide(answer_text: str, reference: str) -> bool | None:
     Returns:
         `bool` or `None`: None when it is no word of the vocabulary.
     """
-    word = _KNOWN.get(plain(answer_text))
-    return None if word is None else word == reference
+    word = word_of(answer_text)
+    return None if word is None else word == reference or word == word_of(reference)

@@ -12,7 +12,7 @@ import evaluate
 
 from sightsound.answers import extract_answer_text
 
-from .matcher import decide
+from .matcher import decide, word_of
 
 
 _DESCRIPTION = "Accuracy on MUSIC-AVQA: the extracted answer is the right one of the 42 words that can be answered."
@@ -27,11 +27,13 @@ _CITATION = """\
 _INPUTS = """
 Args:
     predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
-    references (`list[str]`): The right answers, words of the vocabulary.
+    references (`list[str]`): The right answers, words of the vocabulary; "acoustic guitar" is one too.
 Returns:
     accuracy (`float`): Percent of all questions.
     unanswered (`float`): Percent of outputs whose answer is none of the 42. They count against the accuracy.
     correct (`list[bool]`): The decisions.
+Raises:
+    `ValueError`: There are no predictions, or a reference is no word of the vocabulary.
 """
 
 
@@ -47,6 +49,11 @@ class MusicAvqa(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | list[bool]]:
+        if not predictions:
+            raise ValueError("there are no predictions to score")
+        for reference in set(references):
+            if word_of(reference) is None:
+                raise ValueError(f"reference {reference!r} is none of the 42 answers, such as 'acoustic_guitar' and 'two'")
         texts = (extract_answer_text(prediction) for prediction in predictions)
         decisions = [decide(text, reference) for text, reference in zip(texts, references, strict=True)]
         return {

@@ -33,6 +33,8 @@ Returns:
     unanswered (`float`): Percent of outputs that are similar to no choice. They count against the accuracy.
     matched_by (`dict[str, int]`): How many answers were matched by `letter`, `choice_text`, `similarity` and `none`.
     correct (`list[bool]`): The decisions.
+Raises:
+    `ValueError`: There are no predictions, or a reference is no index of a choice.
 """
 
 
@@ -55,7 +57,12 @@ class PaperProtocol(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[int], choices: list[list[str]]
     ) -> dict[str, float | dict[str, int] | list[bool]]:
+        if not predictions:
+            raise ValueError("there are no predictions to score")
         answers = [parse_answer(output, options) for output, options in zip(predictions, choices, strict=True)]
+        for reference, options in zip(references, choices, strict=True):
+            if not 0 <= reference < len(options):
+                raise ValueError(f"reference {reference} is no index of a choice: there are {len(options)}, counted from 0")
         correct = [is_correct(*row) for row in zip(answers, references, choices, strict=True)]
         return {
             "accuracy": 100 * sum(correct) / len(correct),

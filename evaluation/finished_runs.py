@@ -1,0 +1,99 @@
+"""
+Find finished runs of `python -m evaluation run`: what is none, or only a part of one, is refused.
+
+A run over several benchmarks has a folder of each, by its name, in its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.benchmarks import BENCHMARKS, Row
+from evaluation.controls import NO_CONTROL
+from evaluation.predictions import read_rows
+from evaluation.request_builder import VIDEO
+from sightsound.cli import InputError, read_json
+from sightsound.journal import STAGE_FILE, is_complete
+
+
+RESULTS_FILE = "results.json"
+NEEDED = ("benchmark", "results", "gains")  # what no run of an earlier version had all of
+REMEDY = "give the --output_dir of a finished `python -m evaluation run`"
+
+
+class FinishedRun(NamedTuple):
+    """One benchmark of a run: its folder, and its `results.json`."""
+
+    folder: str
+    results: dict[str, Any]
+
+
+def find_runs(folders: list[str]) -> list[FinishedRun]:
+    """
+    The runs in these folders, one per benchmark of each.
+
+    Raises:
+        `InputError`: A folder holds none, one that is not complete or not by this version, or two on one benchmark.
+    """
+    return [run for folder in folders for run in _runs_in(Path(folder))]
+
+
+def _runs_in(folder: Path) -> list[FinishedRun]:
+    if not folder.is_dir():
+        raise InputError(f"--runs: {folder} is no folder; {REMEDY}")
+    # Folders of other names are not looked at: the parent of several runs is none itself.
+    named = [folder / name for name in BENCHMARKS if (folder / name).is_dir()]
+    parts = [folder] if _is_stage(folder) else named
+    if not any(map(_is_stage, parts)):
+        raise InputError(f"--runs: {folder} holds no finished run; {REMEDY}")
+    runs: dict[str, FinishedRun] = {}
+    for run in map(_read_run, parts):
+        other = runs.setdefault(run.results["benchmark"], run)
+        if other is not run:
+            told = f"{other.folder} and {run.folder} are both on {run.results['benchmark']}"
+            raise InputError(f"--runs: {told}; give one of them")
+    return list(runs.values())
+
+
+def _is_stage(folder: Path) -> bool:
+    return (folder / STAGE_FILE).is_file() or (folder / RESULTS_FILE).is_file()
+
+
+def _read_run(folder: Path) -> FinishedRun:
+    if not is_complete(folder):
+        raise InputError(f"--runs: {folder} is not complete; rerun its evaluation first")
+    if not (folder / RESULTS_FILE).is_file():
+        raise InputError(f"--runs: {folder} holds no {RESULTS_FILE}; {REMEDY}")
+    results = read_json(str(folder / RESULTS_FILE))
+    missing = [name for name in NEEDED if name not in results]
+    if missing:
+        raise InputError(f"{folder}/{RESULTS_FILE} lacks {', '.join(missing)}: not by this version; evaluate again")
+    return FinishedRun(str(folder), results)
+
+
+def answers_of(run: FinishedRun) -> dict[str, Row]:
+    """
+    What a run answered with the clip: its predictions by question id, without those of its controls.
+
+    Raises:
+        `InputError`: There are none, they are of another benchmark, or a question stands there twice.
+    """
+    folder, benchmark = run.folder, run.results["benchmark"]
+    file = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
+    if not file.is_file():
+        raise InputError(f"{folder} holds no predictions on {benchmark}; {REMEDY}")
+    answers: dict[str, Row] = {}
+    for row in read_rows(str(file)):
+        if row["benchmark"] != benchmark:
+            raise InputError(f"{file} holds predictions on {row['benchmark']}, expected {benchmark}; {REMEDY}")
+        if row["control"] == NO_CONTROL:
+            if row["id"] in answers:
+                raise InputError(f"{file}: question {row['id']} stands there twice; which of the answers counts cannot be told")
+            answers[row["id"]] = row
+    return answers
+
+
+def hears(results: dict[str, Any]) -> bool:
+    """Whether the model was given sound: silent video has none to be deaf to."""
+    return results["method"].split("/")[0] != VIDEO
