@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.controls import CONTROLS
 from evaluation.generate import Source
-from evaluation.request_builder import METHODS, Asking, RequestBuilder, read_reasoning
+from evaluation.request_builder import METHODS, Asking, RequestBuilder, check_controls, read_reasoning
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.media import MediaError, decode_audio
@@ -40,9 +40,9 @@ def test_controls_change_the_sound_and_nothing_else(builder):
 def test_swapped_audio_is_of_another_clip_also_where_questions_share_one(builder):
     rows, build = builder(["a", "b", "a", "a"])
     assert np.array_equal(build("0/swapped").audio, decode_audio(rows[1]["audio"], 2.0).waveform)
-    _, build = builder(["a", "a"])
+    one_clip, _ = builder(["a", "a"])
     with pytest.raises(InputError, match="at least two clips"):
-        build("0/swapped")
+        check_controls(one_clip, ["swapped"])
 
 
 def test_without_sound_the_text_stays_and_a_call_mixes_no_controls(builder):
@@ -111,10 +111,7 @@ def test_a_teachers_reasoning_comes_without_its_answer_and_one_that_is_missing_i
     assert reasoning == {rows[0]["id"]: "I hear a bell.", rows[1]["id"]: "I hear a bell."}
     build = RequestBuilder(rows, Asking(method="cot_distill"), ENGINE, reasoning=reasoning)
     assert "I hear a bell." in build("1/none").text and "<answer>bell" not in build("1/none").text
-    for key in ("2/none", "3/none"):
-        with pytest.raises(MediaError) as told:
-            build(key)
-        assert told.value.outcome == "no_trace"
+    assert (build.keys(), build.without_reasoning()) == (["0/none", "1/none"], ["2/none", "3/none"])
 
 
 def test_reasoning_is_read_from_a_corpus_too_and_only_about_these_questions(rows, questions, tmp_path):

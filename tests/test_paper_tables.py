@@ -1,8 +1,6 @@
 """The paper's tables: every figure as the paper has it, and our runs beside them."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
@@ -40,8 +38,8 @@ def rows_in_the_paper(text: str, heading: str) -> list[tuple[str, str, list[floa
 @pytest.mark.parametrize(
     ("name", "heading", "count"), [("table1", "Models\tMethod\tAccuracy", 14), ("table2", "Baselines:", 10)]
 )
-def test_every_figure_is_the_papers(name, heading, count):
-    paper = Path(os.environ.get("SIGHTSOUND_REAL_DATA", "missing")).parent / "paper.txt"
+def test_every_figure_is_the_papers(real_data, name, heading, count):
+    paper = real_data.parent / "paper.txt"
     if not paper.is_file():
         pytest.skip("the paper's text is not here")
     rows = load_table(name).rows
