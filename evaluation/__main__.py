@@ -1,5 +1,6 @@
 r"""
-Evaluate a model on benchmarks, score and compare outputs, gather finished runs into a report, or make a page to look at them.
+Evaluate a model on benchmarks, score and compare outputs, gather finished runs into a report, make a page to look at
+them, or publish a checkpoint with its results.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --model sft-tts_agfv/model --modality audio --method cot \
         --controls silent swapped --output_dir evaluation-runs/sft-tts_agfv
@@ -7,6 +8,8 @@ Evaluate a model on benchmarks, score and compare outputs, gather finished runs 
     python -m evaluation compare --runs evaluation-runs/sft-tts_agfv evaluation-runs/sft-cot
     python -m evaluation report --runs evaluation-runs/* --output_dir report
     python -m evaluation browse --dataset avqa-audio --corpus corpus --output_dir browser
+    python -m evaluation publish --model sft-tts_agfv/model --runs evaluation-runs/sft-tts_agfv --push_to_hub ORG/NAME
+    python -m evaluation collect --title "SightSound-R1" --datasets ORG/avqa-audio --models ORG/NAME
 
 `python -m evaluation run --help`, and likewise the others, list the flags.
 """

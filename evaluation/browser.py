@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import get_benchmark
-from evaluation.finished_runs import answers_of, find_runs
+from evaluation.finished_runs import answers_of, find_runs, run_names, split_of
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments
 from sightsound.journal import write_atomically
@@ -48,8 +48,8 @@ class BrowseArguments:
     corpus: str | None = field(default=None, metadata={"help": "traces with verdicts, by cot_corpus.py: folder or Hub id"})
     split: str = field(default="train", metadata={"help": "split of the dataset that the corpus is about"})
     runs: list[str] | None = field(default=None, metadata={"help": "folders of `run`: the student, or before and after"})
-    runs_split: str = field(default="validation", metadata={"help": "split of the dataset that the runs are about"})
-    benchmark: str = field(default="avqa", metadata={"help": "which benchmark the dataset is of"})
+    runs_split: str | None = field(default=None, metadata={"help": "split that the runs are about (default: as they say)"})
+    benchmark: str | None = field(default=None, metadata={"help": "of the dataset (default: the first run's, else avqa)"})
     media_dir: str | None = field(default=None, metadata={"help": "folder with the videos, to show them too"})
     media_mb: int = field(default=25, metadata={"help": "room for clips in the page, MB", "minimum": 0})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions of a split", "minimum": 1})
@@ -218,20 +218,20 @@ def write_space_card(folder: Path) -> None:
     write_atomically(folder / "README.md", f"---\n{front}---\n\n# {TITLE}\n\n{text}")
 
 
-def run_names(folders: Sequence[str]) -> list[str]:
-    """Folders by as much of their ends as tells them apart: where they lie on this machine is nobody's business."""
-    parts = [Path(folder).resolve().parts for folder in folders]
-    longest = max(map(len, parts), default=1)
-    depth = next((n for n in range(1, longest) if len({part[-n:] for part in parts}) == len(parts)), 1)
-    return ["/".join(part[-depth:]) for part in parts]
-
-
 def check(args: BrowseArguments) -> None:
     """Refuse what would make an empty page, or one that cannot be read."""
     if not args.corpus and not args.runs:
         raise InputError("there is nothing to show; give --corpus, --runs, or both")
     if args.runs and len(args.runs) > 2:
         raise InputError(f"--runs takes one folder, or two (before and after); found {len(args.runs)}")
+
+
+def asked_of(args: BrowseArguments) -> tuple[str, str]:
+    """The benchmark, and the split of it that the runs are about: as given, else as the first run says."""
+    by_benchmark = {run.results["benchmark"]: run.results for folder in (args.runs or [])[:1] for run in find_runs([folder])}
+    benchmark = args.benchmark or next(iter(by_benchmark), "avqa")
+    default = split_of(by_benchmark[benchmark]) if benchmark in by_benchmark else get_benchmark(benchmark).split
+    return benchmark, args.runs_split or default
 
 
 def write_page(args: BrowseArguments) -> None:
@@ -242,7 +242,8 @@ def write_page(args: BrowseArguments) -> None:
         `InputError`: There is nothing to show, or what is given does not belong together.
     """
     check(args)
-    clips = Clips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(args.benchmark).clip_name)
+    benchmark, runs_split = asked_of(args)
+    clips = Clips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(benchmark).clip_name)
     added: dict[str, dict[str, Question]] = {}  # split -> question id -> traces and answers
     datasets: dict[str, Dataset] = {}
     provenance: dict[str, Any] = {}
@@ -256,11 +257,11 @@ def write_page(args: BrowseArguments) -> None:
         provenance = {name: ledger[0][name] for name in ("verdict_mode", "temperature", "prompt_version")}
         models = {name: ledger[0][name] for name in ("teacher", "checker")}
         provenance = {name: model and shown_source(model) for name, model in models.items()} | provenance
-    runs = {folder: read_run(folder, args.benchmark) for folder in args.runs or []}
+    runs = {folder: read_run(folder, benchmark) for folder in args.runs or []}
     if runs:
-        dataset = datasets.setdefault(args.runs_split, schema.open_dataset(args.dataset, args.runs_split))
-        traced = added.setdefault(args.runs_split, {})
-        for row_id, answered in join_runs(runs, dataset, args.runs_split).items():
+        dataset = datasets.setdefault(runs_split, schema.open_dataset(args.dataset, runs_split))
+        traced = added.setdefault(runs_split, {})
+        for row_id, answered in join_runs(runs, dataset, runs_split).items():
             traced[row_id] = {**traced.get(row_id, {}), **answered}
 
     questions: list[Question] = []

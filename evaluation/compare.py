@@ -8,6 +8,7 @@ Tells the difference of their accuracies with its 95 % interval, by bootstrap ov
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from evaluation.benchmarks import Row, get_benchmark
 from evaluation.finished_runs import answers_of, find_runs
@@ -25,21 +26,33 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Co
     """
     Two runs on one benchmark, over the questions of its average.
 
+    Ids repeat across splits: the questions are compared by what the predictions hold of them.
+
     Raises:
         `InputError`: They did not answer the same questions, or one does not tell which are averaged.
     """
     revisions = {row["benchmark_revision"] for run in (first, second) for row in run.values()}
     if len(revisions) > 1:
         raise InputError(f"the runs answer {name} in different revisions: {', '.join(sorted(revisions))}; run both on one")
+    others = [row_id for row_id in first if row_id in second and _question(first[row_id]) != _question(second[row_id])]
+    if others:
+        told = f"on {name} the runs are about other questions under the same ids ({len(others)} of them, first: {others[0]})"
+        raise InputError(f"{told}; was another --split asked?")
     alone = first.keys() ^ second.keys()
     if alone:
-        raise InputError(f"{len(alone)} questions of {name} are in one run only (first: {min(alone)}); was --limit another?")
+        is_part = first.keys() < second.keys() or second.keys() < first.keys()
+        cause = "was --limit another?" if is_part else "was another --split asked?"
+        raise InputError(f"{len(alone)} questions of {name} are in one run only (first: {min(alone)}); {cause}")
     benchmark = get_benchmark(name)
     if any(benchmark.counted not in (None, *row) for run in (first, second) for row in run.values()):
         raise InputError(f"predictions on {name} lack {benchmark.counted}: not by this version; evaluate again")
     counted = [row_id for row_id, row in first.items() if benchmark.counts(row)]
     correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
     return compare(*correct, [first[row_id]["video_id"] for row_id in counted])
+
+
+def _question(row: Row) -> tuple[Any, ...]:
+    return row["video_id"], row["choices"], row["gold"]
 
 
 def main(argv: list[str]) -> None:

@@ -119,5 +119,5 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         told = "every run does better with the clip than under each control of its sound, beyond the 95 % interval"
         lines.append(f"Not deaf: {told}.")
     if parts:
-        lines.append(f"Only questions answered both ways are compared: {'; '.join(parts)}.")
+        lines.append(f"Only questions to which a text came back both ways are compared: {'; '.join(parts)}.")
     return " ".join(lines)

@@ -6,10 +6,11 @@ A run over several benchmarks has a folder of each, by its name, in its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import BENCHMARKS, Row
+from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.controls import NO_CONTROL
 from evaluation.predictions import read_rows
 from evaluation.request_builder import VIDEO
@@ -46,7 +47,9 @@ def _runs_in(folder: Path) -> list[FinishedRun]:
     named = [folder / name for name in BENCHMARKS if (folder / name).is_dir()]
     parts = [folder] if _is_stage(folder) else named
     if not any(map(_is_stage, parts)):
-        raise InputError(f"--runs: {folder} holds no finished run; {REMEDY}")
+        below = _first_below(folder)
+        others = f" itself; there are some in its sub-folders, e.g. {below}" if below else ""
+        raise InputError(f"--runs: {folder} holds no finished run{others}; {REMEDY}")
     runs: dict[str, FinishedRun] = {}
     for run in map(_read_run, parts):
         other = runs.setdefault(run.results["benchmark"], run)
@@ -58,6 +61,12 @@ def _runs_in(folder: Path) -> list[FinishedRun]:
 
 def _is_stage(folder: Path) -> bool:
     return (folder / STAGE_FILE).is_file() or (folder / RESULTS_FILE).is_file()
+
+
+def _first_below(folder: Path) -> Path | None:
+    """A finished run in a folder of this one, or in that folder's of a benchmark."""
+    files = (file for pattern in (f"*/{RESULTS_FILE}", f"*/*/{RESULTS_FILE}") for file in sorted(folder.glob(pattern)))
+    return next((file.parent for file in files if is_complete(file.parent)), None)
 
 
 def _read_run(folder: Path) -> FinishedRun:
@@ -97,3 +106,17 @@ def answers_of(run: FinishedRun) -> dict[str, Row]:
 def hears(results: dict[str, Any]) -> bool:
     """Whether the model was given sound: silent video has none to be deaf to."""
     return results["method"].split("/")[0] != VIDEO
+
+
+def split_of(results: dict[str, Any]) -> str:
+    """The split that a run was asked."""
+    return results["settings"]["split"] or get_benchmark(results["benchmark"]).split
+
+
+def run_names(folders: Sequence[str]) -> list[str]:
+    """Folders by as much of their ends as tells runs apart: where they lie on this machine is nobody's business."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    longest = max(map(len, parts), default=1)
+    least = 2 if any(part[-1] in BENCHMARKS for part in parts) else 1  # a benchmark's folder is in the run's
+    depth = next((n for n in range(least, longest) if len({part[-n:] for part in parts}) == len(parts)), least)
+    return ["/".join(part[-depth:]) for part in parts]

@@ -246,10 +246,6 @@ class BenchmarkRun:
             journal = Journal(stage.path / JOURNAL_FILE)
             try:
                 build, revision = self._ask(journal, open_engine)
-            except InputError:
-                if not journal.entries:  # nothing is lost when what was wrong is given otherwise
-                    stage.forget_settings()
-                raise
             finally:
                 journal.close()
             self._write(stage, build, journal, revision)

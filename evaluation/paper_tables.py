@@ -22,7 +22,9 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.benchmarks import get_benchmark
 from evaluation.controls import NO_CONTROL
+from evaluation.finished_runs import FinishedRun, run_names, split_of
 from sightsound.cli import InputError
 from sightsound.publishing import REPO_ID
 
@@ -137,13 +139,13 @@ def _is_model(model: str, repo_id: str) -> bool:
     return model == repo_id if REPO_ID.fullmatch(model) else Path(model).name == repo_id.split("/")[1]
 
 
-def _by_place(table: Table, runs: Sequence[Results]) -> dict[tuple[str, int, str], list[Results]]:
-    """Row's key, seed and benchmark -> the runs that fit."""
-    places: dict[tuple[str, int, str], list[Results]] = {}
-    for results in runs:
+def _by_place(table: Table, runs: Sequence[Results]) -> dict[tuple[str, int, str], list[int]]:
+    """Row's key, seed and benchmark -> which runs fit."""
+    places: dict[tuple[str, int, str], list[int]] = {}
+    for i, results in enumerate(runs):
         row = row_of(table, results)
         if row is not None:
-            places.setdefault((row.key, results["seed"], results["benchmark"]), []).append(results)
+            places.setdefault((row.key, results["seed"], results["benchmark"]), []).append(i)
     return places
 
 
@@ -152,18 +154,43 @@ def match(table: Table, runs: Sequence[Results]) -> dict[str, dict[int, dict[str
     found: dict[str, dict[int, dict[str, Results]]] = {}
     for (key, seed, benchmark), fitting in _by_place(table, runs).items():
         if len(fitting) == 1:
-            found.setdefault(key, {}).setdefault(seed, {})[benchmark] = fitting[0]
+            found.setdefault(key, {}).setdefault(seed, {})[benchmark] = runs[fitting[0]]
     return found
 
 
-def conflicts(table: Table, runs: Sequence[Results]) -> list[str]:
+def conflicts(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
     """Where several runs of one seed fit the same row: nobody said which of them is meant."""
-    return [
-        f"Several runs fit row '{key}' on {benchmark} with seed {seed}: {', '.join(repr(run['arm']) for run in fitting)}. "
-        "Give one of them; one that was run under another name (--arm) fits no row."
-        for (key, seed, benchmark), fitting in _by_place(table, runs).items()
-        if len(fitting) > 1
-    ]
+    told = []
+    for (key, seed, benchmark), fitting in _by_place(table, [run.results for run in runs]).items():
+        if len(fitting) > 1:
+            names = ", ".join(run_names([runs[i].folder for i in fitting]))
+            told.append(
+                f"Several runs fit row '{key}' on {benchmark} with seed {seed}: {names}. "
+                "Give one of them; one that was run under another name (--arm) fits no row."
+            )
+    return told
+
+
+def left_out(table: Table, runs: Sequence[Results]) -> list[str]:
+    """Which runs on the table's benchmarks are in none of its rows."""
+    benchmarks = {column.benchmark for column in table.columns}
+    others = (run for run in runs if run["benchmark"] in benchmarks and row_of(table, run) is None)
+    names = [run["arm"] + (f" on {run['benchmark']}" if len(benchmarks) > 1 else "") for run in others]
+    return [f"In no row: {', '.join(dict.fromkeys(names))}."] if names else []
+
+
+def other_questions(table: Table, runs: Sequence[Results]) -> list[str]:
+    """Which figures are about another split than the benchmark's, or about the first questions of one."""
+    told = []
+    for (key, seed, benchmark), fitting in _by_place(table, runs).items():
+        run = runs[fitting[0]]
+        split, limit, scored = split_of(run), run["settings"].get("limit"), run["results"][NO_CONTROL]
+        n = scored.get("all", scored)["n"]
+        # With fewer than the limit the split has no more.
+        is_cut = limit is not None and n >= limit and n != run.get("benchmark_questions")
+        if len(fitting) == 1 and (is_cut or split != get_benchmark(benchmark).split):
+            told.append(f"{key} (seed {seed}) on {benchmark}: split {split}, {n:,} questions{' (--limit)' if is_cut else ''}")
+    return [f"Of another split, or of a part of one: {'; '.join(told)}."] if told else []
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:
@@ -212,9 +239,10 @@ def _lines_of(row: Row, columns: list[Column], by_seed: dict[int, dict[str, Resu
         yield "difference", ["–" if f is None or p is None else str(difference(f, p, c.n)) for c, f, p in pairs]
 
 
-def table_lines(table: Table, runs: Sequence[Results]) -> list[str]:
+def table_lines(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
     """The table as Markdown: for every row the paper's figures, ours and the difference; and what could not be put there."""
-    matched = match(table, runs)
+    all_results = [run.results for run in runs]
+    matched = match(table, all_results)
     lines = [f"| model | method | figures | {' | '.join(column.title for column in table.columns)} |"]
     lines.append("| --- " * (len(table.columns) + 3) + "|")
     section = None
@@ -225,4 +253,5 @@ def table_lines(table: Table, runs: Sequence[Results]) -> list[str]:
         for i, (whose, cells) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
             name = f"{row.name} | {row.label}" if i == 0 else " | "
             lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
-    return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{told}" for told in conflicts(table, runs))]
+    told = [*other_questions(table, all_results), *left_out(table, all_results), *conflicts(table, runs)]
+    return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{line}" for line in told)]

@@ -41,6 +41,9 @@ def read_rows(path: str) -> list[Row]:
         `InputError`: It is of no known kind, cannot be read, or holds no rows.
     """
     readers = {".parquet": _read_parquet, ".json": _read_list, ".jsonl": _read_lines}
+    if Path(path).is_dir():
+        found = sorted(map(str, Path(path).rglob("data/predictions-*.parquet")))
+        raise InputError(f"{path} is a folder; give a file of predictions{f', such as {found[0]}' if found else ''}")
     kind = Path(path).suffix.lower()
     if kind not in readers:
         raise InputError(f"{path}: expected a file of predictions named .parquet, .json (one list) or .jsonl, found '{kind}'")
@@ -64,9 +67,15 @@ def _read_parquet(path: str) -> list[Row]:
 
 
 def _read_list(path: str) -> list[Any]:
-    rows = read_json(path)
+    hint = "if it holds one JSON object per line, name it .jsonl"
+    try:
+        rows = read_json(path)
+    except InputError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
+            raise InputError(f"{path} is not one JSON list ({error.__cause__}); {hint}") from error
+        raise
     if not isinstance(rows, list):
-        raise InputError(f"{path}: expected one list of predictions, found a {type(rows).__name__}")
+        raise InputError(f"{path}: expected one list of predictions, found a {type(rows).__name__}; {hint}")
     return rows
 
 

@@ -5,7 +5,8 @@ Publish a checkpoint with its results, in one commit: weights, processor, genera
 
 The card is the README.md that the recipe wrote, with its section "Results" and its `model-index` made from `results.json` of
 the runs; `.eval_results/` has the same figures for runs on a dataset of the Hub, `predictions/` every output. The folder on
-disk stays as it is. The runs have to be complete, over the whole benchmark, and of this very checkpoint.
+disk stays as it is. The runs have to be complete and of this very checkpoint; one with `--limit` is refused. Where a dataset
+lacks questions of the benchmark, since their videos are gone, the card says "asked: n of N questions".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evaluation.benchmarks import COMMIT, get_benchmark
 from evaluation.controls import verdict
 from evaluation.finished_runs import FinishedRun, find_runs, hears
 from evaluation.sections import by_protocol, losses_of, part_of
+from sightsound.checkpoints import meant_model
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import publish_model, render_card
 from sightsound.journal import fingerprint
@@ -160,7 +162,7 @@ def check_run(run: FinishedRun, model: Path) -> ScoredRun:
     A run of this checkpoint.
 
     Raises:
-        `InputError`: It is of another one, or over a part of the benchmark.
+        `InputError`: It is of another one, or was made with `--limit`.
     """
     folder, results = run
     settings = results["settings"]
@@ -168,7 +170,9 @@ def check_run(run: FinishedRun, model: Path) -> ScoredRun:
         told = f"the first {settings['limit']} questions of {results['benchmark']}"
         raise InputError(f"{folder} is about {told}; a figure on a part is not the benchmark's: run it without --limit")
     if not is_served(results) and settings["model"] != fingerprint(model):
-        raise InputError(f"{folder} holds answers of another checkpoint than {model} ({results['model']}); evaluate this one")
+        copied = "a copied or edited folder counts as another one"
+        told = f"{folder} holds answers of another checkpoint than {model} ({results['model']}; {copied})"
+        raise InputError(f"{told}; give the folder that was evaluated, or evaluate this one")
     split = settings["split"] or get_benchmark(results["benchmark"]).split
     return ScoredRun(Path(folder), results, [settings["dataset"], split] in chosen_by(str(model)))
 
@@ -201,8 +205,6 @@ def write_card(card: str, runs: list[ScoredRun], repo_id: str) -> str:
         runs=[run.row() for run in runs],
     )
     written = ModelCard(card)
-    if not SECTION.search(written.text):
-        raise InputError('the card has no section "## Results" to write to; add that line to README.md, or train again')
     written.text = PLACEHOLDER.sub(repo_id, SECTION.sub(lambda _: section, written.text, count=1))
     written.data.model_name = repo_id.split("/")[1]
     written.data.eval_results = [result for run in runs for result in run.model_index()]
@@ -234,16 +236,22 @@ def check_model(model: Path) -> None:
     Refuse what nobody could load.
 
     Raises:
-        `InputError`: It is no finished output of a recipe, or a LoRA on what is no model of the Hub.
+        `InputError`: It is no finished output of a recipe, a LoRA on what is no model of the Hub, or its card has no place
+            for results.
     """
+    config = model / "adapter_config.json"
+    if not config.is_file() and (hint := meant_model(model)) and not (model / "config.json").is_file():
+        raise InputError(f"{model} holds no config.json{hint}")
     if not (model / CARD).is_file():
         raise InputError(f"{model} holds no README.md; give the `model/` or `adapter/` folder of a finished recipe")
     fingerprint(model)  # refuses the output of a stage that has not finished
-    config = model / "adapter_config.json"
     base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
     if base is not None and not is_hub_id(base):
         told = "no model of the Hub, so nobody else could load it"
         raise InputError(f"{model} is a LoRA on {base}, {told}; publish `model/` instead")
+    if not SECTION.search((model / CARD).read_text(encoding="utf-8")):
+        told = 'no section "## Results", which the figures are written to'
+        raise InputError(f'{model / CARD} has {told}; add a line "## Results" there')
 
 
 def main(argv: list[str]) -> None:

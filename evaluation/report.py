@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import browser
-from evaluation.benchmarks import get_benchmark
 from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
 from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
-from evaluation.finished_runs import FinishedRun, find_runs, hears
+from evaluation.finished_runs import FinishedRun, answers_of, find_runs, hears, split_of
 from evaluation.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
 from evaluation.sections import (
     BREAKDOWNS,
+    breakdown_note,
     breakdown_table,
     comparisons_lines,
     controls_table,
@@ -72,6 +72,17 @@ def by_benchmark(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
     return found
 
 
+def named_by_split(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Where runs of one benchmark are on several splits, their names say on which."""
+    splits = {name: {split_of(run.results) for run in part} for name, part in by_benchmark(runs).items()}
+    return [
+        FinishedRun(folder, results | {"arm": f"{results['arm']} on {split_of(results)}"})
+        if len(splits[results["benchmark"]]) > 1
+        else FinishedRun(folder, results)
+        for folder, results in runs
+    ]
+
+
 def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     """All that the report says of one benchmark."""
     all_results = [results for _, results in runs]
@@ -79,12 +90,13 @@ def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     lines += parts_lines(all_results)
     lines += ["### Protocols and errors", "", *protocols_table(all_results), ""]
     if lost := losses_table(all_results):
-        lines += ["### Questions without an answer, and clips heard in part", "", *lost, ""]
+        lines += ["### Questions to which no text came back, and clips heard in part", "", *lost, ""]
     if controlled := [results for results in all_results if results["gains"]]:
-        note = "Percent points, with 95 % intervals over clips, over the questions that were answered both ways."
+        note = "Percent points, with 95 % intervals over clips, over the questions to which a text came back both ways."
         lines += ["### Controls", "", note, "", *controls_table(controlled), ""]
-    for group, (title, note) in BREAKDOWNS.items():
+    for group, (title, _) in BREAKDOWNS.items():
         if broken_down := [results for results in all_results if group in results["results"][NO_CONTROL]]:
+            note = breakdown_note(benchmark, broken_down, group)
             lines += [f"### {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]
     if compared := comparisons_lines(runs):
         note = "Percent points by the paper's protocol, with 95 % intervals by bootstrap over clips; McNemar's exact test."
@@ -108,9 +120,12 @@ def training_lines(folders: list[str], output: Path) -> list[str]:
     return lines
 
 
-def page_arguments(args: ReportArguments, runs: list[FinishedRun], output: Path, dataset: str) -> browser.BrowseArguments:
+def page_arguments(
+    args: ReportArguments, runs: list[FinishedRun], output: Path, dataset: str
+) -> tuple[browser.BrowseArguments, str]:
     """
-    What the page is made of: the first and the last of the runs on the dataset.
+    What the page is made of, and what the report says of that: the first and the last of the runs on the dataset, or the last
+    alone where they were asked different questions.
 
     Raises:
         `InputError`: No run is about that dataset.
@@ -119,19 +134,24 @@ def page_arguments(args: ReportArguments, runs: list[FinishedRun], output: Path,
     asked = [each for each in runs if each.results["settings"]["dataset"] == about]
     if not asked:
         raise InputError(f"none of the runs was asked the questions of {dataset}; give the dataset that they were asked")
-    first = asked[0].results
-    benchmark, split = first["benchmark"], first["settings"]["split"]
-    last = [folder for folder, r in asked[1:] if (r["benchmark"], r["settings"]["split"]) == (benchmark, split)][-1:]
-    return browser.BrowseArguments(
+    first = asked[0]
+    benchmark, split = first.results["benchmark"], split_of(first.results)
+    last = [run for run in asked if (run.results["benchmark"], split_of(run.results)) == (benchmark, split)][-1]
+    shown, note = [first, last] if last is not first else [first], ""
+    if answers_of(first).keys() != answers_of(last).keys():
+        shown = [last]
+        note = f" of {name_of(last.results)} alone: {name_of(first.results)} was asked other questions"
+    page = browser.BrowseArguments(
         dataset=dataset,
         output_dir=str(output / PAGE),
         corpus=args.corpus,
         split=args.corpus_split,
-        runs=[asked[0].folder, *last],
-        runs_split=split or get_benchmark(benchmark).split,
+        runs=[run.folder for run in shown],
+        runs_split=split,
         benchmark=benchmark,
         media_dir=args.media_dir,
     )
+    return page, note
 
 
 def write_tables(names: list[str], runs: list[FinishedRun], output: Path | None) -> dict[str, list[str]]:
@@ -139,7 +159,7 @@ def write_tables(names: list[str], runs: list[FinishedRun], output: Path | None)
     texts = {}
     for name in names:
         table, results = load_table(name), [results for _, results in runs]
-        texts[name] = table_lines(table, results)
+        texts[name] = table_lines(table, runs)
         if output:
             write_atomically(output / f"{name}.md", "\n".join(texts[name]) + "\n")
             plot_table(table, results, output / f"{name}.png")
@@ -148,7 +168,11 @@ def write_tables(names: list[str], runs: list[FinishedRun], output: Path | None)
 
 def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -> None:
     """Everything that goes to `output`, and the main tables to the terminal."""
-    page = page_arguments(args, runs, output, args.dataset) if args.dataset else None
+    page_note = ""
+    if args.dataset:  # first of all: it refuses what does not belong together
+        page, page_note = page_arguments(args, runs, output, args.dataset)
+        browser.write_page(page)
+    found, runs = runs, named_by_split(runs)
     entries = {benchmark: [to_entry(results) for _, results in part] for benchmark, part in by_benchmark(runs).items()}
     several = len(entries) > 1
     named = [{**({"benchmark": name} if several else {}), **entry} for name, part in entries.items() for entry in part]
@@ -157,15 +181,13 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
     told = verdict([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
     lines = [told, "", "# Report", ""]
-    if page:
-        browser.write_page(page)
     if (output / PAGE / "index.html").is_file():
-        lines += [f"[Traces and answers, question by question]({PAGE}/index.html)", ""]
+        lines += [f"[Traces and answers, question by question]({PAGE}/index.html){page_note}", ""]
     lines += ["![accuracy by arm](accuracy.png)", ""]
     for benchmark, part in by_benchmark(runs).items():
         lines += benchmark_lines(benchmark, part)
-    ours = [name for name in TABLES if any(row_of(load_table(name), results) for _, results in runs)]
-    for name, text in write_tables(ours, runs, output).items():
+    ours = [name for name in TABLES if any(row_of(load_table(name), results) for _, results in found)]
+    for name, text in write_tables(ours, found, output).items():
         lines += [f"## The paper's {name.replace('table', 'Table ')}", "", *text, "", f"![{name}]({name}.png)", ""]
     lines += training_lines(args.training or [], output)
     write_atomically(output / "report.md", "\n".join(lines))
@@ -187,7 +209,7 @@ def main(argv: list[str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
     if args.table is None:
         write_report(args, runs, output)
-    elif told := conflicts(load_table(args.table), [results for _, results in runs]):
+    elif told := conflicts(load_table(args.table), runs):
         raise InputError(" ".join(told))
     else:
         print("\n".join(write_tables([args.table], runs, output)[args.table]))

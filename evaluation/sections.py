@@ -20,11 +20,13 @@ Results = dict[str, Any]
 # Breakdowns that a benchmark may have, and what they say.
 BREAKDOWNS = {
     "by_type": ("By question type", ""),
-    "by_relation": ("By relation", 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'),
+    "by_relation": ("By relation", ""),
     "by_difficulty": ("By difficulty", ""),
     "by_sub_category": ("By sub-category", ""),
     "by_position": ("By position of the right choice", "Even figures mean that the model does not go by the letter."),
 }
+MINIATURE_RELATIONS = {"Both", "Sound"}
+MINIATURE_NOTE = 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'
 # MMAU has 27 sub-categories: they go down the page where there are more of them than fit across.
 MAX_ACROSS = 8
 
@@ -88,7 +90,8 @@ def protocols_table(runs: Sequence[Results]) -> list[str]:
 
 def losses_of(run: Results) -> list[tuple[str, int, str, int]]:
     """
-    Where a run was not all that it seems: what was given, questions answered, the reasons of the others, clips that were cut.
+    Where a run was not all that it seems: what was given, to how many questions a text came back, why not to the others, and
+    clips that were cut.
 
     A clip is cut to the model's window; which it is is told of the clips themselves alone.
     """
@@ -102,8 +105,8 @@ def losses_of(run: Results) -> list[tuple[str, int, str, int]]:
 
 
 def losses_table(runs: Sequence[Results]) -> list[str]:
-    """What became of the questions that nobody answered, and how many clips were heard in part; nothing where all is well."""
-    head = ["arm", "seed", "given", "answered", "not asked or not answered", "clips cut to the model's window"]
+    """To which questions no text came back, and why; how many clips were heard in part. Nothing where all is well."""
+    head = ["arm", "seed", "given", "text came back", "no text, and why", "clips cut to the model's window"]
     rows = [[run["arm"], run["seed"], *losses] for run in runs for losses in losses_of(run)]
     return table(head, rows) if rows else []
 
@@ -122,7 +125,7 @@ def controls_table(runs: Sequence[Results]) -> list[str]:
 
 
 def gain_cell(scored: dict[str, Any], control: str) -> str:
-    """What a run gains over a control, and over how many questions where not all were answered both ways."""
+    """What a run gains over a control, and over how many questions where a text did not come back to all both ways."""
     if control not in scored["gains"]:
         return "–"
     gain = Comparison(**scored["gains"][control])
@@ -131,6 +134,13 @@ def gain_cell(scored: dict[str, Any], control: str) -> str:
 
 def _pairs_told(scored: dict[str, Any], n: int) -> str:
     return f" (n={n:,})" if part_of_pairs(scored, n) else ""
+
+
+def breakdown_note(benchmark: str, runs: Sequence[Results], group: str) -> str:
+    """What a breakdown has to say; AVQA's relations are clean clips and traps where they are the miniature's two."""
+    names = {name for run in runs for name in run["results"][NO_CONTROL][group]}
+    is_miniature = (benchmark, group) == ("avqa", "by_relation") and names == MINIATURE_RELATIONS
+    return MINIATURE_NOTE if is_miniature else BREAKDOWNS[group][1]
 
 
 def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:
@@ -181,7 +191,8 @@ def comparisons_lines(runs: Sequence[FinishedRun]) -> list[str]:
                     answers[run.folder] = answers_of(run)
             c = compare_runs(answers[first.folder], answers[second.folder], first.results["benchmark"])
         except InputError as error:  # a report of both is no mistake; only this comparison has no sense
-            told.append(f"Not compared: {name_of(first.results)} with {name_of(second.results)}: {error}.")
+            end = "" if str(error).endswith("?") else "."
+            told.append(f"Not compared: {name_of(first.results)} with {name_of(second.results)}: {error}{end}")
             continue
         names = [first.results["arm"], second.results["arm"], first.results["seed"]]
         rows.append([*names, c, c.only_first, c.only_second, f"{c.p_value:.2g}"])

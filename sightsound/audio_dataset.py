@@ -322,6 +322,12 @@ def _build(
     if not outcomes[schema.BUILT]:
         for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
             shutil.rmtree(stage.path / part)
+        if outcomes.keys() == {schema.BAD_ANNOTATION}:
+            files, ledger = " and ".join(annotations.values()), f"{stage.path}/ledger.parquet tells what is wrong with each"
+            raise InputError(
+                f"no row could be built from {total} annotations ({told}): {files} is not {dataset.official_file}, nor of its "
+                f"form; give that file; {ledger}"
+            )
         raise InputError(
             f"no row could be built from {total} annotations ({told}); expected clips such as "
             f"{args.media_dir}/{dataset.example_clip}; {stage.path}/ledger.parquet tells every row's outcome"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli import InputError
 from .journal import fingerprint, replace_folder
-from .publishing import shown_source
+from .publishing import is_hub_id, shown_source
 
 
 if TYPE_CHECKING:
@@ -81,9 +81,14 @@ def load_processor(model: str, revision: str | None = None) -> Any:
         return AutoProcessor.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        inner = Path(model) / "model"  # what a recipe writes into its output_dir
-        hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
-        raise InputError(f"{model} cannot be loaded ({reason}); expected a model folder or a Hub model id{hint}") from error
+        told = f"expected a model folder or a Hub model id{meant_model(model)}"
+        raise InputError(f"{model} cannot be loaded ({reason}); {told}") from error
+
+
+def meant_model(folder: str | Path) -> str:
+    """What an error about a folder without a model ends with, where a recipe has written one into it."""
+    inner = Path(folder) / "model"
+    return f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
 
 
 def read_adapter(model: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -173,6 +178,9 @@ def _base_of(model: str, adapter: dict[str, Any], base_model: str | None) -> tup
         raise InputError(f"{model} is a LoRA on {named}, which is not there; give its base with --base_model")
     if base_model is None or _resolved(base_model) == _resolved(named):
         return named, adapter.get("revision")
+    if not Path(base_model).is_dir() and not is_hub_id(base_model):
+        told = "there is no such folder, and it is no Hub id of a model (ORG/NAME)"
+        raise InputError(f"--base_model {base_model}: {told}; give the base that {model} is a LoRA on, {named}")
     if is_gone:
         return base_model, None
     told = "or, if both are the same model, name that one in its adapter_config.json"

@@ -7,6 +7,8 @@ Command lines: a dataclass becomes flags, bad input becomes one line and exit co
 import argparse
 import dataclasses
 import json
+import os
+import select
 import sys
 import types
 import typing
@@ -100,10 +102,31 @@ def show_help_and_exit(description: str | None, *arguments: type, inherited: str
     parser.parse_args()
 
 
+def _reader_has_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told unasked
+    return bool(poll.poll(0))
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, a traceback and 1 otherwise."""
+    """
+    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, a traceback and 1 otherwise.
+
+    Who reads what is printed may leave, as `head` does: the script ends too, without a word.
+    """
     try:
-        main()
+        try:
+            main()
+        except SystemExit:  # of `--help`
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)
+    except BrokenPipeError:
+        if not _reader_has_left():  # it was another pipe, or a connection
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
+        sys.exit(1)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

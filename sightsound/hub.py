@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,8 @@ def _publish(publication: _Publication, told: str, private: bool) -> str:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # one bar per file
-    publication.say(f"{len(publication.build)} files, {told}, are {publication.tag}")
     retrying(lambda: publication.open(private))
+    publication.say(f"{len(publication.build)} files, {told}, are {publication.tag}")
     return retrying(publication.publish)
 
 
@@ -286,13 +287,15 @@ class _Publication:
             for batch in (adds[i : i + UPLOAD_BATCH] for i in range(0, len(adds), UPLOAD_BATCH)):
                 retrying(partial(self.api.preupload_lfs_files, **self.repo, additions=batch, revision="main"))
                 progress.update(len(batch))
-        commit: Any = self.api.create_commit(
-            **self.repo,
-            operations=[*adds, *deletes],
-            commit_message=self.title(main),
-            parent_commit=main,
-            create_pr=True,
-        )
+        with warnings.catch_warnings():  # that predictions go to a model's repository is meant
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
+            commit: Any = self.api.create_commit(
+                **self.repo,
+                operations=[*adds, *deletes],
+                commit_message=self.title(main),
+                parent_commit=main,
+                create_pr=True,
+            )
         self.say(f"pull request {commit.pr_num} adds {len(adds)} files and deletes {len(deletes)}")
         return commit.pr_num, commit.oid
 

@@ -11,9 +11,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,8 @@ from .cli import InputError
 
 STAGE_FILE = "stage.json"
 JOURNAL_FILE = "journal.jsonl"
+_LOCK_FILE = ".lock"
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -73,6 +77,10 @@ def fingerprint(source: str | Path | None) -> str | None:
 
 def _short_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _are_fingerprints(*values: Any) -> bool:
+    return all(isinstance(value, str) and _FINGERPRINT.fullmatch(value) for value in values)
 
 
 def is_complete(folder: Path) -> bool:
@@ -133,14 +141,16 @@ class Stage:
         self.path = Path(output_dir)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._lock: IO[str] | None = None
+        self._new_folders: list[Path] = []
         self.complete = False
 
     def __enter__(self) -> "Stage":
+        self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {self.path} cannot be made a folder ({error}); choose another") from error
-        self._lock = open(self.path / ".lock", "w")
+        self._lock = open(self.path / _LOCK_FILE, "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -169,15 +179,29 @@ class Stage:
         if self._lock is not None:
             made = [path for path in self.path.rglob("*") if path.is_file() and path.stat().st_size and path.name[0] != "."]
             if isinstance(error, InputError) and [path.name for path in made] == [STAGE_FILE]:
-                self.forget_settings()  # nothing was made of them: the corrected command may use this folder
+                self._leave_nothing()  # nothing was made of them: the corrected command may use this folder
             self._lock.close()
+
+    def _leave_nothing(self) -> None:
+        """Take away what entering made, which others would find and count as a stage that was started."""
+        for name in (STAGE_FILE, JOURNAL_FILE, _LOCK_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files are there by now
+            for folder in self._new_folders:
+                folder.rmdir()
 
     def _refuse_other_settings(self, recorded: dict[str, Any]) -> None:
         names = sorted(recorded.keys() | self.settings.keys())
         changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
+        if 2 * len(recorded.keys() & self.settings.keys()) < len(names):
+            told = f"it was started with {', '.join(sorted(recorded)) or 'none'} as its settings"
+            raise InputError(f"{self.path} holds something else, the output of another stage ({told}); choose another folder")
         if changed:
             told = "; ".join(f"{n}: {recorded.get(n)!r} then, {self.settings.get(n)!r} now" for n in changed)
-            raise InputError(f"{self.path} was started with other settings ({told}); delete it or choose another folder")
+            if any(_are_fingerprints(recorded.get(n), self.settings.get(n)) for n in changed):
+                told += "; a folder that was copied or edited counts as another one"
+            remedy = "delete it or choose" if recorded.keys() == self.settings.keys() else "choose"
+            raise InputError(f"{self.path} was started with other settings ({told}); {remedy} another folder")
 
     def _write(self, complete: bool, **results: str) -> None:
         text = json.dumps({"settings": self.settings, "complete": complete, **results}, indent=2, sort_keys=True)

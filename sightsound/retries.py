@@ -91,4 +91,7 @@ def _what_happened(error: BaseException) -> str:
     seen = f"the Hub answered {response.status_code} to {response.request.method} {response.request.url.path}"
     if message:
         seen += f" ({' '.join(message.split())[:300]})"
-    return f"{seen}; set HF_TOKEN to a token with write access" if response.status_code in (401, 403) else seen
+    if response.status_code not in (401, 403):
+        return seen
+    other = ", or use an organisation that you may write to" if response.status_code == 403 else ""
+    return f"{seen}; set HF_TOKEN to a token with write access{other}"

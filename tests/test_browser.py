@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation.browser import MEGABYTE, main, run_names
+from evaluation.browser import MEGABYTE, main
 from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
@@ -86,6 +86,7 @@ def write_run(
     answers: list[int | None],
     complete: bool = True,
     benchmark: str = "avqa",
+    split: str = "validation",
 ) -> str:
     """A finished run of `python -m evaluation run`, with a control that the page has to leave out."""
     rows = []
@@ -102,7 +103,8 @@ def write_run(
         rows += [{**row, "control": control} for control in ("none", "silent")]
     schema.write_parquet(rows, schema.predictions_features(), folder / "data" / f"predictions-{benchmark}.parquet")
     (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
-    (folder / "results.json").write_text(json.dumps({"benchmark": benchmark, "results": {}, "gains": {}}))
+    results = {"benchmark": benchmark, "settings": {"split": split}, "results": {}, "gains": {}}
+    (folder / "results.json").write_text(json.dumps(results))
     return str(folder)
 
 
@@ -178,10 +180,11 @@ def test_what_is_left_out_is_counted(dataset, corpus, tiny_world, tmp_path):
     assert {q["outcome"] for q in with_clip} == {q["outcome"] for q in page["questions"]}, "some of every outcome"
 
 
-def test_runs_are_named_by_no_more_of_their_folders_than_tells_them_apart():
-    assert run_names(["/home/me/runs/base", "/home/me/runs/grpo/"]) == ["base", "grpo"]
-    assert run_names(["/home/me/seed-0/sft", "/home/me/seed-1/sft"]) == ["seed-0/sft", "seed-1/sft"]
-    assert run_names(["/home/me/sft", "/home/me/./sft"]) == ["sft", "sft"] and run_names([]) == []
+def test_benchmark_and_split_are_the_runs(dataset, tmp_path):
+    asked = read_split(dataset, "train")
+    run = write_run(tmp_path / "grpo" / "mmau", asked, [0] * len(asked), benchmark="mmau", split="train")
+    page, _ = browse(tmp_path / "out", dataset=dataset, runs=run)
+    assert [split["name"] for split in page["splits"]] == ["train"] and page["runs"] == ["grpo/mmau"]
 
 
 def test_a_missing_video_is_said(dataset, corpus, questions, tiny_world, tmp_path):

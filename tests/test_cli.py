@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+import evaluation.__main__
 from evaluation.__main__ import COMMANDS as EVALUATION
 from sightsound.cli import InputError, parse_arguments, read_json, run
 
@@ -79,6 +80,33 @@ def test_any_other_error_keeps_its_traceback():
         run(lambda: 1 / 0)
 
 
+SCRIPT = "import os, sys\nfrom sightsound.cli import run\nsys.stdin.read()\nrun(lambda: {})"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[print('x' * 9_999) for _ in range(99)]",
+        "print('x')",  # written when all is done
+        "sys.exit(print('x'))",  # as `--help` does
+    ],
+)
+def test_who_stops_reading_is_told_nothing(body):
+    command = [sys.executable, "-c", SCRIPT.format(body)]
+    with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        started.stdout.close()  # before anything is written
+        started.stdin.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 1
+
+
+def test_another_pipe_that_breaks_keeps_its_traceback():
+    body = "[os.close(pipe[0]) or os.write(pipe[1], b'x') for pipe in [os.pipe()]]"
+    command = [sys.executable, "-c", SCRIPT.format(body)]
+    done = subprocess.run(command, cwd=REPO, input="", capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
 def test_json_that_cannot_be_read_is_bad_input(tmp_path):
     (tmp_path / "cut.json").write_text('[{"id": 1')
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
@@ -119,6 +147,11 @@ def test_a_script_says_what_is_wrong_in_one_line(case, tmp_path):
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert told in done.stderr
+
+
+def test_every_command_of_the_evaluation_has_an_example():
+    for name in EVALUATION:
+        assert f"python -m evaluation {name} " in evaluation.__main__.__doc__
 
 
 def test_an_unknown_command_of_the_evaluation_is_refused():

@@ -85,7 +85,8 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
     line = verdict([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
     assert line.startswith("Not deaf: every run does better")
-    assert line.endswith(" Only questions answered both ways are compared: a with another clip's audio on 10 of 1,000.")
+    told = "Only questions to which a text came back both ways are compared"
+    assert line.endswith(f" {told}: a with another clip's audio on 10 of 1,000.")
 
 
 NUM_QUESTIONS = 22  # half of them is odd: another clip's audio is the other tone

@@ -208,6 +208,7 @@ def test_a_model_without_a_chat_template_is_refused_and_its_folder_can_be_used(
     flags |= {"modality": "video", "media_dir": tiny_world / "clips"}
     with pytest.raises(InputError, match=f"{mute} has no chat template.*put its chat_template.jinja there"):
         run(**flags, model=mute)
+    assert not (tmp_path / "run").exists()
     run(**flags, model=teacher_checkpoint)
     assert read(tmp_path / "run")[1][0]["finish_reason"] in ("length", "stop")
 
@@ -262,6 +263,9 @@ def test_an_adapter_for_another_base_is_one_error(benchmarks, adapter, student_c
     gone = change(adapter, tmp_path / "gone", base_model_name_or_path="/no/longer/there")
     with pytest.raises(InputError, match="is a LoRA on /no/longer/there, which is not there; give its base with --base_model"):
         run(**flags, model=gone)
+    for model in (adapter, gone):
+        with pytest.raises(InputError, match="--base_model typo: there is no such folder, and it is no Hub id of a model"):
+            run(**flags, model=model, base_model="typo")
     for name, config in (("ranks", {"r": 8}), ("places", {"target_modules": "nothing"})):
         with pytest.raises(InputError, match=r"LoRA (of|for) another model"):
             run(**flags, model=change(adapter, tmp_path / name, **config))

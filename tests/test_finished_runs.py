@@ -8,7 +8,7 @@ from test_report import write_predictions, write_results
 from test_scoring import question
 
 from evaluation import browser, compare, publish, report
-from evaluation.finished_runs import answers_of, find_runs
+from evaluation.finished_runs import answers_of, find_runs, run_names
 from evaluation.sections import comparisons_lines
 from sightsound import schema
 from sightsound.cli import InputError
@@ -61,7 +61,11 @@ REFUSED = {
     "an empty folder": (Path.mkdir, "holds no finished run; give the --output_dir of a finished"),
     "the parent of several arms": (
         lambda folder: [write_run(folder / arm) for arm in ("base", "sft")],
-        "holds no finished run; give the --output_dir of a finished",
+        "holds no finished run itself; there are some in its sub-folders, e.g. .*given/base; give the --output_dir of",
+    ),
+    "the parent of an arm with several benchmarks": (
+        lambda folder: write_run(folder / "sft" / "mmau", "mmau"),
+        "holds no finished run itself; there are some in its sub-folders, e.g. .*given/sft/mmau; give",
     ),
     "half of a benchmark": (
         lambda folder: write_run(folder, complete=False),
@@ -120,3 +124,27 @@ def test_runs_that_do_not_say_what_the_average_counts_are_not_compared(tmp_path)
     schema.write_parquet(rows, features, tmp_path / "run" / "data" / "predictions-music_avqa.parquet")
     with pytest.raises(InputError, match="predictions on music_avqa lack in_paper: not by this version; evaluate again"):
         compare.main(["--runs", run, run])
+
+
+def test_runs_on_other_questions_are_not_compared_whatever_their_ids(tmp_path):
+    """As of two splits of AVQA, whose ids repeat."""
+    run = write_run(tmp_path / "run")
+    alike = {"choices": ["dog", "drum"]}, {"answer": 1}, {"video_id": "another"}
+    for i, differing in enumerate(alike):
+        other = write_run(tmp_path / f"other-{i}", rows=[*ROWS[:4], *(row | differing for row in ROWS[4:7])])
+        told = r"on avqa the runs are about other questions under the same ids \(3 of them, first: 4\); was another --split"
+        with pytest.raises(InputError, match=told):
+            compare.main(["--runs", run, other])
+    fewer = write_run(tmp_path / "fewer", rows=ROWS[:5])
+    with pytest.raises(InputError, match=r"3 questions of avqa are in one run only \(first: 5\); was --limit another"):
+        compare.main(["--runs", run, fewer])
+    later = write_run(tmp_path / "later", rows=[*ROWS[1:], question(8, 0)])
+    with pytest.raises(InputError, match=r"2 questions of avqa are in one run only \(first: 0\); was another --split asked"):
+        compare.main(["--runs", run, later])
+
+
+def test_runs_are_named_by_no_more_of_their_folders_than_tells_them_apart():
+    assert run_names(["/home/me/runs/base", "/home/me/runs/grpo/"]) == ["base", "grpo"]
+    assert run_names(["/home/me/seed-0/sft", "/home/me/seed-1/sft"]) == ["seed-0/sft", "seed-1/sft"]
+    assert run_names(["/home/me/sft", "/home/me/./sft"]) == ["sft", "sft"] and run_names([]) == []
+    assert run_names(["/home/me/grpo/mmau"]) == ["grpo/mmau"], "a benchmark is no name of a run"

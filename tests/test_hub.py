@@ -521,6 +521,8 @@ def test_a_token_that_may_not_write_is_one_line(loopback_hub, first, tmp_path, t
     done = publish(loopback_hub, first, tmp_path, token=token)
     line = refused(done)
     assert told in line and "HF_TOKEN" in line
+    assert ("use an organisation that you may write to" in line) == (token == STRANGER)
+    assert "build-" not in done.stdout, "as if something had been sent"
     assert str(token) not in done.stdout + done.stderr
     assert not loopback_hub.repos
 

@@ -228,9 +228,36 @@ def test_a_finished_folder_replaces_what_was_there(tmp_path):
 
 
 def test_a_folder_in_which_bad_input_left_nothing_takes_the_corrected_command(tmp_path):
+    with (
+        pytest.raises(InputError, match="no such dataset"),
+        Stage(tmp_path / "runs" / "x" / "avqa", {"dataset": "typo"}) as stage,
+    ):
+        journal_of(stage.path / "journal.jsonl")
+        raise InputError("no such dataset")
+    assert os.listdir(tmp_path) == [], "whoever takes all of runs/* would find a run that is not complete"
+    (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match="no such dataset"), Stage(tmp_path / "run", {"dataset": "typo"}):
         raise InputError("no such dataset")
+    assert os.listdir(tmp_path / "run") == [], "the folder was there before"
     with Stage(tmp_path / "run", {"dataset": "right"}) as stage:
         (stage.path / "ledger.parquet").write_bytes(b"rows")
     with pytest.raises(InputError, match="other settings"), Stage(tmp_path / "run", {"dataset": "another"}):
         pass
+
+
+def test_a_folder_of_another_stage_is_not_offered_for_deletion(tmp_path):
+    with Stage(tmp_path, {"media_dir": "clips", "limit": None}):
+        pass
+    with pytest.raises(InputError, match=r"holds something else.*limit, media_dir as its settings.*choose another") as raised:
+        Stage(tmp_path, {"model": "m", "method": "cot", "limit": None}).__enter__()
+    assert "delete" not in str(raised.value)
+    with pytest.raises(InputError, match="other settings") as raised:
+        Stage(tmp_path, {"media_dir": "other", "limit": None, "split": "test"}).__enter__()
+    assert str(raised.value).endswith("; choose another folder"), "another version may have written it, or a like stage"
+
+
+def test_settings_that_are_fingerprints_say_what_changes_them(tmp_path):
+    with Stage(tmp_path, {"model": "0123456789abcdef"}):
+        pass
+    with pytest.raises(InputError, match="a folder that was copied or edited counts as another one"):
+        Stage(tmp_path, {"model": "fedcba9876543210"}).__enter__()

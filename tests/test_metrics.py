@@ -162,5 +162,8 @@ def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
     for wrong in (-1, 2) if name == "paper_protocol" else ("acoustic",):
         with pytest.raises(ValueError, match=f"^reference {wrong!r} is no"):
             metric.compute(**{column: [(one | {"references": wrong})[column]] for column in metric.features})
+    given = {column: [one[column]] * 2 for column in metric.features} | {"predictions": ["two", None]}
+    with pytest.raises(ValueError, match=r"^prediction 1 is None; give an empty text"):
+        metric.compute(**given)
     with pytest.raises(ValueError, match=r"^there are no predictions to score$"):
         metric.compute(**{column: [] for column in metric.features})

@@ -8,6 +8,7 @@ from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on,
 from test_scoring import question
 
 from evaluation.benchmarks import BENCHMARKS
+from evaluation.finished_runs import FinishedRun
 from evaluation.paper_tables import TABLES, Row, _wilson, conflicts, difference, load_table, match, row_of, table_lines
 from evaluation.report import main
 from evaluation.request_builder import AUDIO, AUDIO_VIDEO, METHODS, VIDEO
@@ -161,7 +162,7 @@ def test_two_runs_for_one_place_stand_in_none(tmp_path):
     assert set(match(load_table("table2"), runs)) == {"sft-cot"}
     assert set(match(load_table("table2"), [runs[0], unnamed | {"seed": 1}])["base-direct"]) == {0, 1}
     folders = [write_results(tmp_path / str(i), run) for i, run in enumerate(runs)]
-    told = "Several runs fit row 'base-direct' on mmau with seed 0: 'base-direct', 'run'. Give one of them"
+    told = "Several runs fit row 'base-direct' on mmau with seed 0: 0, 1. Give one of them"
     with pytest.raises(InputError, match=told):
         main(["--table", "table2", "--runs", *folders])
     main(["--runs", *folders, "--output_dir", str(tmp_path / "out")])
@@ -174,13 +175,42 @@ def test_two_runs_of_one_model_are_told_by_how_it_was_asked():
         asked = {"a": "audio/cot", "b": "audio/direct"}
         more = [{"method": method, **({"arm": arm} if named else {})} for arm, method in asked.items()]
         runs = [on_mmau(model="sft-tts_agfv/model", **each) for each in more]
-        assert conflicts(load_table("table2"), runs) == []
+        assert conflicts(load_table("table2"), [FinishedRun("there", run) for run in runs]) == []
         assert set(match(load_table("table2"), runs)) == (set() if named else {"sft-tts_agfv"})
 
 
 def test_avqas_figure_says_how_many_questions_it_is_about():
     run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct")
-    assert any("100.0 [51.0, 100.0] (n=4)" in line for line in table_lines(load_table("table1"), [run]))
+    assert any("100.0 [51.0, 100.0] (n=4)" in line for line in lines_of("table1", run))
+
+
+def lines_of(name: str, *runs: dict) -> list[str]:
+    return table_lines(load_table(name), [FinishedRun(f"run-{i}", run) for i, run in enumerate(runs)])
+
+
+@pytest.mark.parametrize(
+    ("split", "limit", "told"),
+    [
+        ("test", 4, "base-direct (seed 0) on avqa: split test, 4 questions (--limit)"),
+        ("test", None, "base-direct (seed 0) on avqa: split test, 4 questions"),
+        (None, 4, "base-direct (seed 0) on avqa: split validation, 4 questions (--limit)"),
+        ("validation", 5, None),
+        (None, None, None),
+    ],
+)
+def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, told):
+    settings = {"split": split, "limit": limit, "arm": "base-direct"}
+    run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
+    found = [line.strip() for line in lines_of("table1", run) if "Of another split" in line]
+    assert found == ([f"Of another split, or of a part of one: {told}."] if told else [])
+
+
+def test_a_table_names_the_runs_in_none_of_its_rows():
+    avqa = results_on("avqa", [question(0, 0)], ["A"], arm="sft-cto")
+    runs = [on_mmau(arm="sft-cto"), on_mmau(arm="sft-cto", seed=1), on_mmau(arm="mine"), on_mmau(arm="sft-cot"), avqa]
+    assert "\nIn no row: sft-cto on mmau, mine on mmau." in lines_of("table2", *runs)
+    assert "\nIn no row: sft-cto." in lines_of("table1", *runs)
+    assert not any("In no row" in line for line in lines_of("table2", on_mmau(arm="sft-cot"), avqa))
 
 
 def test_ours_stands_beside_the_papers_figures(tmp_path, capsys):

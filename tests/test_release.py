@@ -33,7 +33,7 @@ __all__ = ["corpus", "loopback_hub", "mmau", "model", "released", "runs"]  # the
 def test_runs_that_are_not_results_of_this_checkpoint_are_refused(
     model, runs, tiny_dataset, student_checkpoint, tmp_path
 ) -> None:
-    with pytest.raises(InputError, match="answers of another checkpoint than"):
+    with pytest.raises(InputError, match=r"another checkpoint than .*a copied or edited folder counts as another one"):
         publish.read_runs([str(runs / "avqa")], student_checkpoint)
     part = evaluate(model, tmp_path / "part", [f"avqa={tiny_dataset}"], limit=2)
     with pytest.raises(InputError, match="the first 2 questions of avqa; a figure on a part is not the benchmark's"):
@@ -59,13 +59,19 @@ def test_models_that_nobody_could_load_or_read_about_are_refused(model, tmp_path
         with pytest.raises(InputError, match="no model of the Hub, so nobody else could load it; publish `model/` instead"):
             publish.check_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "alice/base"}))
+    with pytest.raises(InputError, match=rf'^{tmp_path}/README.md has no section "## Results".*; add a line .* there$'):
+        publish.check_model(tmp_path)
+    (tmp_path / "README.md").write_text("# Mine\n\n## Results\n")
     publish.check_model(tmp_path)
     (tmp_path / "alice" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no model of the Hub"):
         publish.check_model(tmp_path)
-    with pytest.raises(InputError, match='no section "## Results"'):
-        publish.write_card("---\ntags: [x]\n---\n# Mine\n", [], REPO_ID)
+    (tmp_path / "grpo").mkdir()
+    (tmp_path / "grpo" / "README.md").write_text("# Training\n")
+    (tmp_path / "grpo" / "model").symlink_to(model)
+    with pytest.raises(InputError, match=rf"did you mean {tmp_path}/grpo/model\?$"):
+        publish.check_model(tmp_path / "grpo")
     with pytest.raises(InputError, match="--push_to_hub: where to"):
         publish.main(["--model", str(model), "--runs", "x"])
 
@@ -144,6 +150,7 @@ def test_weights_card_figures_and_answers_are_one_commit(loopback_hub, model, ru
 
     loopback_hub.watch = watch
     done = push(loopback_hub, model, runs, tmp_path / "home")
+    assert "about to commit a data file" not in done.stderr
     tag = done.tag.split()[-1]
     assert re.fullmatch(r"build-[0-9a-f]{12}", tag)
     held = files_of(loopback_hub, tag)

@@ -16,6 +16,8 @@ from evaluation.report import main
 from evaluation.scoring import results_of, score_run
 from sightsound import schema
 from sightsound.cli import InputError
+from sightsound.hub import write_dataset_card
+from sightsound.journal import fingerprint
 from tests.support.tiny import REPO
 
 
@@ -53,8 +55,11 @@ def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmar
     empty = dict.fromkeys(schema.predictions_features())
     told = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
     asked = zip(rows, right, strict=True)
-    kept = ("id", "video_id", "in_paper")
-    predictions = [empty | told | {name: row[name] for name in kept} | {"correct": is_right} for row, is_right in asked]
+    kept = ("id", "video_id", "choices", "in_paper")
+    predictions = [
+        empty | told | {name: row.get(name) for name in kept} | {"gold": row["answer"], "correct": is_right}
+        for row, is_right in asked
+    ]
     path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
     schema.write_parquet(predictions, schema.predictions_features(), path)
 
@@ -89,6 +94,7 @@ def test_the_report_holds_every_run_with_its_controls(tmp_path, capsys):
     assert row in capsys.readouterr().out
     assert "| arm | seed | Where | Which |" in text
     half = "50.0 [9.5, 90.5] (n=2)"
+    assert 'In the miniature "Both" are clean clips' in text
     assert f"| sft | 0 | {half} | {half} |" in text, "by relation"
     assert "| sft | 0 | average, 4 | paper | 50.0 [15.0, 85.0] | 28.9 | 25.0 |" in text, "protocols and errors"
     assert "| sft | 0 | +50.0 [+0.0, +100.0] | +50.0 [+0.0, +100.0] | – | – | – |" in text, "gains over controls"
@@ -136,6 +142,7 @@ def test_what_was_not_answered_and_what_was_cut_is_said(tmp_path):
     lost = {"none": {"answered": 3, "missing_media": 1}, "silent": {"answered": 4}}
     first_line(tmp_path, write_run(tmp_path / "run", "sft", ["silent"], outcomes=lost, clips_cut=2))
     text = (tmp_path / "out" / "report.md").read_text()
+    assert "| arm | seed | given | text came back | no text, and why | clips cut to the model's window |" in text
     assert "| sft | 0 | the clip | 3 | 1 missing_media | 2 |\n\n" in text
     first_line(tmp_path, write_run(tmp_path / "well", "sft", outcomes={"none": {"answered": 4}}, clips_cut=0))
     assert "clips heard in part" not in (tmp_path / "out" / "report.md").read_text()
@@ -166,6 +173,7 @@ def test_mmau_is_told_as_the_paper_tells_it(tmp_path):
     assert "| 50.0 [18.8, 81.2] (n=6) |" in official and official.endswith("| 50.0 [25.4, 74.6] (n=12) |")
     assert "| sft | 0 | average, 12 | paper | 75.0 [46.8, 91.1] | 13.1 | 25.0 |" in lines
     assert "| arm | seed | protocol | easy | hard |" in lines
+    assert "### By relation" in lines and "In the miniature" not in "".join(lines)
     assert "| questions | sft, 0, paper | sft, 0, official |" in lines, "12 sub-categories go down the page"
     assert "| kind 9 | 100.0 [20.7, 100.0] (n=1) | 0.0 [0.0, 79.3] (n=1) |" in lines
 
@@ -223,6 +231,41 @@ def test_the_page_is_of_the_runs_that_were_asked_its_dataset(tmp_path):
         main(["--runs", run, "--dataset", "elsewhere", "--output_dir", str(tmp_path / "out")])
     main(["--runs", run, "--output_dir", str(tmp_path / "out")])
     assert "browser" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_runs_on_several_splits_are_named_by_them_and_not_compared(tmp_path):
+    """Ids repeat across splits."""
+    runs = []
+    for arm, split, gold in (("base", None, 0), ("sft", "test", 1)):
+        runs.append(write_run(tmp_path / arm, arm, settings=ASKED["settings"] | {"split": split}))
+        write_predictions(runs[-1], [question(i, gold) for i in range(4)], [True] * 4)
+    main(["--runs", *runs, "--output_dir", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert "| base on validation | 0 | 4 |" in text and "| sft on test | 0 | 4 |" in text
+    told = "Not compared: sft on test (seed 0) with base on validation (seed 0): on avqa the runs are about other questions"
+    assert told in text
+
+
+def write_asked(folder, dataset: Path, arm: str, rows: list[dict]) -> str:
+    """A run on some rows of a dataset's validation split."""
+    run = write_run(folder, arm, settings={"split": None, "dataset": fingerprint(str(dataset))})
+    write_predictions(run, rows, [True] * len(rows))
+    return run
+
+
+def test_the_page_is_of_the_last_run_where_the_first_was_asked_other_questions(questions, tmp_path):
+    dataset = tmp_path / "avqa-audio"
+    schema.write_parquet(questions, schema.avqa_audio_features(), dataset / "data" / "validation.parquet")
+    write_dataset_card(dataset, "# Sounds\n", {"default": {"validation": "data/validation.parquet"}})
+    runs = [write_asked(tmp_path / arm, dataset, arm, questions[:n]) for arm, n in (("base", 1), ("sft", 2), ("grpo", 2))]
+    for given, note in ((runs, " of grpo (seed 0) alone: base (seed 0) was asked other questions"), (runs[1:], "")):
+        main(["--runs", *given, "--dataset", str(dataset), "--output_dir", str(tmp_path / "out")])
+        text = (tmp_path / "out" / "report.md").read_text()
+        assert f"(browser/index.html){note}\n" in text
+    with pytest.raises(InputError, match="is not a folder"):
+        wrong = ["--media_dir", str(tmp_path / "nowhere")]
+        main(["--runs", *runs, "--dataset", str(dataset), *wrong, "--output_dir", str(tmp_path / "not")])
+    assert list((tmp_path / "not").iterdir()) == []
 
 
 def test_training_curves_are_plotted_by_kind(tmp_path):

@@ -90,7 +90,7 @@ BAD: dict[str, tuple[str, object, str]] = {
     "an id of no kind": ("p.json", [{"id": [1], "model_output": "Man"}], r"row 0 has \[1\] as id"),
     "no output in any row": ("p.json", [{"id": "q0", "answer": "Man"}], "outputs under one of output, .* but answer, id"),
     "outputs under two names": ("p.json", [ONE | {"output": "Man"}], "found both output and model_output"),
-    "an object": ("p.json", {"q0": "Man"}, "expected one list of predictions, found a dict"),
+    "an object": ("p.json", {"q0": "Man"}, "found a dict; if it holds one JSON object per line, name it .jsonl"),
     "an empty list": ("p.json", [], "holds no predictions"),
     "a list of texts": ("p.json", ["Man"], "row 0 is no object with an id and an output but a str"),
     "another kind of file": ("p.csv", [], r"expected a file .* .json \(one list\) or .jsonl, found '.csv'"),
@@ -119,6 +119,11 @@ def test_a_file_cut_short_is_told_with_its_line(annotations, tmp_path, capsys):
     for name, content, told in (
         ("p.jsonl", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.json", '[{"id": "q0"', "is not JSON that can be read"),
+        (
+            "p.json",
+            '{"id": "q0"}\n{"id": "q1"}\n',
+            "is not one JSON list .*; if it holds one JSON object per line, name it .jsonl",
+        ),
         ("p.parquet", "PAR1", "is no parquet file that can be read"),
     ):
         (tmp_path / name).write_text(content)
@@ -126,6 +131,12 @@ def test_a_file_cut_short_is_told_with_its_line(annotations, tmp_path, capsys):
             score(tmp_path / name, annotations, capsys)
     with pytest.raises(InputError, match="cannot be read"):
         score(tmp_path / "gone.jsonl", annotations, capsys)
+    with pytest.raises(InputError, match=r"is a folder; give a file of predictions$"):
+        score(tmp_path, annotations, capsys)
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "predictions-mmau.parquet").touch()
+    with pytest.raises(InputError, match=r"run is a folder; .*, such as .*run/data/predictions-mmau\.parquet$"):
+        score(tmp_path / "run", annotations, capsys)
 
 
 def test_questions_come_from_one_place_and_protocols_exist(annotations, tmp_path):
@@ -290,7 +301,7 @@ def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(annot
     main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)])
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
-    assert "Only questions answered both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
+    assert "Only questions to which a text came back both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
     assert "silent audio: 2 without a prediction, 1 with an output that is no text\n" in text
     assert "another clip's audio: 3 without a prediction, 1 with an output that is no text\n" in text
     assert "| silent audio | 25.0 [4.6, 69.9] | +0.0 [-100.0, +100.0] (n=1) |" in text

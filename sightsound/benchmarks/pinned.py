@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class PinnedFile:
                 f"{path} is not {self.source}{told} (sha256 {self.sha256[:12]}... expected, {sha256[:12]}... found); download "
                 "that file, or give --allow_unpinned and say in what you publish which file it was"
             )
+        print(f"warning: {path} is NOT {self.source}{told}; figures are not comparable", file=sys.stderr)
         return f"NOT the pinned file ({self.source}){told}; figures are not comparable"
 
     def asks(self, rows: Iterable[dict[str, Any]]) -> bool | None:

@@ -35,7 +35,7 @@ Returns:
     unanswered (`float`): Percent of outputs without any word where the answer should be. They count against the accuracy.
     correct (`list[bool]`): The decisions.
 Raises:
-    `ValueError`: There are no predictions, or a reference is none of its choices.
+    `ValueError`: There are no predictions, one is None, or a reference is none of its choices.
 """
 
 
@@ -60,6 +60,8 @@ class MmauOfficial(evaluate.Metric):
     ) -> dict[str, float | list[bool]]:
         if not predictions:
             raise ValueError("there are no predictions to score")
+        if None in predictions:
+            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
         for reference, options in zip(references, choices, strict=True):
             if words(reference) not in map(words, options):
                 raise ValueError(f"reference {reference!r} is none of the choices {options!r}")

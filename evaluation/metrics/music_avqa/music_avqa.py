@@ -33,7 +33,7 @@ Returns:
     unanswered (`float`): Percent of outputs whose answer is none of the 42. They count against the accuracy.
     correct (`list[bool]`): The decisions.
 Raises:
-    `ValueError`: There are no predictions, or a reference is no word of the vocabulary.
+    `ValueError`: There are no predictions, one is None, or a reference is no word of the vocabulary.
 """
 
 
@@ -51,6 +51,8 @@ class MusicAvqa(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | list[bool]]:
         if not predictions:
             raise ValueError("there are no predictions to score")
+        if None in predictions:
+            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
         for reference in set(references):
             if word_of(reference) is None:
                 raise ValueError(f"reference {reference!r} is none of the 42 answers, such as 'acoustic_guitar' and 'two'")

@@ -34,7 +34,7 @@ Returns:
     matched_by (`dict[str, int]`): How many answers were matched by `letter`, `choice_text`, `similarity` and `none`.
     correct (`list[bool]`): The decisions.
 Raises:
-    `ValueError`: There are no predictions, or a reference is no index of a choice.
+    `ValueError`: There are no predictions, one is None, or a reference is no index of a choice.
 """
 
 
@@ -59,6 +59,8 @@ class PaperProtocol(evaluate.Metric):
     ) -> dict[str, float | dict[str, int] | list[bool]]:
         if not predictions:
             raise ValueError("there are no predictions to score")
+        if None in predictions:
+            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
         answers = [parse_answer(output, options) for output, options in zip(predictions, choices, strict=True)]
         for reference, options in zip(references, choices, strict=True):
             if not 0 <= reference < len(options):
