@@ -15,7 +15,6 @@ heard (teacher), sounds with transcripts (checker), and for the first two, how t
 
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from sightsound.cli import parse_arguments, run
 from sightsound.hub import write_dataset_card
-from sightsound.journal import Stage, leave_with_parent, write_atomically
+from sightsound.journal import Stage, leave_with_parent, worker_pool, write_atomically
 from sightsound.prompts import (
     CHECKER_TRANSCRIPT,
     COT_INSTRUCTION,
@@ -409,7 +408,7 @@ def main() -> None:
             "teacher": (teacher, args.num_teacher, "video"),
             "checker": (build_checker_row, args.num_checker, "audio"),
         }
-        with ProcessPoolExecutor(args.num_proc, initializer=leave_with_parent) as pool:
+        with worker_pool(args.num_proc, leave_with_parent) as pool:
             for part, count in splits.items():
                 build = partial(build_clip, part=part, seed=args.seed, clips=clips)
                 built = pool.map(build, range(count), chunksize=50)

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from . import schema
 from .annotations import Row, RowError, check_text
 from .cli import InputError, read_json
 from .hub import render_card, write_dataset_card
-from .journal import Stage, fingerprint, leave_with_parent
+from .journal import Stage, fingerprint, leave_with_parent, worker_pool
 from .media import MediaError, MediaFolder, encode_flac, is_silent, load_clip, open_media, sha256_of
 from .publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
 
@@ -310,7 +309,7 @@ def _build(
     build = partial(build_shard, dataset=dataset, folder=stage.path, media=media)
     total = sum(len(judged) for _, judged in shards)
     with (
-        ProcessPoolExecutor(args.num_proc, initializer=start_worker) as pool,
+        worker_pool(args.num_proc, start_worker) as pool,
         tqdm(total=total, desc="annotations", unit="row", mininterval=1.0) as bar,
     ):
         for done in pool.map(build, shards):

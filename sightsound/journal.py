@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -111,7 +112,7 @@ def leave_with_parent() -> None:
     """
     Initializer for the workers of a process pool: end when the main process does, also when it was killed.
 
-    Forked workers hold the stage's lock too: orphans that wait for work for ever would keep a rerun out.
+    Orphans would go on writing while a rerun does.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -122,6 +123,17 @@ def leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
+    """
+    Processes that start anew: a forked copy of one in which pyarrow's threads run may wait for a lock of theirs for ever.
+
+    Args:
+        num_proc (`int`): How many.
+        initializer (`Callable`): Runs first in each; `leave_with_parent`, or what calls it.
+    """
+    return ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
 class Stage:

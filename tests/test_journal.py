@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.journal import Journal, Stage, fingerprint, replace_folder, write_atomically
+from sightsound.journal import Journal, Stage, fingerprint, leave_with_parent, replace_folder, worker_pool, write_atomically
 
 
 def journal_of(path, items=()) -> Journal:
@@ -261,3 +262,16 @@ def test_settings_that_are_fingerprints_say_what_changes_them(tmp_path):
         pass
     with pytest.raises(InputError, match="a folder that was copied or edited counts as another one"):
         Stage(tmp_path, {"model": "fedcba9876543210"}).__enter__()
+
+
+HELD = threading.Lock()
+
+
+def take() -> bool:
+    return HELD.acquire(timeout=2)
+
+
+def test_a_lock_that_a_thread_holds_is_not_held_in_a_worker_for_ever() -> None:
+    """A build once waited for one of pyarrow's, in a forked worker."""
+    with HELD, worker_pool(1, leave_with_parent) as pool:
+        assert pool.submit(take).result()
