@@ -7,6 +7,7 @@ Tells the difference of their accuracies with its 95 % interval, by bootstrap ov
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> None:
     common = [name for name in first if name in second]
     if not common:
         raise InputError(f"the runs have no benchmark in common: {', '.join(first)} and {', '.join(second)}")
+    if alone := sorted(first.keys() ^ second.keys()):
+        print(f"not compared, in one of the runs only: {', '.join(alone)}", file=sys.stderr)
     compared = {name: compare_runs(first[name], second[name], name) for name in common}
     if args.json:
         print(json.dumps({name: asdict(comparison) for name, comparison in compared.items()}, indent=2))

@@ -46,8 +46,8 @@ from sightsound import schema
 from sightsound.answers import is_correct, parse_answer
 from sightsound.benchmarks.pinned import TEXTS
 from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
-from sightsound.checkpoints import resolved_revision
 from sightsound.cli import InputError, parse_arguments
+from sightsound.generator import resolved_revision
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
 from sightsound.media import Clip, MediaError, MediaFolder

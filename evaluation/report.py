@@ -181,7 +181,7 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
     told = verdict([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
     lines = [told, "", "# Report", ""]
-    if (output / PAGE / "index.html").is_file():
+    if args.dataset:
         lines += [f"[Traces and answers, question by question]({PAGE}/index.html){page_note}", ""]
     lines += ["![accuracy by arm](accuracy.png)", ""]
     for benchmark, part in by_benchmark(runs).items():

@@ -80,6 +80,20 @@ def extract_answer_text(output: str) -> str:
     return "" if "<think>" in output else output.strip()
 
 
+def extract_answer_texts(outputs: Sequence[str]) -> list[str]:
+    """
+    `extract_answer_text` of every output that a metric is given.
+
+    Raises:
+        `ValueError`: There are none, or one is None, which may be no answer or a loss on the way.
+    """
+    if not outputs:
+        raise ValueError("there are no predictions to score")
+    if None in outputs:
+        raise ValueError(f"prediction {outputs.index(None)} is None; give an empty text where nothing was answered")
+    return [extract_answer_text(output) for output in outputs]
+
+
 # "#", "+", "%", a leading "-" and the marks inside a number carry meaning: A# is not A, -5 is not 5, 1.5 is not 1/5.
 _NO_MEANING = re.compile(r"(?!(?<=\d)[-.,:/]\d)(?:[^\w\s#+%-]|(?<=\w)-(?=\w))")
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .checkpoints import load_generator
 from .cli import InputError
+from .generator import load_generator
 from .journal import Journal
 from .media import Frames, MediaError
 from .progress import RequestProgress
@@ -157,7 +157,7 @@ class TransformersEngine:
     def load(
         cls, model: str, batch_size: int, sampling: Sampling, revision: str | None = None, base_model: str | None = None
     ) -> TransformersEngine:
-        """From a local folder or a Hub id: a model, or a LoRA on its base; see `checkpoints.load_generator`."""
+        """From a local folder or a Hub id: a model, or a LoRA on its base; see `generator.load_generator`."""
         import torch
 
         loaded, processor, told = load_generator(model, revision, base_model)

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import InputError
-from .journal import fingerprint, replace_folder
-from .publishing import is_hub_id, shown_source
+from .journal import replace_folder
 
 
 if TYPE_CHECKING:
@@ -89,122 +88,6 @@ def meant_model(folder: str | Path) -> str:
     """What an error about a folder without a model ends with, where a recipe has written one into it."""
     inner = Path(folder) / "model"
     return f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
-
-
-def read_adapter(model: str, revision: str | None = None) -> dict[str, Any] | None:
-    """`adapter_config.json` of a local folder or a Hub model that is an adapter; None where it is none."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        file = find_adapter_config_file(model, revision=revision)
-    except OSError:  # no such model: whoever loads it says so
-        return None
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def load_generator(model: str, revision: str | None = None, base_model: str | None = None) -> tuple[Any, Any, str]:
-    """
-    A model that can be asked questions: a whole one, or a LoRA merged into its base.
-
-    Args:
-        model (`str`): Local folder or Hub id.
-        revision (`str`, *optional*): Of the Hub model.
-        base_model (`str`, *optional*): Where the base of a LoRA is now, if the folder that it names is gone.
-
-    Returns:
-        `tuple`: The model, its processor, and what was loaded: a folder's fingerprint, a Hub model's commit.
-
-    Raises:
-        `InputError`: It cannot be loaded, has no chat template, or is a LoRA for another base.
-    """
-    import transformers
-
-    adapter = read_adapter(model, revision)
-    if adapter is None and base_model is not None:
-        raise InputError(f"{model} is no adapter, and --base_model is the base of one; leave it out")
-    source, of = (model, revision) if adapter is None else _base_of(model, adapter, base_model)
-    processor = load_processor(source, of)
-    if getattr(processor, "chat_template", None) is None:
-        told = "nothing says how it wants to be asked"
-        raise InputError(f"{source} has no chat template, so {told}; give a chat model, or put its chat_template.jinja there")
-    config = transformers.AutoConfig.from_pretrained(source, revision=of)
-    architecture = getattr(transformers, (config.architectures or ["none"])[0], None)
-    if architecture is None:
-        told = f"transformers has no {', '.join(config.architectures or ['architecture named in its config'])}"
-        raise InputError(f"{source} cannot be run in this process ({told}); serve it and give --base_url")
-    with safetensors_only(source):
-        loaded = architecture.from_pretrained(source, revision=of, dtype="auto", use_safetensors=True)
-    # The commit that was loaded, which need not be the Hub's newest.
-    told = (fingerprint(source) if Path(source).is_dir() else config._commit_hash) or ""
-    if adapter is None:
-        return loaded, processor, told
-    merged, of_adapter = _merge_adapter(loaded, model, revision)
-    return merged, processor, f"{of_adapter} on {shown_source(source)} {told}"
-
-
-def resolved_revision(model: str, revision: str | None = None, base_model: str | None = None) -> str | None:
-    """
-    The commits that `load_generator` would load now: of a Hub model or a LoRA, and of a LoRA's base; None of what is a folder.
-
-    Offline they are those in the cache. None too where there is no such model: whoever loads it says so.
-    """
-    found = [_commit_of(model, revision)]
-    if (adapter := read_adapter(model, revision)) is not None:
-        found.append(_commit_of(*_base_of(model, adapter, base_model)))
-    return " on ".join(commit for commit in found if commit) or None
-
-
-def _commit_of(model: str, revision: str | None) -> str | None:
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    if Path(model).is_dir():
-        return None
-    for name in ("config.json", "adapter_config.json"):
-        try:
-            file = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        except OSError:
-            return None
-        if file is not None:
-            return extract_commit_hash(file, None)
-    return None
-
-
-def _base_of(model: str, adapter: dict[str, Any], base_model: str | None) -> tuple[str, str | None]:
-    """The base of a LoRA, and its revision."""
-    named = str(adapter.get("base_model_name_or_path"))
-    # A name with one slash may be a Hub id.
-    is_gone = not Path(named).is_dir() and (named.count("/") != 1 or named.startswith(("/", ".")))
-    if base_model is None and is_gone:
-        raise InputError(f"{model} is a LoRA on {named}, which is not there; give its base with --base_model")
-    if base_model is None or _resolved(base_model) == _resolved(named):
-        return named, adapter.get("revision")
-    if not Path(base_model).is_dir() and not is_hub_id(base_model):
-        told = "there is no such folder, and it is no Hub id of a model (ORG/NAME)"
-        raise InputError(f"--base_model {base_model}: {told}; give the base that {model} is a LoRA on, {named}")
-    if is_gone:
-        return base_model, None
-    told = "or, if both are the same model, name that one in its adapter_config.json"
-    raise InputError(f"{model} is a LoRA on {named}, and not on {base_model}; leave --base_model out, {told}")
-
-
-def _merge_adapter(base: Any, adapter: str, revision: str | None) -> tuple[Any, str]:
-    """A model with a LoRA merged into it, and what the LoRA is."""
-    from huggingface_hub import snapshot_download
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    is_local = Path(adapter).is_dir()
-    names = ["adapter_config.json", "adapter_model.safetensors"]
-    folder = adapter if is_local else snapshot_download(adapter, revision=revision, allow_patterns=names)
-    config = PeftConfig.from_pretrained(folder)
-    config.base_model_name_or_path = base.name_or_path
-    try:
-        adapted = get_peft_model(base, config)
-    except ValueError as error:  # it has none of the layers
-        raise InputError(f"{adapter} is a LoRA for another model than {base.name_or_path} ({error})") from error
-    _check_adapter_weights(adapted, folder)
-    set_peft_model_state_dict(adapted, load_file(Path(folder) / "adapter_model.safetensors"))
-    return adapted.merge_and_unload(), (fingerprint(folder) if is_local else Path(folder).name) or ""
 
 
 def load_audio_processor(model: str, revision: str | None = None) -> Any:
@@ -316,15 +199,20 @@ def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
     Raises:
         `InputError`: It holds none, of other shapes or places, or for another base model.
     """
-    _check_adapter_weights(model, checkpoint)
+    check_adapter_weights(model, checkpoint)
     base = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
     ours = model.peft_config[model.active_adapters[0]].base_model_name_or_path
-    if _resolved(base) != _resolved(ours):
+    if not same_model(base, ours):
         raise InputError(f"{checkpoint} is a LoRA on {base}, and not on {ours}; give the model that it was trained on")
 
 
-def _check_adapter_weights(model: Any, checkpoint: str) -> None:
-    """The part of `check_adapter_checkpoint` that looks at places and shapes."""
+def check_adapter_weights(model: Any, checkpoint: str) -> None:
+    """
+    The part of `check_adapter_checkpoint` that looks at places and shapes.
+
+    Raises:
+        `InputError`: The folder holds no LoRA, or one of other places or shapes than the model's.
+    """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -342,8 +230,10 @@ def _check_adapter_weights(model: Any, checkpoint: str) -> None:
         )
 
 
-def _resolved(model: str) -> str:
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: a folder's may be relative, or lead over a link."""
+    resolved = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in (one, other)]
+    return resolved[0] == resolved[1]
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

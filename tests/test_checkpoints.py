@@ -12,10 +12,10 @@ from sightsound.checkpoints import (
     last_complete_checkpoint,
     load_audio_processor,
     load_full_weights,
-    load_generator,
     save_checkpoint,
 )
 from sightsound.cli import InputError
+from sightsound.generator import load_generator
 
 
 def keys_of(checkpoint) -> set[str]:

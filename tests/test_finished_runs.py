@@ -115,6 +115,14 @@ def test_runs_are_compared_over_the_questions_of_the_average(tmp_path, capsys):
     assert "+100.0 [+100.0, +100.0] | 0 | 4 |" in comparisons_lines(find_runs([first, second]))[-1].replace("-", "+")
 
 
+def test_a_benchmark_that_only_one_run_was_asked_is_told(tmp_path, capsys):
+    write_run(tmp_path / "both" / "avqa")
+    write_run(tmp_path / "both" / "mmau", "mmau")
+    compare.main(["--runs", str(tmp_path / "both"), write_run(tmp_path / "one")])
+    told = capsys.readouterr()
+    assert told.out.startswith("avqa, 8 questions: ") and told.err == "not compared, in one of the runs only: mmau\n"
+
+
 def test_runs_that_do_not_say_what_the_average_counts_are_not_compared(tmp_path):
     """A file of a version that did not write it."""
     run = write_run(tmp_path / "run", "music_avqa")

@@ -229,6 +229,8 @@ def test_the_page_is_of_the_runs_that_were_asked_its_dataset(tmp_path):
     run = write_run(tmp_path / "run", "sft")
     with pytest.raises(InputError, match=r"none of the runs was asked the questions of elsewhere; give the dataset that"):
         main(["--runs", run, "--dataset", "elsewhere", "--output_dir", str(tmp_path / "out")])
+    (tmp_path / "out" / "browser").mkdir()
+    (tmp_path / "out" / "browser" / "index.html").write_text("of an earlier report")
     main(["--runs", run, "--output_dir", str(tmp_path / "out")])
     assert "browser" not in (tmp_path / "out" / "report.md").read_text()
 

@@ -10,7 +10,7 @@ The rule is in `matcher.py`.
 import datasets
 import evaluate
 
-from sightsound.answers import extract_answer_text
+from sightsound.answers import extract_answer_texts
 
 from .matcher import decide, words
 
@@ -58,14 +58,10 @@ class MmauOfficial(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[str], choices: list[list[str]]
     ) -> dict[str, float | list[bool]]:
-        if not predictions:
-            raise ValueError("there are no predictions to score")
-        if None in predictions:
-            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
+        texts = extract_answer_texts(predictions)
         for reference, options in zip(references, choices, strict=True):
             if words(reference) not in map(words, options):
                 raise ValueError(f"reference {reference!r} is none of the choices {options!r}")
-        texts = (extract_answer_text(prediction) for prediction in predictions)
         decisions = [decide(*row) for row in zip(texts, references, choices, strict=True)]
         return {
             "accuracy": 100 * decisions.count(True) / len(decisions),

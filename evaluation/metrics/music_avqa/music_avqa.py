@@ -10,7 +10,7 @@ The rule is in `matcher.py`.
 import datasets
 import evaluate
 
-from sightsound.answers import extract_answer_text
+from sightsound.answers import extract_answer_texts
 
 from .matcher import decide, word_of
 
@@ -49,14 +49,10 @@ class MusicAvqa(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | list[bool]]:
-        if not predictions:
-            raise ValueError("there are no predictions to score")
-        if None in predictions:
-            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
+        texts = extract_answer_texts(predictions)
         for reference in set(references):
             if word_of(reference) is None:
                 raise ValueError(f"reference {reference!r} is none of the 42 answers, such as 'acoustic_guitar' and 'two'")
-        texts = (extract_answer_text(prediction) for prediction in predictions)
         decisions = [decide(text, reference) for text, reference in zip(texts, references, strict=True)]
         return {
             "accuracy": 100 * decisions.count(True) / len(decisions),

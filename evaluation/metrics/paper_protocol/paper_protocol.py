@@ -12,7 +12,7 @@ from collections import Counter
 import datasets
 import evaluate
 
-from sightsound.answers import is_correct, parse_answer
+from sightsound.answers import extract_answer_texts, is_correct, match_choice
 
 
 _DESCRIPTION = "Accuracy on multiple choice: an option letter, else the choice that the answer's text is most similar to."
@@ -57,11 +57,8 @@ class PaperProtocol(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[int], choices: list[list[str]]
     ) -> dict[str, float | dict[str, int] | list[bool]]:
-        if not predictions:
-            raise ValueError("there are no predictions to score")
-        if None in predictions:
-            raise ValueError(f"prediction {predictions.index(None)} is None; give an empty text where nothing was answered")
-        answers = [parse_answer(output, options) for output, options in zip(predictions, choices, strict=True)]
+        texts = extract_answer_texts(predictions)
+        answers = [match_choice(text, options) for text, options in zip(texts, choices, strict=True)]
         for reference, options in zip(references, choices, strict=True):
             if not 0 <= reference < len(options):
                 raise ValueError(f"reference {reference} is no index of a choice: there are {len(options)}, counted from 0")
