@@ -4,9 +4,15 @@ AVQA annotations + clips -> avqa-audio, the audio variant of AVQA (paper, sectio
     python dataset_builders/avqa_audio.py --train_annotations train_qa.json --validation_annotations val_qa.json \
         --media_dir videos --output_dir avqa-audio
 
-Takes AVQA's own annotation format and a folder of clips, searched at any depth: `<youtube id>_<6-digit start second>` or
-`<youtube id>_<start second>` with any audio or video extension, else a whole video named `<youtube id>`, which is cut at
-start..start+10 s. "video" becomes "audio" in questions as in R1-AQA; the original is kept in `video_question`.
+Takes AVQA's own annotation format, as a JSON list or JSON lines, and a folder of clips, searched at any depth. `answer` is
+the index of the right choice, counted from 0. `video_name` is one of
+
+- AVQA's names, `<youtube id>_<6-digit start second>`: the clip is a file of that name, or `<youtube id>_<start second>`, with
+  any audio or video extension, or else a whole video named `<youtube id>`, which is cut at start..start+10 s;
+- the name of any file of yours, with or without its extension and its folders: it is taken whole, and `start_s` is 0.
+
+Where a clip has several files, one that cannot be used gives way to the next: a silent `x.mp4` to `x.wav`. "video" becomes
+"audio" in questions as in R1-AQA; the original is kept in `video_question`.
 
 Every annotation ends in `ledger.parquet` with its outcome. Work is done in shards: a run that was killed continues.
 `--push_to_hub ORG/NAME` publishes the finished dataset. One annotation (val_qa.json, id 1139):
@@ -17,18 +23,19 @@ Every annotation ends in `ledger.parquet` with its outcome. Work is done in shar
 """
 
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 from sightsound import schema
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
-from sightsound.benchmarks.avqa import ID_KEY, to_row
+from sightsound.benchmarks.avqa import ID_KEY, check_answers, to_row
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.media import video_name
 
 
 @dataclass(kw_only=True)
 class AvqaAudioArguments(AudioDatasetArguments):
-    train_annotations: str | None = field(default=None, metadata={"help": "train_qa.json"})
-    validation_annotations: str | None = field(default=None, metadata={"help": "val_qa.json"})
+    train_annotations: str | None = field(default=None, metadata={"help": "train_qa.json; `answer` counts from 0"})
+    validation_annotations: str | None = field(default=None, metadata={"help": "val_qa.json, likewise"})
     test_annotations: str | None = field(default=None, metadata={"help": "held-out questions; AVQA publishes none"})
 
     def annotations(self) -> dict[str, str]:
@@ -43,23 +50,44 @@ class AvqaAudioArguments(AudioDatasetArguments):
         return given
 
 
+TASKS = ["audio-text-to-text", "question-answering", "multiple-choice"]
+OF_AVQA = {
+    "license": "other",
+    "license_name": "avqa-states-none",
+    "language": "en",
+    "pretty_name": "avqa-audio",
+    "source_datasets": ["extended|other-avqa"],
+    "task_categories": TASKS,
+    "tags": ["audio", "audio-question-answering", "avqa", "sightsound-r1"],
+}
+# Of own clips neither the licence nor the language is known.
+OF_OWN_CLIPS = {
+    "license": "unknown",
+    "pretty_name": "Audio questions in AVQA's format",
+    "task_categories": TASKS,
+    "tags": ["audio", "audio-question-answering", "sightsound-r1"],
+}
+
+
+def describe(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Front matter and card values: whose clips the rows are about, as far as their names tell."""
+    num_own = sum(row["video_name"] == row["video_id"] for row in rows)
+    front_matter = OF_OWN_CLIPS if num_own == len(rows) else OF_AVQA
+    if 0 < num_own < len(rows):
+        front_matter = OF_AVQA | {"license_name": "mixed", "pretty_name": "avqa-audio and other clips"}
+    return front_matter, {"num_own": num_own, "num_avqa": len(rows) - num_own}
+
+
 AVQA_AUDIO = AudioDataset(
     features=schema.avqa_audio_features,
     to_row=to_row,
-    clip_name=video_name,
+    clip_name=itemgetter("video_name"),
     id_key=ID_KEY,
     official_file="AVQA's train_qa.json",
-    example_clip="06GyG4-wONQ_000006.mp4",
     card="dataset_avqa_audio.md",
-    front_matter={
-        "license": "other",
-        "license_name": "avqa-states-none",
-        "language": "en",
-        "pretty_name": "avqa-audio",
-        "source_datasets": ["extended|other-avqa"],
-        "task_categories": ["audio-text-to-text", "question-answering", "multiple-choice"],
-        "tags": ["audio", "audio-question-answering", "avqa", "sightsound-r1"],
-    },
+    front_matter=OF_AVQA,
+    check_file=check_answers,
+    describe=describe,
 )
 
 

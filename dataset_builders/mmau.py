@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from sightsound import schema
+from sightsound.annotations import read_annotations
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.benchmarks.mmau import ID_KEY, PINNED, to_row
-from sightsound.cli import parse_arguments, read_json, run
+from sightsound.cli import parse_arguments, run
+
+
+OFFICIAL_FILE = "MMAU's mmau-test-mini.json"
 
 
 @dataclass(kw_only=True)
@@ -29,8 +33,7 @@ MMAU = AudioDataset(
     to_row=to_row,
     clip_name=itemgetter("video_id"),
     id_key=ID_KEY,
-    official_file="MMAU's mmau-test-mini.json",
-    example_clip="3fe64f3d-282c-4bc8-a753-68f8f6c35652.wav",
+    official_file=OFFICIAL_FILE,
     card="dataset_mmau.md",
     front_matter={
         "license": "other",
@@ -46,7 +49,7 @@ MMAU = AudioDataset(
 
 def main() -> None:
     args = parse_arguments(MmauArguments, __doc__)
-    revision = PINNED.check(args.annotations, read_json(args.annotations), args.allow_unpinned)
+    revision = PINNED.check(args.annotations, read_annotations(args.annotations, OFFICIAL_FILE), args.allow_unpinned)
     build_dataset(MMAU, args, {"test": args.annotations}, revision=revision)
 
 

@@ -15,9 +15,13 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from sightsound import schema
+from sightsound.annotations import read_annotations
 from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED, to_row
-from sightsound.cli import parse_arguments, read_json, run
+from sightsound.cli import parse_arguments, run
+
+
+OFFICIAL_FILE = "MUSIC-AVQA's avqa-test.json"
 
 
 @dataclass(kw_only=True)
@@ -30,8 +34,7 @@ MUSIC_AVQA = AudioDataset(
     to_row=to_row,
     clip_name=itemgetter("video_id"),
     id_key=ID_KEY,
-    official_file="MUSIC-AVQA's avqa-test.json",
-    example_clip="00000093.mp4",
+    official_file=OFFICIAL_FILE,
     card="dataset_music_avqa.md",
     front_matter={
         "license": "other",
@@ -48,7 +51,8 @@ MUSIC_AVQA = AudioDataset(
 def main() -> None:
     args = parse_arguments(MusicAvqaArguments, __doc__)
     kinds = [{"beginning": beginning, "choices": choices} for beginning, choices in CHOICES]
-    revision = PINNED.check(args.annotations, read_json(args.annotations), allow_unpinned=True)  # the card says so
+    annotations = read_annotations(args.annotations, OFFICIAL_FILE)
+    revision = PINNED.check(args.annotations, annotations, allow_unpinned=True)  # the card says so
     build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, revision=revision, kinds=kinds)
 
 

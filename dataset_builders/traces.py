@@ -33,7 +33,7 @@ from sightsound.costs import dry_run
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
-from sightsound.media import MediaError, MediaFolder, load_frames, video_name
+from sightsound.media import Frames, MediaError, MediaFolder, load_frames, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
@@ -70,12 +70,28 @@ class TracesArguments(ScaleArguments):
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
 
 
+def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:
+    """
+    Frames of the first file of a row's clip that has any; where there are several, the file that its sound is from goes first.
+
+    Raises:
+        `MediaError`: There is no such file, or none with a video that can be decoded.
+    """
+    failures: list[MediaError] = []
+    for clip in media.candidates(video_name(row), row["media_sha256"]):
+        try:
+            return load_frames(clip.path, args.num_frames, args.max_pixels, clip.start_s, clip.max_duration_s)
+        except MediaError as error:
+            failures.append(error)
+    if not failures:
+        raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
+    # Of a broken video and a sound beside it, the video is what has to be mended.
+    raise next((failure for failure in failures if failure.outcome != schema.NO_VIDEO), failures[0])
+
+
 def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:
     """The question to the teacher, with the frames of its clip."""
-    clip = media.find(video_name(row))
-    if clip is None:
-        raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
-    frames = load_frames(clip.path, args.num_frames, args.max_pixels, clip.start_s, clip.max_duration_s)
+    frames = find_frames(row, media, args)
     text = question_text(row["video_question"], row["choices"], TRACE_INSTRUCTIONS[args.prompt])
     return ChatRequest(row["id"], text, video=frames)
 

@@ -2,17 +2,68 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from . import schema
+from .cli import InputError, read_json
 
 
 Row = dict[str, Any]
 
+WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 # The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
 # would crowd the clip out of any model's context.
 MAX_TEXT_CHARACTERS = 25_000
+
+
+def read_annotations(path: str, official_file: str) -> list[Any]:
+    """
+    The annotations in a file: a list in JSON, an object that holds one such list, or one object a line (JSON lines).
+
+    Args:
+        path (`str`): The file.
+        official_file (`str`): Whose format is expected, for messages.
+
+    Raises:
+        `InputError`: It cannot be read, holds no list of annotations, or an empty one.
+    """
+    content = _json_lines(path)
+    if content is None:
+        content = read_json(path)
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items() if isinstance(value, list) and _are_objects(value)}
+        if len(lists) != 1:
+            keys = ", ".join(map(repr, list(content)[:5])) or "none"
+            found = f"an object with the keys {keys}{', ...' if len(content) > 5 else ''}"
+            raise InputError(f"{path}: expected a list of annotations as in {official_file}, found {found}")
+        [content] = lists.values()
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of annotations as in {official_file}, found {type(content).__name__}")
+    if not content:
+        raise InputError(f"{path} holds no annotations; was its list written to the end?")
+    return content
+
+
+def _are_objects(value: list[Any]) -> bool:
+    return all(isinstance(each, dict) for each in value)
+
+
+def _json_lines(path: str) -> list[Any] | None:
+    """The objects of a file that holds one a line; None for every other file."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            if not file.readline().startswith("{"):
+                return None
+            file.seek(0)
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError, RecursionError):  # `read_json` says what is wrong with it
+        return None
+    is_one_object = len(rows) == 1 and not path.endswith((".jsonl", ".ndjson"))
+    return None if is_one_object or not _are_objects(rows) else rows
 
 
 class RowError(Exception):
@@ -29,7 +80,8 @@ def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:
         raise RowError(schema.BAD_ANNOTATION, f"expected an object, found {type(annotation).__name__}")
     missing = [key for key in keys if key not in annotation]
     if missing:
-        raise RowError(schema.BAD_ANNOTATION, f"lacks {', '.join(missing)}")
+        found = ", ".join(map(str, annotation)) or "nothing"
+        raise RowError(schema.BAD_ANNOTATION, f"lacks {', '.join(missing)}; its fields are {found}")
     return annotation
 
 
@@ -47,6 +99,16 @@ def expect_text(annotation: Row, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
     return value
+
+
+def expect_file_name(annotation: Row, key: str) -> str:
+    """The name of a file below a folder, byte for byte: nothing that leads out of it, and no control characters."""
+    name = expect_text(annotation, key)
+    parts = re.split(r"[/\\]", name)
+    if name != name.strip("/\\") or ".." in parts or WINDOWS_DRIVE.match(name) or CONTROL_CHARACTERS.search(name):
+        expected = "the name of a file in the media folder, with or without its extension"
+        raise RowError(schema.BAD_ANNOTATION, f"expected {expected}, as {key}, found {name!r}")
+    return name
 
 
 def expect_choices(value: Any, fewest: int, most: int) -> list[str]:

@@ -11,36 +11,35 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import schema
-from .annotations import Row, RowError, check_text
-from .cli import InputError, read_json
-from .hub import render_card, write_dataset_card
-from .journal import Stage, fingerprint, leave_with_parent, worker_pool
-from .media import MediaError, MediaFolder, encode_flac, is_silent, load_clip, open_media, sha256_of
-from .publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
+from .annotations import Row, RowError, check_text, read_annotations
+from .build_report import coverage_table, files_by_choice, first_reasons, outcomes_in_words, why_no_row, write_card
+from .cli import InputError
+from .clip_sounds import Sound, SoundReader
+from .journal import Stage, fingerprint
+from .media import MediaFolder, sha256_of, without_extension
+from .publishing import PublishArguments
+from .split_overlap import overlaps
 
 
 if TYPE_CHECKING:
     from datasets import Features
+    from tqdm import tqdm
 
 # An entry of the ledger, and the row that it is about where the annotation is good: all columns but the sound.
 Judged = tuple[Row, Row | None]
+Shard = tuple[str, list[Judged]]  # its name (`train-00000-of-00004`) and its annotations
 
 # Rows of one file. With ten-second clips that is about 75 MB, with minutes of music about 400 MB: under the 500 MB per file
-# that the Hub suggests. It is also what a kill can cost each process; memory does not depend on it (`schema.write_parquet`).
+# that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`schema.write_parquet`).
 ROWS_PER_SHARD = 500
-# Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.
-# A fifth of a second is five audio tokens of Qwen2-Audio and about one bark or syllable; less is left over from a bad cut.
-MIN_DURATION_S = 0.2
-# Their headers tell no length, and what ffmpeg guesses from the bit rate at the beginning can be seconds off.
-LENGTH_IS_GUESSED = ("aac", "mp3")
 MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
 
 
@@ -64,9 +63,12 @@ class AudioDataset:
         clip_name (`Callable`): Such a row -> the name of its clip without the extension.
         id_key (`str`): Where an annotation keeps its id.
         official_file (`str`): Whose format is expected, for messages.
-        example_clip (`str`): A clip's file name, for messages.
         card (`str`): Template in `model_cards/`.
         front_matter (`dict`): Of the card.
+        check_file (`Callable`, *optional*): A file's path and its annotations; raises `InputError` where all of them would
+            be misread.
+        describe (`Callable`, *optional*): The rows that were built, without their sound -> front matter in place of
+            `front_matter`, and further values for the card.
     """
 
     features: Callable[[], Features]
@@ -74,9 +76,10 @@ class AudioDataset:
     clip_name: Callable[[Row], str]
     id_key: str
     official_file: str
-    example_clip: str
     card: str
-    front_matter: dict[str, Any]
+    front_matter: Row
+    check_file: Callable[[str, list[Any]], None] | None = None
+    describe: Callable[[list[Row]], tuple[Row, Row]] | None = None
 
 
 def _storable(text: str) -> str:
@@ -108,90 +111,52 @@ def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
         yield entry, row
 
 
-def _ends_s(path: str) -> float | None:
-    """Where a file ends by its own header; None when it does not say. What is broken about it `load_clip` tells."""
-    import av
+def _rows_with_sound(
+    judged: list[Judged], dataset: AudioDataset, media: MediaFolder, reader: SoundReader, sounds: Iterator[Sound], bar: tqdm
+) -> Iterator[Row]:
+    """The rows that have a usable clip; of all others the ledger's entry gets the reason."""
+    for entry, row in judged:
+        bar.update()
+        if row is None:
+            continue
+        name, sound = dataset.clip_name(row), next(sounds)
+        try:
+            yield row | _audio_columns(name, sound, media, reader)
+        except RowError as error:
+            _explain(entry, error)
+            continue
+        if told := _choice_of_file(name, sound, media):
+            entry["detail"] = _storable(told)
 
-    try:
-        with open_media(path) as container:
-            if container.duration is None or container.format.name in LENGTH_IS_GUESSED:
-                return None
-            return container.duration / av.time_base
-    except MediaError:
-        return None
 
-
-def hear(name: str, media: MediaFolder) -> Row:
+def _audio_columns(name: str, sound: Sound, media: MediaFolder, reader: SoundReader) -> Row:
     """
-    The sound of a clip, as the columns `audio`, `duration_s` and `media_sha256`.
+    The columns `audio`, `duration_s` and `media_sha256`.
 
     Raises:
-        `RowError`: There is no such clip, or nothing can be heard in it.
+        `RowError`: There is no such clip, or none of its files can be used.
     """
-    clip = media.find(name)
-    if clip is None:
-        raise RowError(schema.MISSING_MEDIA, f"no clip named {name}.*")
-    shown = os.path.relpath(clip.path, media.root)
-    if clip.start_s > 0:
-        ends_s = _ends_s(clip.path)
-        if ends_s is not None and ends_s < clip.start_s + MIN_DURATION_S:
-            raise RowError(
-                schema.TOO_SHORT, f"{shown}: the video ends at {ends_s:.2f} s, the question's part begins at {clip.start_s:g} s"
-            )
+    if sound.clip is None:
+        if not sound.failures:
+            raise RowError(schema.MISSING_MEDIA, f"no clip named {without_extension(name)}.*")
+        raise RowError(sound.failures[0][0], "; ".join(detail for _, detail in sound.failures))
     try:
-        waveform = load_clip(clip.path, start_s=clip.start_s, max_duration_s=clip.max_duration_s)
-    except MediaError as error:
-        raise RowError(error.outcome, f"{shown}: {error}") from error
-    duration_s = len(waveform) / schema.SAMPLING_RATE
-    if duration_s < MIN_DURATION_S:
-        raise RowError(schema.TOO_SHORT, f"{shown}: {duration_s:.3f} s of sound, expected at least {MIN_DURATION_S:g} s")
-    if is_silent(waveform):
-        raise RowError(schema.SILENT, f"{shown}: the track carries no sound")
-    try:
-        sha256 = sha256_of(clip.path)
+        sha256 = reader.sha256_of(sound.clip.path)
     except OSError as error:
+        shown = os.path.relpath(sound.clip.path, media.root)
         raise RowError(schema.CORRUPT_MEDIA, f"{shown}: {error}") from error
-    audio = {"bytes": encode_flac(waveform), "path": f"{name}.flac"}
-    return {"audio": audio, "duration_s": duration_s, "media_sha256": sha256}
+    audio = {"bytes": sound.flac, "path": f"{name}.flac"}
+    return {"audio": audio, "duration_s": sound.duration_s, "media_sha256": sha256}
 
 
-def start_worker() -> None:
-    """Initializer of the pool: one thread for each process, which ends with the main process."""
-    import torch
-
-    torch.set_num_threads(1)
-    leave_with_parent()
-
-
-def build_shard(shard: tuple[str, list[Judged]], dataset: AudioDataset, folder: Path, media: MediaFolder) -> int:
-    """
-    Write one shard of a split: its rows and, last, its part of the ledger, which marks the shard as done.
-
-    Args:
-        shard: Its name (`train-00000-of-00004`) and its annotations.
-
-    Returns:
-        `int`: How many annotations it holds.
-    """
-    name, judged = shard
-    ledger_path = folder / "ledger" / f"{name}.parquet"
-    if ledger_path.exists():
-        return len(judged)
-
-    def heard() -> Iterator[Row]:
-        for entry, row in judged:
-            if row is None:
-                continue
-            try:
-                sound = hear(dataset.clip_name(row), media)
-            except RowError as error:
-                _explain(entry, error)
-            else:
-                yield row | sound
-
-    schema.write_parquet(heard(), dataset.features(), folder / "data" / f"{name}.parquet")
-    schema.write_ledger((entry for entry, _ in judged), ledger_path)
-    return len(judged)
+def _choice_of_file(name: str, sound: Sound, media: MediaFolder) -> str | None:
+    """Which file was taken, where that is not plain from the clip's name."""
+    if sound.clip is None:
+        return None
+    reasons = [detail for _, detail in sound.failures]
+    if others := media.namesakes(name, sound.clip):
+        reasons.append(f"other files of that name: {', '.join(os.path.relpath(path, media.root) for path in others)}")
+    return f"{os.path.relpath(sound.clip.path, media.root)} was used; {'; '.join(reasons)}" if reasons else None
 
 
 def shards_of(split: str, judged: list[Judged]) -> Iterator[tuple[str, list[Judged]]]:
@@ -201,63 +166,16 @@ def shards_of(split: str, judged: list[Judged]) -> Iterator[tuple[str, list[Judg
         yield f"{split}-{i:05d}-of-{count:05d}", judged[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
 
 
-def join_ledger(folder: Path, splits: Sequence[str]) -> dict[str, Counter[str]]:
-    """Join the shards' ledgers into `ledger.parquet`; returns how often each outcome occurred in each split."""
+def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[str]], list[Row]]:
+    """Join the shards' ledgers into `ledger.parquet`; returns the count of outcomes in each split, and its entries."""
     import pyarrow.parquet as pq
 
-    counts: dict[str, Counter[str]] = {split: Counter() for split in splits}
-
-    def entries() -> Iterator[Row]:
-        for split in splits:
-            for part in sorted((folder / "ledger").glob(f"{split}-*.parquet")):
-                for entry in pq.read_table(part).to_pylist():
-                    counts[split][entry["outcome"]] += 1
-                    yield entry
-
-    schema.write_ledger(entries(), folder / "ledger.parquet")
-    return counts
-
-
-def coverage_table(counts: dict[str, Counter[str]]) -> str:
-    """What became of the annotations, as a Markdown table: a row per outcome, a column per split."""
-    columns = dict(counts) if len(counts) == 1 else {**counts, "all": sum(counts.values(), Counter())}
-    lines = [f"| outcome | {' | '.join(columns)} | meaning |", "| --- " * (len(columns) + 2) + "|"]
-    for outcome, meaning in schema.BUILD_OUTCOMES.items():
-        cells = " | ".join(str(count[outcome]) for count in columns.values())
-        lines.append(f"| {outcome} | {cells} | {meaning} |")
-    totals = " | ".join(str(count.total()) for count in columns.values())
-    return "\n".join([*lines, f"| annotations | {totals} | |"])
-
-
-def sample_row(folder: Path, splits: Sequence[str]) -> Row:
-    """The first row that was built, its sound replaced by a word on it."""
-    import pyarrow.parquet as pq
-
-    files = [file for split in splits for file in sorted((folder / "data").glob(f"{split}-*.parquet"))]
-    for file in files:
-        with pq.ParquetFile(file) as content:
-            if content.metadata.num_rows:
-                columns = [name for name in content.schema_arrow.names if name != "audio"]
-                row = next(content.iter_batches(batch_size=1, columns=columns)).to_pylist()[0]
-                return {name: row.get(name, SHOWN_AUDIO) for name in content.schema_arrow.names}
-    raise ValueError(f"no row in {folder}")
-
-
-def write_card(folder: Path, dataset: AudioDataset, counts: dict[str, Counter[str]], **values: Any) -> None:
-    """Write the README.md: front matter, coverage, a sample row and what built it."""
-    # `load_dataset` refuses a dataset of which one split is empty; the ledger tells what became of it.
-    splits = [split for split, count in counts.items() if count[schema.BUILT]]
-    configs = {"default": {split: f"data/{split}-*.parquet" for split in splits}}
-    text = render_card(
-        dataset.card,
-        coverage=coverage_table(counts),
-        sample=as_json(sample_row(folder, list(counts))),
-        min_duration_s=MIN_DURATION_S,
-        **provenance(),
-        **values,
-    )
-    info = dataset_info(folder, configs, {"default": dataset.features()})
-    write_dataset_card(folder, text, configs, dataset_info=info, **dataset.front_matter)
+    entries: list[Row] = []
+    for split in splits:
+        for part in sorted((folder / "ledger").glob(f"{split}-*.parquet")):
+            entries += [entry | {"split": split} for entry in pq.read_table(part).to_pylist()]
+    schema.write_parquet(entries, schema.build_ledger_features(), folder / "ledger.parquet")
+    return {split: Counter(entry["outcome"] for entry in entries if entry["split"] == split) for split in splits}, entries
 
 
 def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], **card_values: Any) -> None:
@@ -291,45 +209,70 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
 def _build(
     dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], stage: Stage, card_values: Row
 ) -> None:
-    from tqdm import tqdm
-
     media = MediaFolder(args.media_dir)
-    shards: list[tuple[str, list[Judged]]] = []
+    shards: list[Shard] = []
     sources = []
     for split, path in annotations.items():
-        rows = read_json(path)
-        if not isinstance(rows, list):
-            raise InputError(
-                f"{path}: expected a list of annotations as in {dataset.official_file}, found {type(rows).__name__}"
-            )
-        if not rows:
-            raise InputError(f"{path} holds no annotations; was its list written to the end?")
+        rows = read_annotations(path, dataset.official_file)
+        if dataset.check_file is not None:
+            dataset.check_file(path, rows)
         shards += shards_of(split, list(judge(dataset, rows[: args.limit])))
         sources.append({"split": split, "file": Path(path).name, "rows": len(rows), "sha256": sha256_of(path)})
-    build = partial(build_shard, dataset=dataset, folder=stage.path, media=media)
-    total = sum(len(judged) for _, judged in shards)
-    with (
-        worker_pool(args.num_proc, start_worker) as pool,
-        tqdm(total=total, desc="annotations", unit="row", mininterval=1.0) as bar,
-    ):
-        for done in pool.map(build, shards):
-            bar.update(done)
-    counts = join_ledger(stage.path, list(annotations))
-    outcomes = sum(counts.values(), Counter[str]())
-    told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-    print(f"{total} annotations: {told}\n\n{coverage_table(counts)}")
-    if not outcomes[schema.BUILT]:
+    _write_shards(shards, dataset, stage.path, media, args.num_proc)
+    counts, ledger = join_ledger(stage.path, list(annotations))
+    print(f"{len(ledger)} annotations: {outcomes_in_words(counts)}\n\n{coverage_table(counts)}")
+    if all(entry["outcome"] != schema.BUILT for entry in ledger):
         for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
             shutil.rmtree(stage.path / part)
-        if outcomes.keys() == {schema.BAD_ANNOTATION}:
-            files, ledger = " and ".join(annotations.values()), f"{stage.path}/ledger.parquet tells what is wrong with each"
-            raise InputError(
-                f"no row could be built from {total} annotations ({told}): {files} is not {dataset.official_file}, nor of its "
-                f"form; give that file; {ledger}"
-            )
-        raise InputError(
-            f"no row could be built from {total} annotations ({told}); expected clips such as "
-            f"{args.media_dir}/{dataset.example_clip}; {stage.path}/ledger.parquet tells every row's outcome"
-        )
-    write_card(stage.path, dataset, counts, sources=sources, **card_values)
+        files, ledger_path = list(annotations.values()), stage.path / "ledger.parquet"
+        raise InputError(why_no_row(counts, ledger, dataset.official_file, files, media, ledger_path))
+    shared = _tell(stage.path, counts, ledger)
+    front_matter, described = dataset.front_matter, Row()
+    if dataset.describe is not None:
+        rows_of_ledger = (row for _, judged in shards for _, row in judged)
+        built = zip(ledger, rows_of_ledger, strict=True)
+        front_matter, described = dataset.describe([row for entry, row in built if row and entry["outcome"] == schema.BUILT])
+    features, values = dataset.features(), {"sources": sources, **card_values, **described}
+    write_card(stage.path, dataset.card, front_matter, features, counts, shared, **values)
     stage.finish()
+
+
+def _tell(folder: Path, counts: dict[str, Counter[str]], ledger: Sequence[Row]) -> list[str]:
+    """Print what a user has to know of a build before it is used; returns what its splits share."""
+    if reasons := first_reasons(ledger):
+        print("\nThe first row of each outcome:")
+        print("\n".join(f"  {outcome}: {reason}" for outcome, reason in reasons.items()))
+    if chosen := files_by_choice(ledger):
+        print(chosen)
+    for split, count in counts.items():
+        if not count[schema.BUILT]:
+            print(f"warning: no row of split {split} could be built; the dataset has no such split", file=sys.stderr)
+    shared = overlaps(folder, list(counts))
+    for overlap in shared:
+        if overlap.leak:
+            print(f"warning: {overlap.leak}", file=sys.stderr)
+        if overlap.same_ids:
+            print(overlap.same_ids)
+    return [part for overlap in shared for part in (overlap.leak, overlap.same_ids) if part]
+
+
+def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, media: MediaFolder, num_proc: int) -> None:
+    """
+    Write the shards that are not done yet, one after the other: rows first, then the part of the ledger that marks it as done.
+
+    Clips are decoded ahead, by other processes and across the ends of shards.
+    """
+    from tqdm import tqdm
+
+    missing = [(name, judged) for name, judged in shards if not (folder / "ledger" / f"{name}.parquet").exists()]
+    total, left = (sum(len(judged) for _, judged in part) for part in (shards, missing))
+    rows = (row for _, judged in missing for _, row in judged if row is not None)
+    with (
+        SoundReader(media.root, num_proc) as reader,
+        tqdm(total=total, initial=total - left, desc="annotations", unit="row", mininterval=1.0) as bar,
+    ):
+        sounds = reader.sounds(media.candidates(dataset.clip_name(row)) for row in rows)
+        for name, judged in missing:
+            built = _rows_with_sound(judged, dataset, media, reader, sounds, bar)
+            schema.write_parquet(built, dataset.features(), folder / "data" / f"{name}.parquet")
+            schema.write_ledger((entry for entry, _ in judged), folder / "ledger" / f"{name}.parquet")

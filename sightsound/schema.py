@@ -37,13 +37,15 @@ CORRUPT_MEDIA = "corrupt_media"
 NO_AUDIO = "no_audio"
 SILENT = "silent"
 TOO_SHORT = "too_short"
+DECODER_CRASHED = "decoder_crashed"
 BUILD_OUTCOMES = {
     BUILT: "in the dataset",
     MISSING_MEDIA: "no clip of that name in the media folder",
     CORRUPT_MEDIA: "the clip cannot be decoded",
     NO_AUDIO: "the clip has no audio stream",
     SILENT: "the audio stream carries nothing",
-    TOO_SHORT: "no sound worth the name is left of the clip, or the video ends before the question's seconds",
+    TOO_SHORT: "less sound remains of the clip than is needed, or the video ends before the question's seconds",
+    DECODER_CRASHED: "the process that decoded the clip died, also when it was tried again alone",
     BAD_ANNOTATION: "the annotation lacks something, or holds what cannot be used",
     DUPLICATE_ID: "the id stands in an earlier row",
     WRONG_CHOICE_COUNT: "not the number of choices that the benchmark has",
@@ -204,6 +206,13 @@ def ledger_features() -> Features:
     from datasets import Features, Value
 
     return Features({"id": Value("string"), "outcome": Value("string"), "detail": Value("string")})
+
+
+def build_ledger_features() -> Features:
+    """One row per annotation of an audio dataset: ids of two splits may be the same."""
+    from datasets import Features, Value
+
+    return Features({**ledger_features(), "split": Value("string")})
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path) -> None:

@@ -21,8 +21,9 @@ from test_media import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
 from sightsound.annotations import MAX_TEXT_CHARACTERS
-from sightsound.audio_dataset import MIN_DURATION_S, AudioDatasetArguments
+from sightsound.audio_dataset import AudioDatasetArguments
 from sightsound.cli import InputError
+from sightsound.clip_sounds import MIN_DURATION_S
 from sightsound.media import decode_audio
 from sightsound.publishing import PublishArguments
 from sightsound.schema import avqa_audio_features, open_dataset
@@ -360,4 +361,4 @@ def test_the_real_annotations_without_clips_are_all_accounted_for(tmp_path, real
     said = [line for line in done.stderr.splitlines() if not line.lstrip().startswith("annotations:") and line]
     assert len(said) == 1, done.stderr
     assert "no row could be built from 8710 annotations (8710 missing_media)" in said[0]
-    assert "06GyG4-wONQ_000006.mp4" in said[0]
+    assert "no clip named -HXwnBVE19E_000002.*" in said[0] and "holds 0 audio and video files" in said[0]

@@ -173,7 +173,7 @@ JSON_VALUES = {"number": 7, "fraction": 1.5, "list": [], "object": {}, "null": N
 # What each of these values becomes in each field, where it is not "built".
 REFUSED = {
     "id": {kind: "bad_annotation" for kind in JSON_VALUES if kind not in ("number", "text")},
-    "video_name": dict.fromkeys(JSON_VALUES, "bad_annotation"),
+    "video_name": {kind: "missing_media" if kind == "text" else "bad_annotation" for kind in JSON_VALUES},
     "question_text": {kind: "bad_annotation" for kind in JSON_VALUES if kind != "text"},
     "multi_choice": dict.fromkeys(JSON_VALUES, "wrong_choice_count"),
     "answer": dict.fromkeys(JSON_VALUES, "answer_out_of_range"),
@@ -202,10 +202,14 @@ def cases() -> dict[str, tuple[object, str]]:
             add(f"{field} is {kind}", refused.get(kind, "built"), **{field: value})
     for field in ("id", "video_name", "question_text", "multi_choice", "answer"):
         rows[f"no {field}"] = ({k: v for k, v in annotation(1000 + len(rows), GOOD).items() if k != field}, "bad_annotation")
-    for name in (f"../{GOOD}", "../../../../../etc/passwd", "/etc/passwd", f"/{GOOD[1:]}", f"clips/{GOOD}", f"{GOOD}.mp4"):
+    for name in (f"../{GOOD}", "../../../../../etc/passwd", "/etc/passwd", f"/{GOOD[1:]}", f"clips/../{GOOD}", f"..\\{GOOD}"):
         add(f"name {name}", "bad_annotation", name)
-    for name in (f"{GOOD}\n", f"\n{GOOD}", "06GyG4-wONQ\0000006", f"{GOOD}\0", "", "06GyG4-wONQ_" + "\u0660" * 5 + "\u0666"):
+    for name in (f"{GOOD}\n", f"\n{GOOD}", "06GyG4-wONQ\0000006", f"{GOOD}\0", "", "C:\\clips\\a.mp4", "clips/"):
         add(f"name {name!r}", "bad_annotation", name)
+    for name in (f"clips/{GOOD}", f"{GOOD}.mp4", f"clips\\{GOOD}.MP4", f"./{GOOD}"):
+        add(f"name {name}", "built", name)
+    for name in ("06GyG4-wONQ_" + "\u0660" * 5 + "\u0666", f"elsewhere/{GOOD}", "etc/passwd", f"{GOOD}.txt"):
+        add(f"name {name}", "missing_media", name)
     add("duplicate id", "duplicate_id", id=1000)
     add("duplicate id as text", "duplicate_id", id="1000")
     add("huge id", "built", id=10**400)

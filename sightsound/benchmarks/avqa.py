@@ -3,9 +3,20 @@
 from typing import Any
 
 from sightsound import schema
-from sightsound.annotations import RowError, audio_question, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.annotations import (
+    RowError,
+    audio_question,
+    expect_choices,
+    expect_file_name,
+    expect_id,
+    expect_keys,
+    expect_text,
+    optional_label,
+)
 from sightsound.benchmarks.pinned import PinnedFile
-from sightsound.media import VIDEO_NAME
+from sightsound.cli import InputError
+from sightsound.media import VIDEO_NAME, without_extension
+from sightsound.prompts import LETTERS
 
 
 # The authors' own repository (AlyssaYoung/AVQA) does not hold the questions, and nobody publishes a digest: a report tells
@@ -20,6 +31,9 @@ def to_row(annotation: Any) -> dict[str, Any]:
     """
     One annotation -> one row without its sound; choices keep their outer spaces and their duplicates.
 
+    Its `video_name`, which is no column of the dataset, is a name as AVQA's (11-character YouTube id, `_`, 6-digit start
+    second) or that of any file, which is taken whole: `video_id` is then the name itself and `start_s` 0.
+
     An annotation (val_qa.json, id 1139):
 
         {"id": 1139, "video_name": "06GyG4-wONQ_000006", "video_id": 1395,
@@ -27,19 +41,17 @@ def to_row(annotation: Any) -> dict[str, Any]:
          "question_relation": "Both", "question_type": "Which"}
     """
     expect_keys(annotation, EXPECTED_KEYS)
-    name = VIDEO_NAME.fullmatch(str(annotation["video_name"]))
-    if name is None:
-        expected = "11-character YouTube id + '_' + 6-digit start second"
-        raise RowError(schema.BAD_ANNOTATION, f"video_name {annotation['video_name']!r} is not {expected}")
+    name = expect_file_name(annotation, "video_name")
+    of_avqa = VIDEO_NAME.fullmatch(without_extension(name))
     question = expect_text(annotation, "question_text")
     row_id = expect_id(annotation, "id")
-    choices, answer = expect_choices(annotation["multi_choice"], NUM_CHOICES, NUM_CHOICES), annotation["answer"]
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise RowError(schema.ANSWER_OUT_OF_RANGE, f"expected an index below {len(choices)}, found {answer!r}")
+    choices = expect_choices(annotation["multi_choice"], NUM_CHOICES, NUM_CHOICES)
+    answer = _expect_index(annotation["answer"], choices)
     return {
         "id": row_id,
-        "video_id": name.group(1),
-        "start_s": float(name.group(2)),
+        "video_name": of_avqa.group(0) if of_avqa else name,
+        "video_id": of_avqa.group(1) if of_avqa else name,
+        "start_s": float(of_avqa.group(2)) if of_avqa else 0.0,
         "question": audio_question(question),
         "video_question": question,
         "choices": choices,
@@ -48,3 +60,44 @@ def to_row(annotation: Any) -> dict[str, Any]:
         "question_relation": optional_label(annotation, "question_relation"),
         "question_type": optional_label(annotation, "question_type"),
     }
+
+
+def _expect_index(answer: Any, choices: list[str]) -> int:
+    """The answer, if it is an index into the choices."""
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    expected = f"expected the index of the right choice, counted from 0: 0 to {len(choices) - 1}"
+    found = f"found {answer!r}"
+    if isinstance(answer, str):
+        texts = [choice.strip() for choice in choices]
+        letter = LETTERS.find(answer.strip(" ().").upper()) if len(answer.strip(" ().")) == 1 else -1
+        if answer.strip() in texts:
+            found = f"found the choice's text {answer!r}: write {texts.index(answer.strip())}"
+        elif 0 <= letter < len(choices):
+            found = f"found the letter {answer!r}: write {letter}"
+        else:
+            found = f"found the text {answer!r}"
+    raise RowError(schema.ANSWER_OUT_OF_RANGE, f"answer: {expected}; {found}")
+
+
+def check_answers(path: str, annotations: list[Any]) -> None:
+    """
+    Refuse a file whose answers count from 1: most of its rows would be built with a wrong answer.
+
+    Args:
+        path (`str`): The file, for the message.
+        annotations (`list`): What it holds.
+
+    Raises:
+        `InputError`: Every answer is from 1 to the number of choices, and some are that number.
+    """
+    pairs = [(each.get("answer"), each.get("multi_choice")) for each in annotations if isinstance(each, dict)]
+    answers = [(answer, len(choices)) for answer, choices in pairs if type(answer) is int and isinstance(choices, list)]
+    if len(answers) < 2 or not all(1 <= answer <= count for answer, count in answers):
+        return
+    past = sum(answer == count for answer, count in answers)
+    if past:
+        raise InputError(
+            f"{path}: expected answers that count from 0, found answers that seem to count from 1: of {len(answers)} none is "
+            f"0, and {past} are the number of choices, one more than the last index; subtract 1 from every answer"
+        )
