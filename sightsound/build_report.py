@@ -50,11 +50,11 @@ def first_reasons(ledger: Sequence[Row]) -> dict[str, str]:
 
 
 def files_by_choice(ledger: Sequence[Row]) -> str | None:
-    """How many rows were built from a file that is not plain from their names, and the first; None where there are none."""
+    """How many rows have a clip of which one of several files was taken, and the first; None where there are none."""
     chosen = [entry for entry in ledger if entry["outcome"] == schema.BUILT and entry["detail"]]
     if not chosen:
         return None
-    return f"{len(chosen)} rows have a clip of several files; the first, id {chosen[0]['id']}: {chosen[0]['detail']}"
+    return f"one of several files was taken for {len(chosen)} rows; the first, id {chosen[0]['id']}: {chosen[0]['detail']}"
 
 
 def why_no_row(

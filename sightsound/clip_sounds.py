@@ -3,7 +3,7 @@ The sound of many clips, decoded in worker processes.
 
 A clip can have several files; the first that can be used is taken. A file can also kill the process that decodes it, as bugs
 in decoders and the system's out-of-memory killer do. The pool of workers is lost with it, so the clips that were in work are
-decoded once more, one at a time: a file that kills its process again is the cause, all others are as good as before.
+decoded again, one at a time: a file that kills its process twice more is the cause, all others are as good as before.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ class SoundReader:
     def _alone(self, clips: Sequence[Clip], worker: _LoneWorker) -> Sound:
         failures: tuple[Failure, ...] = ()
         for clip in clips:
-            sound = worker.decode(clip, self._root, self._crashing)
+            # Twice: a process can be killed for what it has nothing to do with, as by the system when memory is short.
+            sound = worker.decode(clip, self._root, self._crashing) or worker.decode(clip, self._root, self._crashing)
             if sound is None:
                 self._crashing |= {clip}
                 sound = decode_first([clip], self._root, self._crashing)

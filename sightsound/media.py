@@ -74,10 +74,10 @@ def video_name(row: dict[str, Any]) -> str:
     """
     The name of a row's clip: AVQA's `<id>_<6-digit start>`, or `video_id` itself, the file name of somebody's own clip.
 
-    A file name can look like a YouTube id. Such a row is AVQA's unless it is longer than AVQA's clips.
+    A file name can look like a YouTube id. Such a row is AVQA's unless it is longer than a part of a video would be.
     """
     video_id, start_s = row["video_id"], row["start_s"]
-    is_longer = start_s == 0 and row.get("duration_s", 0.0) > CLIP_DURATION_S + MAX_MISSING_S
+    is_longer = start_s == 0 and row.get("duration_s", 0.0) > CLIP_DURATION_S + 0.1
     return f"{video_id}_{start_s:06.0f}" if YOUTUBE_ID.fullmatch(video_id) and not is_longer else video_id
 
 

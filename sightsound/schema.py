@@ -45,7 +45,7 @@ BUILD_OUTCOMES = {
     NO_AUDIO: "the clip has no audio stream",
     SILENT: "the audio stream carries nothing",
     TOO_SHORT: "less sound remains of the clip than is needed, or the video ends before the question's seconds",
-    DECODER_CRASHED: "the process that decoded the clip died, also when it was tried again alone",
+    DECODER_CRASHED: "the process that decoded the clip died, also when it was decoded alone",
     BAD_ANNOTATION: "the annotation lacks something, or holds what cannot be used",
     DUPLICATE_ID: "the id stands in an earlier row",
     WRONG_CHOICE_COUNT: "not the number of choices that the benchmark has",

@@ -176,6 +176,8 @@ def test_the_card_tells_what_was_built_and_how(built):
     assert f"| train | train_qa.json | {len(ROWS)} | `{digest}` |" in card
     for package in ("datasets", "av", "torchaudio", "soundfile"):
         assert f"{package} {version(package)}" in card
+    assert "second of the YouTube video" in card and "AVQA states no licence" in card and "counted from 0" in card
+    assert "other" not in card.split("## Licence")[0].split("# avqa-audio")[1].split("## Coverage")[0]
     for secret in (TOKEN, str(REPO), sys.prefix, str(folder)):
         assert secret not in card
 

@@ -1,0 +1,135 @@
+"""Files that kill the process that decodes them, files that give way to others, and files that many questions share."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+from test_avqa_audio import annotation
+from test_media import pitch_hz
+
+from sightsound.clip_sounds import decode_first
+from sightsound.media import Clip, decode_audio
+from tests.support import tiny
+
+
+# Put first on a builder's path: its workers die as a bug in a decoder (by a file's name, each time) or the system's
+# out-of-memory killer (once) would have it, and every file that is hashed is written down.
+FAULTS = """
+import hashlib, os, signal
+import av
+
+_open, _digest = av.open, hashlib.file_digest
+
+def faulty_open(file, *args, **kwargs):
+    name = os.path.basename(str(file))
+    if name.startswith("kills"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("victim") and not os.path.exists("victim_was_killed"):
+        open("victim_was_killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("odd"):
+        raise ValueError("no such codec parameters")
+    return _open(file, *args, **kwargs)
+
+def logged_digest(file, name):
+    with open("hashed", "a") as log:
+        log.write(f"{os.path.basename(str(file.name))}\\n")
+    return _digest(file, name)
+
+av.open, hashlib.file_digest = faulty_open, logged_digest
+"""
+NAMES = ["kills", "victim", "odd", "silent", "broken", "no sound", "kept", "nowhere"]
+OUTCOMES = ["decoder_crashed", "built", "corrupt_media", "built", "built", "no_audio", "built", "missing_media"]
+SHARED = [f"06GyG4-wONQ_{start_s:06d}" for start_s in range(12)]
+
+
+def make_input(folder: Path, write_clip) -> list[dict]:
+    clips = folder / "clips"
+    short = {"duration_s": 0.5}
+    for name in ("kills", "victim", "odd", "kept"):
+        write_clip(clips / f"{name}.mp4", **short)
+    write_clip(clips / "silent.mp4", [(0.0, 44_100, 1)], **short)
+    (clips / "broken.mp4").write_bytes(b"<html>video unavailable</html>")
+    write_clip(clips / "no sound.mp4", tracks=[], **short)
+    for name in ("silent", "broken", "kept"):
+        write_clip(clips / "sounds" / f"{name}.wav", [(880.0, 16_000, 1)], fps=0, **short)
+    write_clip(clips / "06GyG4-wONQ.mkv", [(440.0, 22_050, 1)], duration_s=13.0, fps=2)
+    return [annotation(i, name) for i, name in enumerate([*NAMES, *SHARED])]
+
+
+def build(folder: Path, rows: list[dict], num_proc: int) -> subprocess.CompletedProcess[str]:
+    (folder / "faults").mkdir()
+    (folder / "faults" / "sitecustomize.py").write_text(FAULTS)
+    for file, part in (("train_qa.json", rows), ("val_qa.json", rows[-2:])):
+        (folder / file).write_text(json.dumps(part))
+    paths = ["--train_annotations", "train_qa.json", "--validation_annotations", "val_qa.json", "--media_dir", "clips"]
+    script = [sys.executable, str(REPO / "dataset_builders" / "avqa_audio.py"), *paths, "--output_dir", "out"]
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'faults'}:{REPO}"}
+    command = [*script, "--num_proc", str(num_proc)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, write_clip) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("sounds")
+    return folder, build(folder, make_input(folder, write_clip), num_proc=2)
+
+
+def test_a_worker_that_dies_costs_the_row_whose_clip_kills_it_and_no_other(built):
+    folder, done = built
+    assert done.returncode == 0, done.stderr
+    ledger = tiny.read_ledger(folder / "out")[: len(NAMES)]
+    assert dict(zip(NAMES, [entry["outcome"] for entry in ledger], strict=True)) == dict(zip(NAMES, OUTCOMES, strict=True))
+    details = dict(zip(NAMES, [entry["detail"] for entry in ledger], strict=True))
+    assert details["kills"] == "kills.mp4: the process that decoded it died"
+    assert (folder / "victim_was_killed").exists() and details["victim"] is None, "killed from outside, it is tried again"
+    assert "decoder_crashed: train, id 0: kills.mp4: the process that decoded it died" in done.stdout
+
+
+def test_what_the_media_library_raises_about_a_file_is_its_outcome(built):
+    details = [entry["detail"] for entry in tiny.read_ledger(built[0] / "out")]
+    assert details[NAMES.index("odd")] == "odd.mp4: cannot be decoded: no such codec parameters"
+
+
+def test_a_file_that_cannot_be_used_gives_way_to_another_of_its_name(built):
+    folder, done = built
+    details = dict(zip(NAMES, [entry["detail"] for entry in tiny.read_ledger(folder / "out")], strict=False))
+    assert details["silent"] == "sounds/silent.wav was used; silent.mp4: the track carries no sound"
+    assert details["broken"].startswith("sounds/broken.wav was used; broken.mp4: cannot be opened")
+    assert details["no sound"] == "no sound.mp4: the file has no audio stream"
+    assert details["kept"] is None, "the video is good, so its sound is taken"
+    rows = {row["video_id"]: row for row in tiny.read_rows(folder / "out")}
+    for name, hz in (("silent", 880), ("broken", 880), ("kept", 440)):
+        assert pitch_hz(decode_audio(rows[name]["audio"]).waveform) == pytest.approx(hz, abs=2), name
+    assert "one of several files was taken for 2 rows; the first, id 3: sounds/silent.wav was used" in done.stdout
+
+
+def test_a_file_that_kills_its_process_gives_way_too(tmp_path, write_clip):
+    kills, good = Clip(str(tmp_path / "a.mp4")), Clip(str(write_clip(tmp_path / "a.wav", fps=0)))
+    sound = decode_first([kills, good], str(tmp_path), frozenset({kills}))
+    assert (sound.clip, sound.failures) == (good, (("decoder_crashed", "a.mp4: the process that decoded it died"),))
+
+
+def test_a_file_that_many_questions_share_is_hashed_once(built):
+    folder, _ = built
+    hashed = Counter((folder / "hashed").read_text().splitlines())
+    assert hashed["06GyG4-wONQ.mkv"] == 1, "for twelve questions, two of them in both splits"
+    digests = {row["media_sha256"] for row in tiny.read_rows(folder / "out") if row["video_id"] == "06GyG4-wONQ"}
+    assert len(digests) == 1
+
+
+@pytest.mark.slow
+def test_the_result_does_not_depend_on_the_number_of_workers(built, tmp_path):
+    folder, _ = built
+    shutil.copytree(folder / "clips", tmp_path / "clips")
+    done = build(tmp_path, json.loads((folder / "train_qa.json").read_text()), num_proc=1)
+    assert done.returncode == 0, done.stderr
+    files = sorted(path.relative_to(folder / "out") for path in (folder / "out").rglob("*.parquet"))
+    assert len(files) == 5
+    assert all((tmp_path / "out" / file).read_bytes() == (folder / "out" / file).read_bytes() for file in files)
