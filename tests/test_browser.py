@@ -20,7 +20,7 @@ from tests.support import tiny
 # `</script>` would end the element that holds the data, `<!--<script>` would keep it from ending.
 HOSTILE = "</script><script>window.broken = 1</script><!--<script><img src=x onerror='window.broken = 1'>&amp;\u2028"
 SPLIT_SIZES = {"train": 48, "validation": 24}
-VERDICTS = ("accept", "reject", "invalid", None)
+VERDICTS = ("accept", "reject", "no_reasoning", None)
 
 
 class Scripts(HTMLParser):
