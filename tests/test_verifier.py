@@ -35,6 +35,7 @@ from sightsound.verifier import (
     probability_text,
     read_verifier,
     score,
+    use_of_traces,
     wilson_interval,
 )
 from tests.support import tiny
