@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import SELECTIONS, Funnel, TraceRow, Unjoined, join_verdicts, read_parquet, stream_rows
+from sightsound.corpus import (
+    SELECTIONS,
+    VERDICTS,
+    Funnel,
+    TraceRow,
+    Unjoined,
+    join_verdicts,
+    read_parquet,
+    shown,
+    stream_rows,
+)
 from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
 from sightsound.journal import Stage, fingerprint
 from sightsound.prompts import COT_INSTRUCTION, question_text
@@ -113,9 +123,10 @@ def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[st
         "questions": funnel.questions,
         "answered": funnel.answered,
         "unanimous": funnel.unanimous,
+        "checked": funnel.checked,
         "accepted": funnel.accepted,
-        "outcomes": funnel.outcomes.most_common(),
-        "verdicts": funnel.verdicts.most_common(),
+        "outcomes": [(shown(outcome), count) for outcome, count in funnel.outcomes.most_common()],
+        "verdicts": [(shown(verdict), count, VERDICTS.get(verdict, "")) for verdict, count in funnel.verdicts.most_common()],
         "row": as_json(verified_row(sample, {}) | {"audio": SHOWN_AUDIO}),
         "sample": SELECTIONS["tts_agfv"](sample)[0],
         "figure": FUNNEL_FIGURE,

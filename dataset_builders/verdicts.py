@@ -5,9 +5,11 @@ Audio-grounded fact verification: a checker that hears accepts or rejects each t
         --checker gpt-4o-audio-preview --base_url https://api.openai.com/v1 --output_dir verdicts
 
 Two modes. `yes_no`, the paper's: the checker is asked, per trace, whether every sound that the trace claims is heard;
-anything but a clear yes or no is `invalid`, asked again with another seed, at most `--num_retries` times. `transcript`: the
-checker lists what it hears, once per clip, and code compares that list with the sounds that each trace claims ("I hear a
-dog, then a bell."); a trace without such a sentence is `invalid`. Invalid traces are not accepted.
+anything but a clear yes or no is asked again with another seed, at most `--num_retries` times. `transcript`: the checker lists
+what it hears, once per clip, and code compares that list with the sounds that each trace claims ("I hear a dog, then a bell.").
+
+A trace that gets neither `accept` nor `reject` has the reason as its verdict: `no_reasoning`, `no_claims` (no such sentence),
+`unclear`, `refused`, `cut`, or what became of the request. It is not accepted.
 
 A `--checker` that recipes/verifier.py trained answers with a probability per trace instead, and accepts from its own threshold
 on: `verdict_mode` is then recorded as `verifier`, and `verdict_text` says the probability ("p=0.9312").
@@ -15,7 +17,6 @@ on: `verdict_mode` is then recorded as `verifier`, and `verdict_text` says the p
 One row per question, the traces file with its verdicts filled in, and every question in `ledger.parquet`.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,18 @@ from typing import Any
 from sightsound import schema
 from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import ACCEPT, INVALID, REJECT, TraceRow, trace_outcome
+from sightsound.corpus import (
+    ACCEPT,
+    CUT,
+    NO_REASONING,
+    REJECT,
+    UNCLEAR,
+    Funnel,
+    TraceRow,
+    counted,
+    lacking_verdicts,
+    trace_outcome,
+)
 from sightsound.costs import dry_run
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
@@ -32,19 +44,17 @@ from sightsound.journal import Journal, fingerprint
 from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.openai_engine import OpenAIEngine
-from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION, heard_sounds
+from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
 
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
 
-# The first word decides and must be yes or no: "Yes.", "**No**, there is no dog". One followed by the other ("Yes and no",
-# "yes/no", a checker that repeats the question) decides nothing, nor does a no that belongs to a word ("No doubt").
-_YES_NO = re.compile(r"^\W*(?:(yes)|(no)(?!\s+\w))\b(?!\W+(?:(?:and|or)\s+)?(?!\1\b|\2\b)(?:yes|no)\b)", re.IGNORECASE)
-# "Yes, the dog is heard, but the bell is not": a yes to a part of the trace.
-_TAKEN_BACK = re.compile(r"\b(?:but|however|except|although|though)\b", re.IGNORECASE)
+# Why a text is no whole answer, by its finish reason.
+UNFINISHED = {"length": CUT, "refusal": schema.REFUSED, "content_filter": schema.REFUSED, "error": schema.SERVER_ERROR}
 
 
 @dataclass
@@ -71,24 +81,6 @@ class VerdictsArguments(ScaleArguments):
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
 
 
-def parse_yes_no(text: str) -> str:
-    """`accept`, `reject`, or `invalid` for anything but a clear yes or no."""
-    found = _YES_NO.match(text)
-    if found is None:
-        return INVALID
-    if found.group(2):
-        return REJECT
-    return INVALID if _TAKEN_BACK.search(text) else ACCEPT
-
-
-def compare_with_transcript(think: str | None, transcript: str) -> str:
-    """Whether a trace claims exactly the sounds that the checker lists, in the same order."""
-    claimed, heard = heard_sounds(think or ""), heard_sounds(transcript)
-    if claimed is None or heard is None:
-        return INVALID
-    return ACCEPT if claimed == heard else REJECT
-
-
 # Key of a request -> the id of its question, and the text that goes with the clip.
 Asked = dict[str, tuple[str, str]]
 
@@ -96,7 +88,7 @@ Asked = dict[str, tuple[str, str]]
 def first_asked(rows: Iterable[TraceRow], mode: str) -> Asked:
     """What the checker is asked about these questions, before any question has to be asked again."""
     if mode == TRANSCRIPT_MODE:
-        return {row["id"]: (row["id"], CHECKER_TRANSCRIPT) for row in rows if row["traces"]}
+        return {row["id"]: (row["id"], CHECKER_TRANSCRIPT) for row in rows if _has_reasoning(row)}
     thinks = {
         f"{row['id']}/{i}": (row["id"], trace["think"])
         for row in rows
@@ -106,6 +98,10 @@ def first_asked(rows: Iterable[TraceRow], mode: str) -> Asked:
     if mode == VERIFIER_MODE:
         return thinks
     return {f"{key}#0": (row_id, CHECKER_YES_NO.format(think=think)) for key, (row_id, think) in thinks.items()}
+
+
+def _has_reasoning(row: TraceRow) -> bool:
+    return any(trace["think"] is not None for trace in row["traces"])
 
 
 class Checker:
@@ -129,38 +125,40 @@ class Checker:
         is_part = self._run.is_part
         run_requests(self._engine, list(asked), build, sampling, self._journal, description, clip_of, block_of, is_part)
 
-    def answer(self, key: str, may_be_cut: bool = False) -> str | None:
-        """What the checker said; "" where it refused to or was cut, for a list that is cut lacks sounds; None for no answer."""
-        completions = self._journal[key].get("completions") if key in self._journal else None
-        if not completions:
-            return None
-        reasons = ("stop", "length") if may_be_cut else ("stop",)
-        return completions[0]["text"] if completions[0]["finish_reason"] in reasons else ""
+    def reply(self, key: str) -> tuple[str | None, str | None]:
+        """What the checker said, None for nothing; and why that is no whole answer, None where it is one."""
+        entry = self._journal[key]
+        if "outcome" in entry:
+            return None, entry["outcome"]
+        (completion,) = entry["completions"]
+        return completion["text"], UNFINISHED.get(completion["finish_reason"])
 
 
 def verify_transcript(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
     """Fill in verdicts by comparing claims with one transcript per clip."""
     checker.ask(first_asked(rows, TRANSCRIPT_MODE), Sampling(1, 0.0, args.max_tokens, args.seed), "transcripts")
     for row in rows:
-        said = checker.answer(row["id"])
+        said, problem = checker.reply(row["id"]) if _has_reasoning(row) else (None, NO_REASONING)
         for trace in row["traces"]:
-            trace |= {"verdict": compare_with_transcript(trace["think"], said or ""), "verdict_text": said}
+            verdict = NO_REASONING if trace["think"] is None else problem
+            trace |= {"verdict": verdict or compare_with_transcript(trace["think"], said or ""), "verdict_text": said}
 
 
 def verify_yes_no(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
     """Fill in verdicts by asking about every trace; the first question is greedy, repeated ones are sampled."""
     traces = {f"{row['id']}/{i}": trace for row in rows for i, trace in enumerate(row["traces"])}
     for trace in traces.values():
-        trace |= {"verdict": INVALID, "verdict_text": None}
+        trace |= {"verdict": NO_REASONING, "verdict_text": None}
     asked = first_asked(rows, YES_NO_MODE)
     for attempt in range(args.num_retries + 1):
         sampling = Sampling(1, 0.0 if attempt == 0 else 1.0, args.max_tokens, args.seed + attempt)
         checker.ask(asked, sampling, f"verdicts (attempt {attempt + 1})")
         again: Asked = {}
         for key, question in asked.items():
-            name, said = key.rpartition("#")[0], checker.answer(key, may_be_cut=True)
-            traces[name] |= {"verdict": parse_yes_no(said or ""), "verdict_text": said}
-            if said is not None and traces[name]["verdict"] == INVALID:
+            name, (said, problem) = key.rpartition("#")[0], checker.reply(key)
+            verdict = parse_cut_yes_no(said or "") if problem == CUT else problem or parse_yes_no(said or "")
+            traces[name] |= {"verdict": verdict, "verdict_text": said}
+            if said is not None and verdict not in (ACCEPT, REJECT):
                 again[f"{name}#{attempt + 1}"] = question
         asked = again
         if not asked:
@@ -172,10 +170,10 @@ def verify_by_probability(rows: list[TraceRow], checker: Checker, args: Verdicts
     checker.ask(first_asked(rows, VERIFIER_MODE), Sampling(1, 0.0, 1, args.seed), "verdicts")
     for row in rows:
         for i, trace in enumerate(row["traces"]):
-            said = checker.answer(f"{row['id']}/{i}")
+            said, problem = (None, NO_REASONING) if trace["think"] is None else checker.reply(f"{row['id']}/{i}")
             p = parse_probability(said or "")
-            verdict = INVALID if p is None else ACCEPT if p >= threshold else REJECT
-            trace |= {"verdict": verdict, "verdict_text": said}
+            verdict = UNCLEAR if p is None else ACCEPT if p >= threshold else REJECT
+            trace |= {"verdict": problem or verdict, "verdict_text": said}
 
 
 class CheckerRun:
@@ -240,7 +238,7 @@ class CheckerRun:
             )
             verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
             verify(rows, Checker(engine, self, journal), args)
-        # Seconds of the clip that the checker was given; or why it has no verdict: its traces are invalid then.
+        # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
         heard_s, unread = {}, {}
         for key, entry in journal.entries.items():
             row_id = key if key in self._position else key.rpartition("/")[0]
@@ -253,8 +251,8 @@ class CheckerRun:
 
         def judged(row: TraceRow) -> Result:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
-            is_judged = all(trace["verdict"] != INVALID for trace in row["traces"])
-            detail = None if is_judged else unread.get(row["id"])
+            lacking = ", ".join(f"{count} {reason}" for reason, count in lacking_verdicts(row["traces"]).items())
+            detail = ": ".join(part for part in (lacking, unread.get(row["id"])) if part) if lacking else None
             return row | provenance | outcome | {"checker_heard_s": heard_s.get(row["id"])}, detail
 
         return map(judged, rows)
@@ -283,10 +281,19 @@ def main() -> None:
         write_dataset_card(
             stage.path, f"# Teacher traces with verdicts ({args.verdict_mode})\n", {"default": {"train": "data/*.parquet"}}
         )
-        told = ", ".join(f"{n} {verdict}" for verdict, n in funnel.verdicts.most_common())
-        print(f"{funnel.verdicts.total()} traces: {told}")
+        print(summary(funnel, args.max_tokens))
         (stage.path / BATCHES_FILE).unlink(missing_ok=True)
         finish(stage)
+
+
+def summary(funnel: Funnel, max_tokens: int) -> str:
+    """How many traces have which verdict; what to do where that is none."""
+    lines = [f"{funnel.verdicts.total()} traces: {counted(funnel.verdicts)}"]
+    if set(funnel.verdicts) <= {NO_REASONING}:
+        lines.append("The checker was asked nothing: no trace has reasoning inside <think></think>.")
+    if funnel.verdicts[CUT]:
+        lines.append(f"{funnel.verdicts[CUT]} replies were cut: give a larger --max_tokens (now {max_tokens}).")
+    return "\n".join(lines)
 
 
 def batches_file(args: VerdictsArguments) -> Path | None:

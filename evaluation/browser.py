@@ -24,6 +24,7 @@ from evaluation.benchmarks import get_benchmark
 from evaluation.finished_runs import answers_of, find_runs, run_names, split_of
 from sightsound import schema
 from sightsound.cli import InputError, parse_arguments
+from sightsound.corpus import shown
 from sightsound.journal import write_atomically
 from sightsound.media import MediaFolder
 from sightsound.publishing import shown_source
@@ -279,6 +280,7 @@ def write_page(args: BrowseArguments) -> None:
         "splits": splits,
         "runs": run_names(list(runs)),
         "provenance": provenance,
+        "shown_as": {schema.NOT_VERIFIED: shown(None)},
         "media_mb": args.media_mb,
         "num_with_clip": sum(question["clip"] is not None for question in questions),
     }

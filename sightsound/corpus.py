@@ -29,7 +29,26 @@ UNVERIFIED = {"checker": None, "checker_revision": None, "verdict_mode": None, "
 # The checker accepted a trace, but none that has the format to be trained on.
 BAD_FORMAT = "bad_format"
 
-ACCEPT, REJECT, INVALID = "accept", "reject", "invalid"
+ACCEPT, REJECT = "accept", "reject"
+# Why a trace has no verdict. Where the checker's request failed, it is the request's outcome (`schema.REFUSED` and others).
+NO_REASONING, NO_CLAIMS, UNCLEAR, CUT = "no_reasoning", "no_claims", "unclear", "cut"
+INVALID = "invalid"  # in files of earlier versions, which recorded no reason
+
+# What stands in `verdict`, as the card and the page explain it; None is a trace that was not checked yet.
+VERDICTS = {
+    ACCEPT: "the checker heard every sound that the trace claims",
+    REJECT: "the checker did not hear every sound that the trace claims, or not in that order",
+    NO_REASONING: "no verdict: the trace has no reasoning to check",
+    NO_CLAIMS: "no verdict: the reasoning does not list what is heard, so there is nothing to compare",
+    UNCLEAR: "no verdict: the checker's reply is neither a clear yes nor a clear no",
+    CUT: "no verdict: the checker's reply was cut by its token limit",
+    schema.REFUSED: "no verdict: the checker or its server refused",
+    schema.CORRUPT_MEDIA: "no verdict: the clip cannot be decoded",
+    schema.BAD_RESPONSE: "no verdict: the server sent no chat completion",
+    schema.SERVER_ERROR: "no verdict: the server failed at this request",
+    INVALID: "no verdict: the reason was not recorded",
+    None: "not checked yet",
+}
 
 
 def is_unanimous(answers: Sequence[int | None]) -> bool:
@@ -58,9 +77,17 @@ def trace_outcome(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
         outcome = schema.ACCEPTED
     elif any(trace["verdict"] == ACCEPT for trace in traces):
         outcome = BAD_FORMAT
-    else:
+    elif any(trace["verdict"] == REJECT for trace in traces):
         outcome = schema.ALL_REJECTED
+    else:  # nobody rejected anything: the reason that most traces share
+        outcome = next(iter(lacking_verdicts(traces)))
     return {"teacher_answer": majority(answers), "unanimous": is_unanimous(answers), "outcome": outcome}
+
+
+def lacking_verdicts(traces: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Why traces have no verdict, and how many each: the most frequent reason first, the earliest of equals."""
+    reasons = Counter(trace["verdict"] or schema.NOT_VERIFIED for trace in traces if trace["verdict"] not in (ACCEPT, REJECT))
+    return dict(reasons.most_common())
 
 
 def _usable(trace: dict[str, Any]) -> bool:
@@ -141,7 +168,7 @@ def select(rows: Iterable[TraceRow], selection: str, instruction: str | None = N
             kept = {key: row[key] for key in ("id", "teacher_answer", "choices")}
             selected.append({**kept, "prompt": prompt, "completion": completion})
     if not selected:
-        told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()) or "the ledger is empty"
+        told = counted(outcomes) or "the ledger is empty"
         raise InputError(f"selection '{selection}' is empty ({told}); there is nothing to train on")
     return selected
 
@@ -231,6 +258,16 @@ class Unjoined:
             raise InputError(f"{told} order; is {verdicts} the output of verdicts.py on them?")
 
 
+def counted(words: Counter[str] | Counter[str | None]) -> str:
+    """Outcomes or verdicts and how often each came, for a person: the most frequent first."""
+    return ", ".join(f"{count} {shown(word)}" for word, count in words.most_common())
+
+
+def shown(word: str | None) -> str:
+    """An outcome or verdict for a person: what was not checked yet has not failed a check."""
+    return VERDICTS[None] if word in (None, schema.NOT_VERIFIED) else word
+
+
 @dataclass
 class Funnel:
     """What a ledger holds, counted while it passes by."""
@@ -238,8 +275,9 @@ class Funnel:
     questions: int = 0
     answered: int = 0
     unanimous: int = 0
+    checked: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    verdicts: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str | None] = field(default_factory=Counter)
 
     @property
     def accepted(self) -> int:
@@ -251,7 +289,8 @@ class Funnel:
         self.answered += is_answered
         self.unanimous += is_answered and row["unanimous"]
         self.outcomes[row["outcome"]] += 1
-        self.verdicts.update(trace["verdict"] or "none" for trace in row["traces"])
+        self.checked += is_answered and row["unanimous"] and any(t["verdict"] in (ACCEPT, REJECT) for t in row["traces"])
+        self.verdicts.update(trace["verdict"] for trace in row["traces"])
 
     def count(self, rows: Iterable[TraceRow]) -> Iterator[TraceRow]:
         """The same rows, each added as it is read."""
@@ -265,13 +304,14 @@ class Funnel:
             "asked": self.questions,
             "answered by the teacher": self.answered,
             "unanimous": self.unanimous,
+            "with a verdict": self.checked,
             "accepted": self.accepted,
         }
 
     @property
     def told(self) -> str:
         """Outcomes and how often each came, the most frequent first."""
-        return ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
+        return counted(self.outcomes)
 
     def __str__(self) -> str:
         return f"{self.questions} questions: {self.told}"

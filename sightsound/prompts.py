@@ -91,8 +91,10 @@ def render_label(answer: str) -> str:
 
 
 # "I hear a dog, then a bell." up to the end of the sentence; reasoning may follow it.
-_HEARD = re.compile(r"\bI hear\s+(.+?)\s*(?:\.|$)", re.IGNORECASE | re.DOTALL)
-_BETWEEN_SOUNDS = re.compile(r"\s*(?:,\s*)?(?:\band then\b|\bthen\b|\band\b|,)\s*", re.IGNORECASE)
+_HEARD = re.compile(r"\bI (?:can )?hear\s+(.+?)\s*(?:[.!]|$)", re.IGNORECASE | re.DOTALL)
+_BETWEEN_SOUNDS = re.compile(r"\s*(?:,\s*)?(?:\band then\b|\bthen\b|\band\b|\bbut\b|,)\s*", re.IGNORECASE)
+# "no bell", "not a bell", "nothing else": named, and not heard.
+_NOT_HEARD = re.compile(r"^(?:no|not|nor|neither|nothing|none|silence|without)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+", re.IGNORECASE)
 
 
@@ -107,4 +109,4 @@ def heard_sounds(text: str) -> list[str] | None:
     if found is None:
         return None
     sounds = [_ARTICLE.sub("", part.strip()).lower() for part in _BETWEEN_SOUNDS.split(found.group(1))]
-    return [sound for sound in sounds if sound and sound != "nothing"]
+    return [sound for sound in sounds if sound and not _NOT_HEARD.match(sound)]

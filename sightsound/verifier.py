@@ -31,7 +31,7 @@ from .chat import ChatRequest, ChatResult, Completion, Sampling
 from .checkpoints import load_processor, safetensors_only
 from .cli import InputError
 from .collator import IGNORED, CompletionCollator
-from .corpus import ACCEPT, REJECT
+from .corpus import ACCEPT, INVALID, NO_REASONING, REJECT
 from .journal import fingerprint
 from .media import encode_wav
 from .schema import AudioById
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 VERIFIER_MODE = "verifier"  # what `verdict_mode` records
 PARTS = {"held_out": 0.2, "threshold": 0.4, "train": 1.0}  # upper ends of the hash's range
 
-# Why a trace is in none of them.
-NO_REASONING, NO_VERDICT, NOT_DRAWN, REPEATED = "no_reasoning", "no_verdict", "not_drawn", "repeated"
+# Why a trace is in none of them, where that is not what its verdict says (`corpus.VERDICTS`).
+NO_VERDICT, NOT_DRAWN, REPEATED = "no_verdict", "not_drawn", "repeated"
 
 # Half of it bounds the precision from below with 90 % confidence: the threshold's own traces flatter it.
 THRESHOLD_CONFIDENCE = 0.8
@@ -76,7 +76,7 @@ def calibration_parts(rows: Iterable[Mapping[str, Any]], max_clips: int | None =
     Split a checker's verdicts by clip.
 
     A text that several traces of a clip share is one example: counted four times it would narrow the intervals. Traces without
-    reasoning, and verdicts that are neither yes nor no, are left out.
+    reasoning, and those without a verdict, are left out.
 
     Args:
         rows (`Iterable[Mapping]`): Of a verdicts folder: `id`, `media_sha256` (the clip) and `traces` are read.
@@ -123,7 +123,7 @@ def use_of_traces(rows: Iterable[Mapping[str, Any]], parts: Mapping[str, Sequenc
             if trace["think"] is None:
                 outcome = NO_REASONING
             elif trace["verdict"] not in (ACCEPT, REJECT):
-                outcome = NO_VERDICT
+                outcome = trace["verdict"] if trace["verdict"] not in (None, INVALID) else NO_VERDICT
             elif key not in used:
                 outcome = NOT_DRAWN
             else:

@@ -20,7 +20,7 @@ from tests.support import tiny
 # `</script>` would end the element that holds the data, `<!--<script>` would keep it from ending.
 HOSTILE = "</script><script>window.broken = 1</script><!--<script><img src=x onerror='window.broken = 1'>&amp;\u2028"
 SPLIT_SIZES = {"train": 48, "validation": 24}
-VERDICTS = ("accept", "reject", "invalid", None)
+VERDICTS = ("accept", "reject", "no_reasoning", None)
 
 
 class Scripts(HTMLParser):
@@ -148,6 +148,14 @@ def test_the_page_holds_every_question_with_its_traces_and_answers(dataset, corp
     assert page["num_with_clip"] == 72
     assert len([name for name in scripts.by_id if name and name.startswith("sound-")]) == 12, "each clip once"
     assert "48 of 48 questions of train, 24 of 24 questions of validation, 72 with clip" in capsys.readouterr().out
+
+
+def test_the_page_has_words_for_what_was_not_checked_and_for_every_reason(dataset, corpus, tmp_path):
+    page, _ = browse(tmp_path, dataset=dataset, corpus=corpus)
+    assert page["shown_as"] == {"not_verified": "not checked yet"}
+    assert {trace["verdict"] for question in page["questions"] for trace in question["traces"]} == {*VERDICTS}
+    code = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "? no verdict: ${plain(trace.verdict)}" in code, "a reason is shown as such, and not as a rejection"
 
 
 def test_the_page_needs_nothing_but_itself(dataset, corpus, tmp_path):
@@ -323,6 +331,13 @@ def test_chromium_pages_filters_and_searches(opened):
     find(opened, "button[type=reset]").click()
     find(opened, "input[name=with_clip]").click()
     assert shown(opened) and not any("Not in this page" in text for text in shown(opened))
+
+
+@pytest.mark.slow
+def test_chromium_tells_a_missing_verdict_from_a_rejection(opened):
+    texts = "\n".join(shown(opened))
+    assert "? no verdict: no reasoning Trace 1 says" in texts and "– not checked yet Trace 1 says" in texts
+    assert opened.execute_script("return plain('not_verified')") == "not checked yet"
 
 
 @pytest.mark.slow

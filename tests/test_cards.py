@@ -56,7 +56,7 @@ def test_a_students_card_says_what_it_is_and_where_its_data_went(
     assert front["base_model"] == "Qwen/Qwen2-Audio-7B-Instruct" and front["license"] == "apache-2.0"
     assert front["base_model_relation"] == ("adapter" if is_adapter else "finetune")
     assert front["library_name"] == ("peft" if is_adapter else "transformers")
-    steps = ["asked", "answered by the teacher", "unanimous", "accepted"] if traces else []
+    steps = ["asked", "answered by the teacher", "unanimous", "with a verdict", "accepted"] if traces else []
     funnel = [f"| {step} | 12 |" for step in [*steps, f"selected: arm `{selection}`"]] + ["| used in training | 10 |"]
     assert "\n".join(funnel) in card and "20 rows were trained on; left out: 1 too_long, 1 missing_audio." in card
     assert "| carbon emissions | not measured |" in card and "| training time | 1.5 min since the last start |" in card

@@ -5,6 +5,7 @@ import pytest
 from sightsound.cli import InputError
 from sightsound.corpus import (
     SELECTIONS,
+    VERDICTS,
     Funnel,
     Unjoined,
     gold_labels,
@@ -41,6 +42,7 @@ LEDGER = [
     question("format", trace("f1", 0, "accept", has_format=False), trace("f2", 0, "accept")),
     question("no-format", trace("b1", 0, "accept", has_format=False), trace("b2", 0, "reject")),
     question("unverified", trace("v1", 0), trace("v2", 0)),
+    question("unclear", trace("c1", 0, "unclear"), trace("c2", 0, "no_reasoning"), trace("c3", 0, "unclear")),
 ]
 
 
@@ -80,13 +82,14 @@ def test_every_question_has_an_outcome():
         "format": ("accepted", 0, True),
         "no-format": ("bad_format", 0, True),
         "unverified": ("not_verified", 0, True),
+        "unclear": ("unclear", 0, True),
     }
 
 
 SELECTED = {
-    "cot": ["a1", "r1", "x1", "s1", "u1", "v1"],
+    "cot": ["a1", "r1", "x1", "s1", "u1", "v1", "c1"],
     "agfv": ["a1", "s1", "u1"],
-    "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "b2", "v1", "v2"],
+    "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "b2", "v1", "v2", "c1", "c2", "c3"],
     "tts_agfv": ["a1", "a3", "r2", "f2"],
 }
 
@@ -182,11 +185,22 @@ def test_each_step_of_the_funnel_holds_the_next():
     funnel = Funnel()
     assert list(funnel.count(LEDGER)) == LEDGER
     steps = funnel.steps()
-    assert steps == {"asked": 9, "answered by the teacher": 8, "unanimous": 6, "accepted": 3}
+    assert steps == {"asked": 10, "answered by the teacher": 9, "unanimous": 7, "with a verdict": 5, "accepted": 3}
     # A question without any answer is unanimous in the paper's sense and yet not answered.
-    assert sum(row["unanimous"] for row in LEDGER) == 7
-    assert funnel.verdicts == {"accept": 10, "reject": 4, "invalid": 1, "none": 5}
-    assert str(funnel).startswith("9 questions: 3 accepted, 2 not_unanimous")
+    assert sum(row["unanimous"] for row in LEDGER) == 8
+    assert funnel.verdicts == {"accept": 10, "reject": 4, "invalid": 1, None: 5, "unclear": 2, "no_reasoning": 1}
+    assert str(funnel).startswith("10 questions: 3 accepted, 2 not_unanimous")
+    assert "1 not checked yet" in str(funnel) and "1 unclear" in str(funnel)
+
+
+@pytest.mark.parametrize("reason", ["no_reasoning", "no_claims", "unclear", "refused", "cut", "corrupt_media", "server_error"])
+def test_why_nothing_was_judged_is_an_outcome_apart_from_rejections(reason):
+    lacking = trace("a", 0, reason)
+    assert question("1", lacking, lacking)["outcome"] == reason
+    assert question("1", lacking, trace("b", 0, "reject"))["outcome"] == "all_traces_rejected"
+    assert question("1", lacking, trace("b", 0, "accept"))["outcome"] == "accepted"
+    assert question("1", lacking, trace("b", 1, reason))["outcome"] == "not_unanimous"
+    assert reason in VERDICTS, "the card explains it"
 
 
 def test_rows_come_back_from_row_groups_of_any_size(tmp_path):

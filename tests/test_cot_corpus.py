@@ -110,6 +110,38 @@ def test_the_card_tells_the_funnel_and_where_it_comes_from(corpus):
     assert render_trace("a", "it") in card
 
 
+def test_the_card_says_why_traces_have_no_verdict_apart_from_rejections(questions, tiny_dataset, tmp_path):
+    """The verdicts of an earlier version, which say `invalid` alone, are read as well."""
+
+    def change(rows):
+        for each, verdict in zip(rows[1]["traces"], ("no_reasoning", "refused", "no_reasoning"), strict=True):
+            each["verdict"] = verdict
+        rows[1] |= trace_outcome(rows[1]["traces"])
+        rows[0]["traces"][1]["verdict"] = "invalid"
+        return [rows[0], rows[1], rows[2]]
+
+    done = build(questions, tiny_dataset, tmp_path, change)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "5 questions: 1 accepted, 1 no_reasoning, 1 not_unanimous, 1 not checked yet, 1 missing_media"
+    )
+    outcomes = [entry["outcome"] for entry in read_ledger(tmp_path / "corpus")]
+    assert outcomes == ["accepted", "no_reasoning", "not_unanimous", "not_verified", "missing_media"]
+    card = (tmp_path / "corpus" / "README.md").read_text()
+    for line in (
+        "| no_reasoning | 1 |",
+        "| not checked yet | 1 |",
+        "| unanimous over 3 traces | 3 |",
+        "| with a verdict of the checker on at least one trace | 1 |",
+        "| no_reasoning | 2 | no verdict: the trace has no reasoning to check |",
+        "| refused | 1 | no verdict: the checker or its server refused |",
+        "| invalid | 1 | no verdict: the reason was not recorded |",
+        "| not checked yet | 3 |  |",
+    ):
+        assert f"{line}\n" in card, line
+    assert "all_traces_rejected" not in card and "not_verified" not in card
+
+
 def test_the_card_shows_the_funnel_as_a_figure(corpus):
     from PIL import Image
 

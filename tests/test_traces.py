@@ -69,7 +69,7 @@ def test_every_question_is_in_the_ledger_once_with_its_outcome(traced, questions
     ledger = read_ledger(traced.folder)
     assert [(entry["id"], entry["outcome"]) for entry in ledger] == list(expected.items())
     assert {row_id: row["outcome"] for row_id, row in traced.rows.items()} == expected
-    assert traced.stdout.startswith("12 questions: 7 not_verified, ")
+    assert traced.stdout.startswith("12 questions: 7 not checked yet, ")
 
 
 def test_the_ledger_says_what_was_wrong_with_a_clip(traced):

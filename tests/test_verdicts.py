@@ -1,13 +1,16 @@
 """The checker's stage: how an answer is read, what is asked again, and what becomes of every trace."""
 
+import json
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dataset_builders.verdicts import compare_with_transcript, parse_yes_no
+from dataset_builders.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound import schema
 from sightsound.chat import Completion
-from sightsound.corpus import ACCEPT, INVALID, REJECT
+from sightsound.corpus import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
 from sightsound.hub import write_dataset_card
 from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
@@ -27,28 +30,73 @@ SCRIPT = "dataset_builders/verdicts.py"
         ("yes", ACCEPT),
         (" YES, all of them.", ACCEPT),
         ("**Yes**", ACCEPT),
-        ('"Yes": a dog barks and no bell rings.', ACCEPT),
+        ('"Yes": a dog barks and no bell rings.', UNCLEAR),
         ("No.", REJECT),
         ("**No**, there is no dog", REJECT),
         ("No, no dog barks.", REJECT),
-        ("yes and no", INVALID),
-        ("Yes, and no.", INVALID),
-        ("Yes or no?", INVALID),
-        ("yes/no", INVALID),
-        ("maybe", INVALID),
-        ("Not really", INVALID),
-        ("Yesterday", INVALID),
-        ("I think so, yes", INVALID),
-        ("Yes, the dog is heard, but the bell is not.", INVALID),
-        ("Yes, although no bell is heard.", INVALID),
-        ("No doubt, all of them are there.", INVALID),
+        ("yes and no", UNCLEAR),
+        ("Yes, and no.", UNCLEAR),
+        ("Yes or no?", UNCLEAR),
+        ("yes/no", UNCLEAR),
+        ("maybe", UNCLEAR),
+        ("Not really", UNCLEAR),
+        ("Yesterday", UNCLEAR),
+        ("I think so, yes", UNCLEAR),
+        ("Yes, the dog is heard, but the bell is not.", UNCLEAR),
+        ("Yes, although no bell is heard.", UNCLEAR),
+        ("No doubt, all of them are there.", UNCLEAR),
         ("No, but the dog is.", REJECT),
-        ("", INVALID),
-        (" \n", INVALID),
+        ("", UNCLEAR),
+        (" \n", UNCLEAR),
     ],
 )
 def test_only_a_clear_yes_or_no_is_a_verdict(said, verdict):
     assert parse_yes_no(said) == verdict
+
+
+REPLIES = [json.loads(line) for line in (Path(__file__).parent / "data" / "verdict_replies.jsonl").read_text().splitlines()]
+
+
+def test_no_hand_written_reply_is_wrongly_accepted_and_few_are_wrongly_left_open():
+    """`expected` is the reading of a person; `other` is neither a clear yes nor a clear no."""
+    read = [(reply, parse_yes_no(reply["reply"])) for reply in REPLIES]
+    assert [reply["reply"] for reply, verdict in read if verdict == ACCEPT and reply["expected"] != ACCEPT] == []
+    for expected in (ACCEPT, REJECT):
+        given = [verdict for reply, verdict in read if reply["expected"] == expected]
+        assert len(given) >= 100 and given.count(expected) >= 0.95 * len(given), expected
+    assert [reply["reply"] for reply, verdict in read if verdict == REJECT and reply["expected"] == ACCEPT] == []
+
+
+def test_a_refusal_is_told_from_an_unclear_reply():
+    given = {reply["reply"]: parse_yes_no(reply["reply"]) for reply in REPLIES if reply["note"] == "refusals"}
+    assert len(given) >= 15 and set(given.values()) == {"refused"}, given
+    assert parse_yes_no("I cannot hear the bell.") == REJECT, "a sound that is not heard is no refusal"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("Yes", ACCEPT),
+        ("**Yes**", ACCEPT),
+        ("Yes, the dog is heard and the", CUT),
+        ("No, there is no", REJECT),
+        ("The dog is heard at first, and", CUT),
+        ("<think>Yes, the dog", CUT),
+        ("", CUT),
+    ],
+)
+def test_a_yes_that_was_cut_stands_only_alone(said, verdict):
+    assert parse_cut_yes_no(said) == verdict
+
+
+@pytest.mark.parametrize("part", [".", "yes ", "answer: ", "[", "<a", "<think>", "no sound ", " -", "and ", "yes, i am "])
+def test_a_reply_of_any_length_is_read_in_linear_time(part):
+    times = []
+    for size in (20_000, 80_000):
+        started = time.perf_counter()
+        parse_yes_no("yes, a " + part * (size // len(part)))
+        times.append(time.perf_counter() - started)
+    assert times[1] < 0.5 + 8 * times[0], times
 
 
 @pytest.mark.parametrize(
@@ -61,10 +109,24 @@ def test_only_a_clear_yes_or_no_is_a_verdict(said, verdict):
         ("I hear a dog.", "I hear a dog, then a dog.", REJECT),
         ("I hear a dog.", "I hear nothing.", REJECT),
         ("I hear nothing.", "I hear a dog.", REJECT),
-        ("There must be a dog.", "I hear a dog.", INVALID),
-        (None, "I hear a dog.", INVALID),
-        ("I hear a dog.", "A dog.", INVALID),
-        ("I hear a dog.", "", INVALID),
+        ("I hear a dog.", "I hear a dog, but no bell.", ACCEPT),
+        ("I hear a dog, then a bell.", "I hear a dog, but no bell.", REJECT),
+        ("I hear a dog.", "I hear no dog.", REJECT),
+        ("I hear no dog.", "I hear no dog.", ACCEPT),
+        ("I hear a dog.", "I hear nothing at all.", REJECT),
+        ("I hear a dog.", "I hear nothing but a dog.", ACCEPT),
+        ("I hear a dog.", "I can hear a dog!", ACCEPT),
+        ("I hear a dog.", "<think>I hear a cat, no...</think>I hear a dog.", ACCEPT),
+        ("I hear a dog.", "<think>I hear a dog", UNCLEAR),
+        ("I hear a dog.", "I hear maybe a dog.", UNCLEAR),
+        ("I hear a dog.", "I hear a dog?", UNCLEAR),
+        ("I hear a dog.", "I do not hear a dog.", UNCLEAR),
+        ("I hear a dog.", "I'm sorry, I can't listen to audio. If I could, I would say: I hear a dog.", "refused"),
+        ("I hear a dog.", 'List the sounds in order, starting with "I hear".', UNCLEAR),
+        ("There must be a dog.", "I hear a dog.", NO_CLAIMS),
+        (None, "I hear a dog.", NO_REASONING),
+        ("I hear a dog.", "A dog.", UNCLEAR),
+        ("I hear a dog.", "", UNCLEAR),
     ],
 )
 def test_a_trace_is_compared_with_what_the_checker_hears(think, transcript, verdict):
@@ -116,19 +178,20 @@ def test_every_trace_gets_its_verdict(verified):
     assert [verdicts_of(row) for row in verified.rows] == [
         [ACCEPT, REJECT],
         [REJECT, REJECT],
-        [INVALID, INVALID],
-        [ACCEPT, INVALID],
+        [UNCLEAR, UNCLEAR],
+        [ACCEPT, NO_REASONING],
         [],
         [ACCEPT, ACCEPT],
     ]
-    assert verified.stdout.endswith("10 traces: 4 accept, 3 reject, 3 invalid\n")
+    assert verified.stdout.endswith("10 traces: 4 accept, 3 reject, 2 unclear, 1 no_reasoning\n")
 
 
 def test_an_accepted_trace_makes_a_question_accepted_unless_the_teacher_disagreed_with_itself(verified):
-    outcomes = ["accepted", "all_traces_rejected", "all_traces_rejected", "accepted", "missing_media", "not_unanimous"]
+    outcomes = ["accepted", "all_traces_rejected", "unclear", "accepted", "missing_media", "not_unanimous"]
     assert [row["outcome"] for row in verified.rows] == outcomes
     ledger = read_ledger(verified.folder)
     assert [(entry["id"], entry["outcome"]) for entry in ledger] == [(row["id"], row["outcome"]) for row in verified.rows]
+    assert [entry["detail"] for entry in ledger] == [None, None, "2 unclear", "1 no_reasoning", None, None]
 
 
 def test_an_unclear_answer_is_asked_again_at_most_num_retries_times(verified):
@@ -145,7 +208,7 @@ def test_an_unclear_answer_is_asked_again_at_most_num_retries_times(verified):
     assert len(kept) == 2
 
 
-def test_a_trace_without_reasoning_is_invalid_without_being_asked(verified):
+def test_a_trace_without_reasoning_is_said_to_have_none_without_being_asked(verified):
     assert verified.rows[3]["traces"][1]["verdict_text"] is None
     assert not [ask for ask in verified.asked if "None" in ask.text]
 
@@ -181,7 +244,7 @@ def test_a_transcript_is_taken_once_per_clip(traces, tiny_dataset, tmp_path):
         [ACCEPT, REJECT],
         [REJECT, REJECT],
         [REJECT, REJECT],
-        [REJECT, INVALID],
+        [REJECT, NO_REASONING],
         [],
         [ACCEPT, ACCEPT],
     ]
@@ -198,7 +261,7 @@ def test_a_clip_that_cannot_be_read_rejects_its_traces_alone_and_is_said(traces,
         done = run_script(SCRIPT, **flags, verdict_mode="transcript", output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out")
-    assert verdicts_of(rows[0]) == [INVALID, INVALID]
+    assert verdicts_of(rows[0]) == ["corrupt_media", "corrupt_media"]
     assert verdicts_of(rows[5]) == [ACCEPT, ACCEPT]
     assert "cannot be decoded" in read_ledger(tmp_path / "out")[0]["detail"], "a broken clip is not a judgement on the traces"
 
@@ -242,7 +305,7 @@ def test_verdicts_through_the_batch_api_are_those_of_single_requests(questions, 
 
 
 def test_more_refusals_than_a_server_may_give_in_a_row_are_not_asked_again(questions, tiny_dataset, tmp_path):
-    """They stay invalid with their reason; only what was answered unclearly is asked again."""
+    """They stay without a verdict, with their reason; only what was answered unclearly is asked again."""
     thinks = [f"I hear {i}." for i in range(4)]
     rows = [trace_row(question, [written(think) for think in thinks]) for question in questions]
     flags = {"dataset": tiny_dataset, "traces": write_traces(rows, tmp_path / "traces"), "checker": "scripted"}
@@ -255,16 +318,38 @@ def test_more_refusals_than_a_server_may_give_in_a_row_are_not_asked_again(quest
         done = run_script(SCRIPT, **flags, base_url=server.base_url, concurrency=4, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert (len(server.faulted), len(server.asked)) == (3 * 12, 3 * 12), "twelve unclear ones, in three attempts"
-    assert {trace["verdict"] for row in read_rows(tmp_path / "out") for trace in row["traces"]} == {INVALID}
-    assert "answered 400" in read_ledger(tmp_path / "out")[0]["detail"]
+    rows = read_rows(tmp_path / "out")
+    assert {tuple(verdicts_of(row)) for row in rows} == {("refused", "refused", "refused", UNCLEAR)}
+    entry = read_ledger(tmp_path / "out")[0]
+    assert entry["outcome"] == "refused" and entry["detail"].startswith("3 refused, 1 unclear: ")
+    assert "answered 400" in entry["detail"]
+    assert "9 all_traces" not in done.stdout and done.stdout.endswith("48 traces: 36 refused, 12 unclear\n")
 
 
-def test_a_transcript_that_was_cut_or_refused_judges_nothing(traces, tiny_dataset, tmp_path):
-    def cut(ask: Ask) -> list[Completion]:
-        return [Completion("I hear good.", "length")]
-
-    with OpenAIServer(cut) as server:
+@pytest.mark.parametrize(
+    ("reason", "verdict"), [("length", CUT), ("refusal", "refused"), ("content_filter", "refused"), ("eos_token", REJECT)]
+)
+def test_a_transcript_that_was_cut_or_refused_judges_nothing(reason, verdict, traces, tiny_dataset, tmp_path):
+    with OpenAIServer(lambda ask: [Completion("I hear something.", reason)]) as server:
         flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
         done = run_script(SCRIPT, **flags, verdict_mode="transcript", output_dir=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {trace["verdict"] for row in read_rows(tmp_path) for trace in row["traces"]} == {INVALID}
+    assert {trace["verdict"] for row in read_rows(tmp_path) for trace in row["traces"]} == {verdict, NO_REASONING}
+    assert ("9 replies were cut: give a larger --max_tokens (now 64)." in done.stdout) == (verdict == CUT)
+
+
+@pytest.mark.parametrize("mode", ["yes_no", "transcript"])
+def test_a_stage_that_asked_nothing_reports_no_rejection(mode, questions, tiny_dataset, tmp_path):
+    rows = [trace_row(question, [written(None), written(None)]) for question in questions]
+    traces = write_traces(rows, tmp_path / "traces")
+    with OpenAIServer(lambda ask: ["No."]) as server:
+        flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, verdict_mode=mode, output_dir=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert server.asked == []
+    said = "24 traces: 24 no_reasoning\nThe checker was asked nothing: no trace has reasoning inside <think></think>.\n"
+    assert done.stdout.endswith(said) and "reject" not in done.stdout
+    assert {entry["outcome"] for entry in read_ledger(tmp_path / "out")} == {"no_reasoning"}
+    corpus = {"dataset": tiny_dataset, "traces": traces, "verdicts": tmp_path / "out", "output_dir": tmp_path / "corpus"}
+    refused = run_script("dataset_builders/cot_corpus.py", **corpus)
+    assert refused.returncode == 2 and "no question was accepted (12 no_reasoning)" in refused.stderr

@@ -14,7 +14,7 @@ import pytest
 from dataset_builders import verdicts
 from sightsound import schema
 from sightsound.cli import InputError
-from sightsound.corpus import ACCEPT, INVALID, REJECT
+from sightsound.corpus import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.hub import write_dataset_card
 from sightsound.prompts import CHECKER_TRANSCRIPT
 from sightsound.verifier import (
@@ -35,6 +35,7 @@ from sightsound.verifier import (
     probability_text,
     read_verifier,
     score,
+    use_of_traces,
     wilson_interval,
 )
 from tests.support import tiny
@@ -87,6 +88,28 @@ def test_repeated_texts_count_once_and_unclear_verdicts_not_at_all():
     assert sorted((e.id, e.think, e.accepted) for e in examples) == sorted(
         (clip, think, think == "yes") for clip in clips(60) for think in ("yes", "no")
     )
+
+
+def test_a_trace_that_cannot_be_calibrated_on_keeps_the_reason():
+    given = {
+        "yes": ACCEPT,
+        "no": REJECT,
+        "hm": "unclear",
+        "sorry": "refused",
+        "long": "cut",
+        "old": INVALID,
+        None: NO_REASONING,
+    }
+    rows = [row(clip, given) for clip in clips(60)]
+    used = use_of_traces(rows, calibration_parts(rows))
+    outcomes = {(each["detail"], each["outcome"]) for each in used if each["detail"] not in ("yes", "no")}
+    assert outcomes == {
+        ("hm", "unclear"),
+        ("sorry", "refused"),
+        ("long", "cut"),
+        ("old", "no_verdict"),
+        (None, "no_reasoning"),
+    }
 
 
 def test_max_clips_draws_the_same_clips_whatever_their_order():
@@ -313,7 +336,7 @@ def test_an_interrupted_run_of_verdicts_ends_with_the_same_ones(verifier_run, ca
     threshold = read_verifier(str(verifier_run / "model"))["threshold"]
     for trace in whole:
         p = parse_probability(trace["verdict_text"] or "")
-        assert trace["verdict"] == (INVALID if p is None else ACCEPT if p >= threshold else REJECT)
+        assert trace["verdict"] == (NO_REASONING if p is None else ACCEPT if p >= threshold else REJECT)
     assert [trace["verdict_text"] for trace in whole[3::4]] == [None] * 12, "a trace without reasoning is not scored"
 
 

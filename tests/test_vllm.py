@@ -14,7 +14,7 @@ import pytest
 
 from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, Sampling, TransformersEngine
-from sightsound.corpus import ACCEPT, INVALID, REJECT
+from sightsound.corpus import ACCEPT, CUT, NO_REASONING, REJECT
 from sightsound.media import Frames, decode_audio, load_frames
 from sightsound.openai_engine import OpenAIEngine
 from tests.support import served
@@ -146,5 +146,5 @@ def test_traces_and_verdicts_end_to_end(engines, tiny_dataset, tiny_world, tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     given = {trace["verdict"] for row in read_rows(verdicts) for trace in row["traces"]}
     # Random weights decide: that there are verdicts is the point, not which.
-    assert given & {ACCEPT, REJECT} and given <= {ACCEPT, REJECT, INVALID}
+    assert given & {ACCEPT, REJECT} and given <= {ACCEPT, REJECT, CUT, NO_REASONING}
     assert [entry["id"] for entry in read_ledger(verdicts)] == [row["id"] for row in rows]
