@@ -16,7 +16,7 @@ EXCEPTIONS = (
     r"|unfortunately|sadly|only|merely|solely|barely|hardly|scarcely|rarely|seldom|rather|bar|save for|minus|note that"
     r"|(?:all|everything) (?:that|which) (?:is|was|i|we|one|can)|all i"
     r"|(?:right|correct|accurate|true) (?:about|on|for|regarding|as to)|provided"
-    r"|as long as|so long as|another|elsewhere|out of|outside|replac\w+"
+    r"|as long as|so long as|another|elsewhere|out of|outside|replac\w+|barring|leaving out|discounting|ignoring|disregarding"
 )
 PARTS = (
     r"partial\w*|partly|in parts?|parts?|half|halfway|some|somewhat|sometimes|most|mostly|mainly|largely"
