@@ -34,6 +34,7 @@ REFUSES_A_FIELD = (400, 422)
 _NAMED = {name: re.compile(rf"\b{name.replace('_', '[_ -]?')}\b", re.IGNORECASE) for name in NEUTRAL}
 _NOT_TAKEN = re.compile(
     r"\b(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional propert|invalid (?:json|field|parameter|argument)"
+    r"|validation|schema"
     r"|(?:not|n't) (?:be )?(?:supported|permitted|allowed|enabled|accepted|recogni[sz]ed))",
     re.IGNORECASE,
 )

@@ -189,6 +189,7 @@ def all_at_once(template: str, known: tuple[str, ...]) -> Callable[[set[str]], s
         (one_at_a_time("property '{}' is unsupported", (*OPENAI_FIELDS, "top_k")), (*OPENAI_FIELDS, "top_k")),
         (all_at_once('Invalid JSON payload received. Unknown name "{}": Cannot find field.', OPENAI_FIELDS), OPENAI_FIELDS),
         (all_at_once("Extra inputs are not permitted", OPENAI_FIELDS), OPENAI_FIELDS),
+        (all_at_once("The request does not match the schema", OPENAI_FIELDS), OPENAI_FIELDS),
         (all_at_once("Penalty is not enabled for this model", GROUPS[0]), GROUPS[0]),
     ],
     ids=[
@@ -198,6 +199,7 @@ def all_at_once(template: str, known: tuple[str, ...]) -> Callable[[set[str]], s
         "some extras",
         "Google",
         "unnamed",
+        "schema",
         "unnamed penalty",
     ],
 )
