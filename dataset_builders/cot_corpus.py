@@ -115,7 +115,7 @@ def plot_funnel(funnel: Funnel, path: Path) -> None:
 def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the card says: the funnel, counts of outcomes and verdicts, provenance, one row, one trace."""
     names = ["teacher", "teacher_revision", "checker", "checker_revision", "verdict_mode", "prompt_version", "num_traces"]
-    names += ["temperature", "seed"]
+    names += ["temperature", "seed", "sampling"]
     made = next(row for row in read_traces(data, names) if row["checker"])
     sample = next(row for row in read_traces(data, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
     return {

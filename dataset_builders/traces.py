@@ -9,7 +9,7 @@ The teacher is a model in this process, or one behind an OpenAI-compatible serve
 for replicas of one model; which ones and how many can change from one start to the next. A vLLM server is started with
 
     vllm serve Qwen/Qwen2.5-VL-32B-Instruct --trust-request-mm-kwargs --enable-prompt-tokens-details \
-        --max-num-batched-tokens 65536
+        --max-num-batched-tokens 65536 --generation-config vllm
 
 so that it accepts frames with their rate, tells how much of a prompt it found in its cache ("cached" in the progress bar),
 and computes a prompt once for all its traces: that needs `--max-num-batched-tokens` of at least the video tokens of all
@@ -17,8 +17,13 @@ requests in flight at one server (16 frames of 360 x 420 are 1,560). Where memor
 
 The teacher sees frames sampled over the clip and the question in its "video" wording; it never hears anything. Finished
 requests are journaled: a run that was killed continues. One row per question, and every question is in `ledger.parquet`.
+
+Traces are drawn at `--temperature` from all tokens: a checkpoint's `generation_config.json` changes nothing, and the column
+`sampling` says what was sent. Where the traces of nearly every one of the first 20 questions are all equal, the run stops.
 """
 
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +35,7 @@ from sightsound.chat import ChatRequest, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.costs import dry_run
+from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
@@ -112,7 +118,8 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
         traces.append({**trace, "verdict": None, "verdict_text": None})
     shared = {key: row[key] for key in ("id", "question", "choices", "media_sha256")}
     judged = trace_outcome(traces) if traces else {"teacher_answer": None, "unanimous": False, "outcome": entry["outcome"]}
-    return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance}
+    sampling = json.dumps(entry["sampling"]) if "sampling" in entry else None
+    return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
 
 
 def settings_of(args: TracesArguments) -> dict[str, Any]:
@@ -146,7 +153,10 @@ class TeacherRun:
             args.model, urls, args.batch_size, args.concurrency, self.sampling, args.request_timeout_s, args.prime
         )
         journal = Journal(journal_file)
-        run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=args.rank is not None)
+        is_part = args.rank is not None
+        run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check_traces_differ)
+        if warning := warning_of_equal_traces(journal):
+            print(warning, file=sys.stderr)
         provenance = {
             "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,

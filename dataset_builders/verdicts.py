@@ -17,6 +17,8 @@ on: `verdict_mode` is then recorded as `verifier`, and `verdict_text` says the p
 One row per question, the traces file with its verdicts filled in, and every question in `ledger.parquet`.
 """
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -240,9 +242,12 @@ class CheckerRun:
             verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
         heard_s, unread = {}, {}
+        drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # how it was sampled: first greedily, then not
         for key, entry in journal.entries.items():
             row_id = key if key in self._position else key.rpartition("/")[0]
             heard_s.setdefault(row_id, entry.get("heard_s"))
+            if "sampling" in entry and entry["sampling"] not in drawn[row_id]:
+                drawn[row_id].append(entry["sampling"])
             if "detail" in entry:
                 unread[row_id] = entry["detail"]
         made = {"checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
@@ -253,7 +258,10 @@ class CheckerRun:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
             lacking = ", ".join(f"{count} {reason}" for reason, count in lacking_verdicts(row["traces"]).items())
             detail = ": ".join(part for part in (lacking, unread.get(row["id"])) if part) if lacking else None
-            return row | provenance | outcome | {"checker_heard_s": heard_s.get(row["id"])}, detail
+            of_row = {"checker_heard_s": heard_s.get(row["id"]), "checker_sampling": None}
+            if row["id"] in drawn:
+                of_row["checker_sampling"] = json.dumps(drawn[row["id"]])
+            return row | provenance | outcome | of_row, detail
 
         return map(judged, rows)
 

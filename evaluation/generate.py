@@ -278,11 +278,14 @@ class BenchmarkRun:
             "model": shown_source(args.model),
             "model_revision": model_revision,
             "method": f"{args.modality}/{args.method}",
-            "generation": json.dumps(generation),
         }
+
+        def provenance_of(key: str) -> dict[str, Any]:
+            return provenance | {"generation": json.dumps(generation | journal[key].get("sampling", {}))}
+
         asked = {name: [build.row(f"{i}/{name}") for i in range(len(self.rows))] for name in build.controls()}
         predictions = [
-            to_prediction(row, f"{i}/{name}", journal[f"{i}/{name}"], provenance)
+            to_prediction(row, f"{i}/{name}", journal[f"{i}/{name}"], provenance_of(f"{i}/{name}"))
             for name, rows in asked.items()
             for i, row in enumerate(rows)
         ]
@@ -302,6 +305,7 @@ class BenchmarkRun:
             "seed": args.seed,
             "settings": stage.settings,
             **provenance,
+            "generation": next((p for p in predictions if p["output"] is not None), predictions[0])["generation"],
             "benchmark_questions": pinned.questions,
             "benchmark_pinned": pinned.asks(self.rows.select_columns(list(TEXTS))),
             "outcomes": outcomes,

@@ -24,6 +24,7 @@ from .journal import Journal
 from .media import Frames, MediaError
 from .progress import RequestProgress
 from .prompts import user_message
+from .sampling import NEUTRAL, effective, in_process, neutral_generation
 from .schema import SAMPLING_RATE
 
 
@@ -83,7 +84,8 @@ class Usage:
 class ChatResult:
     """
     The completions of one request and the exact prompt that they answer; or an `outcome` that says why there are none, with
-    what was seen in `detail`. `was_sent` is False when the clip could not be read.
+    what was seen in `detail`. `was_sent` is False when the clip could not be read. `sampling` is what `sampling.effective`
+    records of the request; None where nothing was drawn.
     """
 
     key: str
@@ -93,6 +95,7 @@ class ChatResult:
     detail: str | None = None
     usage: Usage | None = None
     was_sent: bool = True
+    sampling: dict[str, Any] | None = None
 
 
 class Engine(Protocol):
@@ -185,20 +188,16 @@ class TransformersEngine:
         prompts = [self.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in conversations]
         inputs = self._inputs(requests, prompts).to(self.model.device)
         torch.manual_seed(seed_of(sampling.seed, [r.key for r in requests]))
-        draw: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            draw = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-        with torch.inference_mode():
+        with torch.inference_mode(), neutral_generation(self.model, self.processor.tokenizer) as ends:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=sampling.max_tokens,
                 num_return_sequences=sampling.n,
                 suppress_tokens=self._placeholders,
                 synced_gpus=False,  # processes that validate a student have different numbers of questions
-                **draw,
+                **in_process(sampling.temperature),
             )
         new = output[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.eos_token_id
         is_end = torch.isin(new, torch.tensor(ends, device=new.device))
         ended = is_end.any(dim=1).tolist()
         # Up to the first end; what follows it is padding.
@@ -207,12 +206,14 @@ class TransformersEngine:
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
+        drawn = effective({"n": n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, **NEUTRAL})
         yield [
             ChatResult(
                 request.key,
                 prompt,
                 completions[i * n : (i + 1) * n],
                 usage=Usage(prompted[i], sum(written[i * n : (i + 1) * n])),
+                sampling=drawn,
             )
             for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]
@@ -257,6 +258,7 @@ def run_requests(
     clip_of: Callable[[str], str] | None = None,
     block_of: Callable[[str], int] | None = None,
     is_part: bool = False,
+    check: Callable[[Journal], None] = lambda _: None,
 ) -> None:
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
@@ -275,9 +277,12 @@ def run_requests(
             stage's questions is whole blocks, it makes the calls that all questions together would.
         is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
 
+        check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; raises to stop the run.
+
     The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
-    server told it, or `{"outcome", "detail"}`.
+    server told it and `sampling` where something was drawn, or `{"outcome", "detail"}`.
     """
+    check(journal)
     missing = [key for key in keys if key not in journal]
     if isinstance(engine, StreamingEngine):
         feed = _Feed([list(group) for _, group in groupby(missing, clip_of or str)])
@@ -307,6 +312,7 @@ def run_requests(
                 num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
+                check(journal)
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
                 # It stays closed until all is answered: an engine whose senders have ended needs new ones.
                 feed.is_open = feed.is_open and num_clips_held() <= MAX_UNANSWERED
@@ -380,4 +386,5 @@ def _entry(result: ChatResult) -> dict[str, Any]:
     if result.outcome:
         return {"outcome": result.outcome, "detail": result.detail}
     usage = {} if result.usage is None else {"usage": asdict(result.usage)}
-    return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions], **usage}
+    drawn = {} if result.sampling is None else {"sampling": result.sampling}
+    return {"prompt": result.prompt, "completions": [asdict(completion) for completion in result.completions], **usage, **drawn}

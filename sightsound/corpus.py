@@ -24,7 +24,7 @@ from .prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text, render_
 TraceRow = dict[str, Any]
 
 # What a row says of its verification before there was one.
-UNVERIFIED = {"checker": None, "checker_revision": None, "verdict_mode": None, "checker_heard_s": None}
+UNVERIFIED = dict.fromkeys(("checker", "checker_revision", "verdict_mode", "checker_sampling", "checker_heard_s"))
 
 # The checker accepted a trace, but none that has the format to be trained on.
 BAD_FORMAT = "bad_format"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .packed_attention import use_packed_attention
 from .processes import together
 from .prompt_sharing import pack, regroup, takes_any_mask
 from .prompts import with_audio
+from .sampling import neutral_generation
 from .schema import SAMPLING_RATE
 from .shared_sampling import shared_sampling
 from .validation import BestByAccuracy
@@ -312,14 +313,15 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             self._spent["rollout_s"] += time.perf_counter() - start
             return output
         self._spent["rows_heard"] += len(self._audio)
-        if self.share_prompts:
-            heard = [id(mel) for mel, _ in self._audio]
-            policy = self.accelerator.unwrap_model(self.model)
-            with shared_sampling(policy, heard, self.eos_token_ids), self.accelerator.autocast():
-                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
-        else:
-            with self._tower_of(self.model).sharing(self._audio):
-                output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        policy = self.accelerator.unwrap_model(self.model)
+        with neutral_generation(policy, self.processing_class.tokenizer), ExitStack() as shared:
+            if self.share_prompts:
+                heard = [id(mel) for mel, _ in self._audio]
+                shared.enter_context(shared_sampling(policy, heard, self.eos_token_ids))
+                shared.enter_context(self.accelerator.autocast())
+            else:
+                shared.enter_context(self._tower_of(self.model).sharing(self._audio))
+            output = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         self._spent["rollout_s"] += time.perf_counter() - start
         return output
 

@@ -5,6 +5,7 @@ Requests are written into input files, each file is uploaded and a batch made of
 has ended. What becomes of a request:
 
 - Its answer is read as `OpenAIEngine` reads one; 400, 413 and 422 refuse this request and not the next: its outcome at once.
+  One that names a sampling field is asked again without such fields. Of these only OpenAI's own are sent, since the API is.
 - Another failure, or no line at all, is asked again in a further batch, up to `TRIES` batches; then it is the request's
   outcome, or the end of the run where it would be that to `OpenAIEngine` too (429, 401, 404).
 - A batch that expired or was cancelled keeps what it has answered. The rest of an expired one is submitted again; after a
@@ -34,6 +35,7 @@ from .media import MediaError
 from .openai_account import ENDPOINT, BatchAccount
 from .openai_engine import TIMEOUT_S, OpenAIEngine
 from .openai_protocol import RequestFailure, content_of, failure_of_status, parse_completions, request_body
+from .sampling import NEUTRAL, OPENAI_FIELDS, effective, named_fields
 from .schema import BAD_RESPONSE, SERVER_ERROR
 
 
@@ -79,6 +81,7 @@ class _Run:
     opened: list[_Open] = field(default_factory=list)
     tries: Counter[str] = field(default_factory=Counter)
     prompts: dict[str, str] = field(default_factory=dict)
+    neutral: dict[str, float] = field(default_factory=lambda: {name: NEUTRAL[name] for name in OPENAI_FIELDS})
     num_polls: int = 0
     told: str = ""
 
@@ -182,7 +185,7 @@ class OpenAIBatchEngine(OpenAIEngine):
                     del run.wanted[key]
                     continue
                 fps = None if request.video is None else request.video.metadata()["fps"]
-                body = request_body(self.model, content_of(request), fps, run.sampling, key)
+                body = request_body(self.model, content_of(request), fps, run.sampling, key, run.neutral)
                 line = json.dumps({"custom_id": _custom_id(key), "method": "POST", "url": ENDPOINT, "body": body})
                 encoded = line.encode() + b"\n"
                 num_bytes += len(encoded)
@@ -309,10 +312,10 @@ class OpenAIBatchEngine(OpenAIEngine):
                     except (ValueError, RecursionError):
                         continue
                     key = keys.get(str(told.get("custom_id"))) if isinstance(told, dict) else None
-                    if key is not None and (found := self._parse(told, run.sampling.n)) is not None:
+                    if key is not None and (found := self._parse(told, run)) is not None:
                         yield key, found
 
-    def _parse(self, told: dict[str, Any], n: int) -> Answer | RequestFailure | None:
+    def _parse(self, told: dict[str, Any], run: _Run) -> Answer | RequestFailure | None:
         """One line; None for a request that was not begun."""
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIStatusError
@@ -326,7 +329,7 @@ class OpenAIBatchEngine(OpenAIEngine):
             status, body = 408, {"error": error}
         if status == 200:
             try:
-                return parse_completions(json.dumps(body).encode(), n)
+                return parse_completions(json.dumps(body).encode(), run.sampling.n)
             except ValueError as wrong:
                 return RequestFailure(f"{self._url} did not answer with a chat completion: {wrong}", BAD_RESPONSE)
         # The error that the client makes of a response.
@@ -335,7 +338,10 @@ class OpenAIBatchEngine(OpenAIEngine):
         reason = inner.get("message") or inner.get("code") if isinstance(inner, dict) else None
         seen = httpx.Response(status, request=httpx.Request("POST", self._url))
         cause = APIStatusError(f"Error code: {status}" + (f" - {reason}" if reason else ""), response=seen, body=inner)
-        return failure_of_status(cause, self._url)
+        failure = failure_of_status(cause, self._url)
+        if named_fields(cause, OPENAI_FIELDS):
+            run.neutral, failure.is_final = {}, False  # all at once: another one would cost another day
+        return failure
 
 
 def _custom_id(key: str) -> str:
@@ -358,4 +364,6 @@ def _result(
             return _unread(key, error)
     if failure is not None:
         return ChatResult(key, prompt, [], failure.outcome, str(failure))
-    return ChatResult(key, prompt, completions, usage=usage)
+    sampling = run.sampling
+    asked = {"n": sampling.n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, **run.neutral}
+    return ChatResult(key, prompt, completions, usage=usage, sampling=effective(asked))

@@ -7,7 +7,8 @@ What happens to a request, and who is to blame for it:
 - Any other passing failure (500, 502, 503, 504, a reset connection, no answer within `timeout_s`, a body that is not a chat
   completion) is asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all:
   an outage is waited for, up to `PATIENCE_S`.
-- 400, 413 and 422 refuse this request and not the next: its outcome at once.
+- 400, 413 and 422 refuse this request and not the next: its outcome at once. Not where they refuse a sampling field that only
+  some servers know (see `sampling.NeutralFields`): the request is made again without it.
 - Anything else (401, 403, 404: the key, the address, the model's name) will not get better: the run stops at once.
 
 A run that stops keeps what was in flight: that was paid for.
@@ -38,6 +39,7 @@ from .openai_protocol import (
     request_body,
 )
 from .publishing import shown_source
+from .sampling import NeutralFields, effective
 from .schema import BAD_RESPONSE
 
 
@@ -57,6 +59,7 @@ BYTES_PER_TOKEN, BYTES_PER_RESPONSE = 256, 1 << 20
 class _Replica:
     url: str
     client: Any
+    neutral: NeutralFields = field(default_factory=NeutralFields)
     in_flight: int = 0
     failures: int = 0
     rests_until: float = 0.0
@@ -253,9 +256,9 @@ class OpenAIEngine:
                 return None, None
             replica, is_well = self._replicas.take(preferred, avoided), None
             try:
-                completions, usage = self._send(replica, key, content, fps, sampling)
+                completions, usage, drawn = self._send(replica, key, content, fps, sampling, replica.neutral.offered())
                 is_well, run.last_answer = True, time.monotonic()
-                return ChatResult(key, prompt, completions, usage=usage), replica
+                return ChatResult(key, prompt, completions, usage=usage, sampling=drawn), replica
             except RequestFailure as failure:
                 is_well = None if failure.is_final or failure.is_busy else False
                 seen = failure
@@ -293,17 +296,24 @@ class OpenAIEngine:
         return True
 
     def _send(
-        self, replica: _Replica, key: str, content: list[Any], fps: float | None, sampling: Sampling
-    ) -> tuple[list[Completion], Usage | None]:
-        """One try; raises `RequestFailure` when it gives no completions."""
+        self,
+        replica: _Replica,
+        key: str,
+        content: list[Any],
+        fps: float | None,
+        sampling: Sampling,
+        neutral: dict[str, float],
+    ) -> tuple[list[Completion], Usage | None, dict[str, Any]]:
+        """One try, and what `sampling.effective` records of it; raises `RequestFailure` when it gives no completions."""
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIConnectionError, APIStatusError
 
         limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * sampling.max_tokens
+        asked = request_body(self.model, content, fps, sampling, key, neutral)
         body = bytearray()
         try:
             with replica.client.chat.completions.with_streaming_response.create(
-                model=self.model, messages=[], extra_body=request_body(self.model, content, fps, sampling, key)
+                model=self.model, messages=[], extra_body=asked
             ) as response:
                 for part in response.iter_bytes():
                     body += part
@@ -311,10 +321,15 @@ class OpenAIEngine:
                         told = f"more than {limit} bytes for {sampling.n} x {sampling.max_tokens} tokens"
                         raise RequestFailure(f"{replica.url} answered with {told}", BAD_RESPONSE)
         except APIStatusError as error:
+            fewer = replica.neutral.without(neutral, error)
+            if fewer is not None:
+                return self._send(replica, key, content, fps, sampling, fewer)
             raise failure_of_status(error, replica.url) from error
         except (APIConnectionError, httpx.HTTPError) as error:
             raise failure_of_connection(error, replica.url, self._timeout_s) from error
         try:
-            return parse_completions(bytes(body), sampling.n)
+            completions, usage = parse_completions(bytes(body), sampling.n)
         except ValueError as error:
             raise RequestFailure(f"{replica.url} did not answer with a chat completion: {error}", BAD_RESPONSE) from error
+        replica.neutral.settle(neutral)
+        return completions, usage, effective(asked)

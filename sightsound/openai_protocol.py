@@ -7,13 +7,14 @@ import io
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from .chat import ChatRequest, Completion, Sampling, Usage, seed_of
 from .media import encode_wav
+from .sampling import NEUTRAL
 from .schema import REFUSED, SERVER_ERROR
 
 
@@ -75,7 +76,14 @@ def content_of(request: ChatRequest) -> list[dict[str, Any]]:
     return [*parts, {"type": "text", "text": request.text}]
 
 
-def request_body(model: str, content: list[dict[str, Any]], fps: float | None, sampling: Sampling, key: str) -> dict[str, Any]:
+def request_body(
+    model: str,
+    content: list[dict[str, Any]],
+    fps: float | None,
+    sampling: Sampling,
+    key: str,
+    neutral: Mapping[str, float] = NEUTRAL,
+) -> dict[str, Any]:
     """
     What is posted to `/v1/chat/completions`, or written into a batch's input file.
 
@@ -83,6 +91,7 @@ def request_body(model: str, content: list[dict[str, Any]], fps: float | None, s
         content (`list[dict]`): From `content_of`.
         fps (`float`, *optional*): Frame rate of the request's video.
         key (`str`): Of the request; together with `sampling.seed` it fixes the draw.
+        neutral (`Mapping`): The fields of `sampling.NEUTRAL` that the server takes.
     """
     body = {
         "model": model,
@@ -91,6 +100,7 @@ def request_body(model: str, content: list[dict[str, Any]], fps: float | None, s
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
         "seed": seed_of(sampling.seed, [key]),
+        **neutral,
     }
     # vLLM would take 32 frames at most, and believe that they are a second apart.
     return body if fps is None else body | {"media_io_kwargs": {"video": {"num_frames": -1, "fps": fps}}}

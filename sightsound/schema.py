@@ -117,8 +117,17 @@ def mmau_features() -> Features:
     return Features({**avqa_audio_features(), **{name: Value("string") for name in own}})
 
 
+# Columns of `traces_features` that older files lack; they are written as None where a row comes from such a file.
+LATER_COLUMNS = ("sampling", "checker_sampling")
+
+
 def traces_features() -> Features:
-    """The whole ledger of the corpus: one row per question, without audio (join by `id`)."""
+    """
+    The whole ledger of the corpus: one row per question, without audio (join by `id`).
+
+    `sampling` is JSON: every field of the teacher's request that decides a draw (see `sampling.effective`), null for one that
+    its server was not sent. `checker_sampling` is a JSON list of such objects, one for each way in which the checker was asked.
+    """
     from datasets import Features, List, Value
 
     trace = {
@@ -143,12 +152,14 @@ def traces_features() -> Features:
             "checker": Value("string"),
             "checker_revision": Value("string"),
             "verdict_mode": Value("string"),
+            "checker_sampling": Value("string"),
             "checker_heard_s": Value("float64"),
             "prompt_version": Value("string"),
             "num_traces": Value("int32"),
             "temperature": Value("float64"),
             "max_tokens": Value("int32"),
             "seed": Value("int64"),
+            "sampling": Value("string"),
             "media_sha256": Value("string"),
         }
     )
@@ -224,7 +235,7 @@ def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path
 
     Args:
         rows (`Iterable[dict]`): Read as they are written, so that a generator's rows need not be in memory together.
-        features (`Features`): Every one of them is a key of every row; further keys are left out.
+        features (`Features`): Every one of them but `LATER_COLUMNS` is a key of every row; further keys are left out.
         path (`Path`): Its folder is created when missing.
     """
     import pyarrow as pa
@@ -260,7 +271,8 @@ def _to_table(rows: list[dict[str, Any]], features: Features) -> Table:
     audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
     for name in audio:
         plain[name] = {"bytes": Value("binary"), "path": Value("string")}
-    dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=plain)
+    later = dict.fromkeys(LATER_COLUMNS)
+    dataset = Dataset.from_dict({name: [(later | row)[name] for row in rows] for name in features}, features=plain)
     for name in audio:
         dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
     return dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)

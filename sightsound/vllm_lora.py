@@ -1,7 +1,8 @@
-"""
+r"""
 LoRA for vLLM's Qwen2-Audio: vLLM 0.31 serves adapters on many models, and refuses them on this one.
 
-    vllm serve Qwen/Qwen2-Audio-7B-Instruct --enable-lora --max-lora-rank 8 --lora-modules student=sft-tts_agfv/adapter
+    vllm serve Qwen/Qwen2-Audio-7B-Instruct --enable-lora --max-lora-rank 8 --lora-modules student=sft-tts_agfv/adapter \
+        --generation-config vllm
 
 Where the project is installed beside vLLM, this is loaded by vLLM itself, as the plugin `sightsound`. The model is vLLM's own:
 it is told that its language model takes adapters, which of its layers are several of transformers' in one, and how PEFT's

@@ -40,6 +40,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from .cli import InputError
 from .media import decode_audio
+from .sampling import NEUTRAL
 from .schema import SAMPLING_RATE
 
 
@@ -54,7 +55,7 @@ def serve_command(args: Any, model: str) -> str:
     on_cpu = args.device.type == "cpu"
     serve = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu else "vllm serve"
     command = f"VLLM_SERVER_DEV_MODE=1 {serve} {model} --port {args.vllm_server_port} --enable-scale-out"
-    command += " --logprobs-mode processed_logprobs"
+    command += " --logprobs-mode processed_logprobs --generation-config vllm"
     return command if on_cpu else command + """ --weight-transfer-config '{"backend": "nccl"}'"""
 
 
@@ -184,7 +185,9 @@ class AudioRollouts(VLLMGeneration):
 
     def __init__(self, model: Any, *, generation_kwargs: dict[str, Any] | None = None, **kwargs: Any):
         self._audio_token_id: int = model.config.audio_token_id
-        options = generation_kwargs or {}
+        # TRL sets the other fields of sampling from its own config, which is neutral unless a user changes it.
+        penalties = {name: NEUTRAL[name] for name in ("presence_penalty", "frequency_penalty")}
+        options = penalties | (generation_kwargs or {})
         bias = {**options.get("logit_bias", {}), self._audio_token_id: NEVER}
         super().__init__(model=model, generation_kwargs={**options, "logit_bias": bias}, **kwargs)
         if self.mode == "colocate":
@@ -261,6 +264,7 @@ def hearing_rollouts(policy: Any, args: Any) -> Iterator[None]:
         return
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else policy.dtype
     options = {"dtype": str(dtype).removeprefix("torch."), "revision": (args.model_init_kwargs or {}).get("revision")}
+    options["generation_config"] = "vllm"  # nothing of the checkpoint's
     if args.device.type == "cpu":
         options["enforce_eager"] = True  # compiling for a CPU takes minutes
     replaced = {

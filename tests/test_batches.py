@@ -83,6 +83,16 @@ def test_a_batch_gives_what_single_requests_give(tmp_path, sampling):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["batches.jsonl", "journal.jsonl", "online"]
 
 
+def test_a_batch_whose_model_refuses_sampling_fields_is_made_again_without_them(tmp_path):
+    """As of OpenAI's reasoning models; which names only one of the fields, and each batch may take a day."""
+    with BatchServer(unknown=("top_p",)) as server:
+        entries = ask(batched(server, tmp_path), tmp_path, names(3))
+    assert len(server.batches) == 2 and {entry["completions"][0]["finish_reason"] for entry in entries.values()} == {"stop"}
+    for entry in entries.values():
+        drawn = entry["sampling"]
+        assert (drawn["temperature"], drawn["top_p"], drawn["presence_penalty"], drawn["top_k"]) == (0.0, None, None, None)
+
+
 def test_frames_travel_in_a_batch_as_they_do_alone(tmp_path):
     request = ChatRequest("v", "What is seen?", video=Frames(np.zeros((2, 28, 28, 3), np.uint8), 2.0))
     with BatchServer() as server:

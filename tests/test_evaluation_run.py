@@ -16,6 +16,7 @@ from sightsound import schema
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Stage, fingerprint
+from sightsound.sampling import NEUTRAL
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import trace, trace_row, write_traces
 
@@ -74,6 +75,8 @@ def test_several_benchmarks_go_into_a_folder_each(benchmarks, tmp_path, capsys):
         }
         generation = json.loads(predictions[0]["generation"])
         assert generation.items() >= {"engine": "server", "prompt_version": "1", "temperature": 0.0, "max_tokens": 512}.items()
+        assert all(json.loads(p["generation"]).items() >= NEUTRAL.items() for p in predictions)
+        assert results["generation"] == predictions[0]["generation"]
         assert ("official" in results) == (name != "avqa") and results["results"]["none"]["low"] >= 0
     capsys.readouterr()
     # Another address is no other run; nobody is asked.

@@ -13,6 +13,7 @@ from sightsound import schema
 from sightsound.chat import Completion, Sampling, TransformersEngine
 from sightsound.cli import parse_arguments
 from sightsound.prompts import PROMPT_VERSION, TEACHER_INSTRUCTION, ZERO_SHOT_AUDIO_COT_INSTRUCTION, question_text
+from sightsound.sampling import NEUTRAL
 from tests.support.openai_server import Ask, OpenAIServer, model_answer
 from tests.support.tiny import kill_script_when, read_ledger, read_rows, run_script
 
@@ -139,6 +140,16 @@ def test_a_trace_holds_its_text_its_reasoning_and_its_answer(traced, questions):
     told = ["scripted", "scripted at its server", "1", 2, 1.0, 512, 5, None]
     assert [row[name] for name in names] == told
     assert row["media_sha256"] == questions[0]["media_sha256"]
+
+
+def test_every_row_says_how_it_was_drawn(traced):
+    """A question that nobody was asked about has no draw."""
+    drawn = {row_id: row["sampling"] for row_id, row in traced.rows.items()}
+    unread = [drawn.pop(MISSING), drawn.pop(CORRUPT)]
+    assert unread == [None, None]
+    sent = {"n": 2, "temperature": 1.0, "max_tokens": 512, **NEUTRAL}
+    assert [json.loads(each) for each in drawn.values()] == [sent] * 10
+    assert {row["checker_sampling"] for row in traced.rows.values()} == {None}
 
 
 def test_a_text_cut_at_the_limit_is_not_an_answer(traced):

@@ -15,6 +15,7 @@ from sightsound.hub import write_dataset_card
 from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
+from sightsound.sampling import NEUTRAL
 from tests.support.batch_server import BatchServer, Plan
 from tests.support.openai_server import Ask, OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
@@ -184,6 +185,13 @@ def test_every_trace_gets_its_verdict(verified):
         [ACCEPT, ACCEPT],
     ]
     assert verified.stdout.endswith("10 traces: 4 accept, 3 reject, 2 unclear, 1 no_reasoning\n")
+
+
+def test_every_row_says_how_its_verdicts_were_drawn(verified):
+    """The first question is greedy; where it was repeated, the row says that too. Nobody was asked about the fifth."""
+    greedy, repeated = ({"n": 1, "temperature": t, "max_tokens": 64, **NEUTRAL} for t in (0.0, 1.0))
+    told = [json.loads(row["checker_sampling"] or "null") for row in verified.rows]
+    assert told == [[greedy], [greedy], [greedy, repeated], [greedy, repeated], None, [greedy]]
 
 
 def test_an_accepted_trace_makes_a_question_accepted_unless_the_teacher_disagreed_with_itself(verified):

@@ -105,11 +105,17 @@ def real_engine(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_dataset, tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """What `tests/support/vllm_training.py` says, of a server that was started with the command that users are told."""
+    """
+    What `tests/support/vllm_training.py` says, of a server that was started with the command that users are told, but for the
+    flag that makes it read nothing of the checkpoint's generation config: rollouts must not need it.
+    """
     folder = tmp_path_factory.mktemp("rollouts")
     policy, port = served.build_policy(folder / "policy"), served.free_port()
+    served.ship_generation_config(policy)
     flags = {name: value for name, value in served.FLAGS.items() if name != "served-model-name"} | {"max-model-len": 1024}
     told = shlex.split(serve_command(make_args(folder, vllm_server_port=port), str(policy)))
+    at = told.index("--generation-config")
+    told[at : at + 2] = []
     output, log = folder / "told.json", folder / "training.log"
     arguments = [policy, tiny_dataset, f"http://127.0.0.1:{port}", output]
     with served.running(served.with_flags(["env", *told], flags), port, folder / "server.log"), open(log, "w") as file:
@@ -140,6 +146,13 @@ def test_the_engine_has_the_weights_of_every_update(trained, mode, what):
 def test_the_engine_hears_the_clip_of_each_prompt(trained, mode):
     """With the clips of two prompts exchanged it says something else than the model that is trained."""
     assert min(trained[mode]["other_clip"]) > 100 * BOUND
+
+
+@real_engine
+@pytest.mark.parametrize("mode", MODES)
+def test_completions_are_drawn_from_the_policy_itself(trained, mode):
+    """Its checkpoint ships top_k 1: all completions of a prompt would be equal, and every log-probability 0."""
+    assert trained[mode]["different"] == 8
 
 
 @real_engine

@@ -27,7 +27,7 @@ with_server() {
   shift 2
   while [ "$1" != -- ]; do serve+=("$1"); shift; done
   shift
-  CUDA_VISIBLE_DEVICES=$gpus vllm serve "${serve[@]}" --host 127.0.0.1 --port "$port" &
+  CUDA_VISIBLE_DEVICES=$gpus vllm serve "${serve[@]}" --generation-config vllm --host 127.0.0.1 --port "$port" &
   server=$!
   until curl --silent --fail "http://127.0.0.1:$port/health" >/dev/null; do
     kill -0 "$server" || { echo "vLLM ended before it was ready" >&2; exit 1; }

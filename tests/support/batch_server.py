@@ -72,6 +72,7 @@ class BatchServer:
         faults (`dict`): `"POST /batches"` -> what its next requests meet: an HTTP status, a body,
             `DROPPED`, `UNHEARD` or None.
         refused (`Collection`): Keys that get a 400 in whatever batch they are.
+        unknown (`Collection`): Fields of a chat completion that it refuses, as OpenAI's API does those of vLLM.
         watch (`Callable`): Called with each request and one of `MOMENTS`.
 
     Attributes:
@@ -88,6 +89,7 @@ class BatchServer:
         max_enqueued: int = 10**9,
         faults: dict[str, list[Any]] | None = None,
         refused: Collection[str] = (),
+        unknown: Collection[str] = ("min_p", "repetition_penalty", "top_k"),
         watch: Callable[[str, str], None] = lambda event, moment: None,
     ):
         self.plans, self.faults, self.watch = list(plans or []), dict(faults or {}), watch
@@ -96,7 +98,7 @@ class BatchServer:
         self.billed: Counter[str] = Counter()
         self.bodies: dict[str, dict[str, Any]] = {}
         self.events: list[str] = []
-        self._num_polls, self._page, self._refused = num_polls, page, refused
+        self._num_polls, self._page, self._refused, self._unknown = num_polls, page, refused, unknown
         self._max_requests, self._max_enqueued = max_requests, max_enqueued
         self._results: dict[str, tuple[bytes, bytes]] = {}
         self._lock = threading.RLock()
@@ -137,6 +139,8 @@ class BatchServer:
         event = f"{http.command} /{parts[0]}" + ("/*" if len(parts) > 1 and parts[0] != "chat" else "")
         with self._lock:
             self.events.append(event)
+            if parts[0] == "chat" and (refusal := self._refusal(json.loads(content))):
+                return _send(http, 400, refusal)
             fault = self.faults[event].pop(0) if self.faults.get(event) else None
         self.watch(event, MOMENTS[0])
         if fault == DROPPED:
@@ -151,16 +155,12 @@ class BatchServer:
         self.watch(event, MOMENTS[1])
         if fault == UNHEARD:
             return _hang_up(http)
-        status, body = answer
-        encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-        http.send_response(status)
-        http.send_header("Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json")
-        http.send_header("Content-Length", str(len(encoded)))
-        http.send_header("retry-after-ms", "1")
-        http.end_headers()
-        http.wfile.write(encoded)
-        http.wfile.flush()
+        _send(http, *answer)
         self.watch(event, MOMENTS[2])
+
+    def _refusal(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        named = ", ".join(name for name in self._unknown if name in body)
+        return {"error": {"message": f"Unrecognized request arguments supplied: {named}"}} if named else None
 
     def _answer(self, http: BaseHTTPRequestHandler, parts: list[str], query: dict[str, Any], content: bytes) -> tuple[int, Any]:
         missing = (404, {"error": {"message": "no such object"}})
@@ -226,12 +226,13 @@ class BatchServer:
                 code = "batch_cancelled" if plan.end == "cancelled" else "batch_expired"
                 errors += _line(done | {"error": {"code": code, "message": "not begun"}})
                 continue
-            status = 400 if line["custom_id"] in self._refused else plan.statuses.get(i)
+            refusal = self._refusal(line["body"])
+            status = 400 if line["custom_id"] in self._refused or refusal else plan.statuses.get(i)
             batch["request_counts"]["completed" if status is None else "failed"] += 1
             if status == "timeout":
                 errors += _line(done | {"error": {"code": "request_timeout", "message": "timed out"}})
             elif status is not None:
-                body = {"error": {"message": f"fault {status}"}}
+                body = refusal or {"error": {"message": f"fault {status}"}}
                 errors += _line(done | {"response": {"status_code": status, "body": body}})
             else:
                 body = {"choices": "?"} if i in plan.garbled else completion(line["body"])
@@ -261,6 +262,17 @@ class BatchServer:
 
 
 _ENDED = ("completed", "expired", "cancelled", "failed")
+
+
+def _send(http: BaseHTTPRequestHandler, status: int, body: Any) -> None:
+    encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+    http.send_response(status)
+    http.send_header("Content-Type", "application/octet-stream" if isinstance(body, bytes) else "application/json")
+    http.send_header("Content-Length", str(len(encoded)))
+    http.send_header("retry-after-ms", "1")
+    http.end_headers()
+    http.wfile.write(encoded)
+    http.wfile.flush()
 
 
 def _hang_up(http: BaseHTTPRequestHandler) -> None:

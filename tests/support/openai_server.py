@@ -10,7 +10,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
 from sightsound.media import Frames
+from sightsound.sampling import NEUTRAL
 
 
 # In place of a status code: what else a server can do wrong.
@@ -36,6 +37,7 @@ class Ask:
     temperature: float
     max_tokens: int
     seed: int
+    neutral: dict[str, float] = field(default_factory=dict)
 
 
 Answer = Callable[[Ask], list[str] | list[Completion]]
@@ -60,7 +62,8 @@ def _parse(body: dict[str, Any]) -> Ask:
         frames = parts["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
         images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(frame, validate=True)))) for frame in frames]
         video = Frames(np.stack(images), body.pop("media_io_kwargs")["video"]["fps"])
-    return Ask(text=parts["text"], audio=audio, video=video, **body)
+    neutral = {name: body.pop(name) for name in NEUTRAL if name in body}
+    return Ask(text=parts["text"], audio=audio, video=video, neutral=neutral, **body)
 
 
 def model_answer(engine: TransformersEngine) -> Answer:
@@ -85,6 +88,7 @@ class OpenAIServer:
         faults (`Iterable`): One per request that comes in, until used up: an HTTP status, `DROP` (close the connection
             without an answer), `ONE_CHOICE` (ignore `n`), or None (answer well).
         fault_of (`Callable`, *optional*): A request's text to its fault, instead.
+        refusal_of (`Callable`): The names of a request's fields to the message with which it is refused (400), or None.
         is_up (`bool`): Whether it lists its models, by which a client tells an outage from a request that always fails.
 
     Attributes:
@@ -99,12 +103,13 @@ class OpenAIServer:
         answer: Answer,
         faults: Iterable[int | str | None] = (),
         fault_of: Callable[[str], int | str | None] | None = None,
+        refusal_of: Callable[[set[str]], str | None] = lambda _: None,
         is_up: bool = True,
     ):
         self.asked: list[Ask] = []
         self.statuses: list[int | str] = []
         self.faulted: list[str] = []
-        self._fault_of = fault_of
+        self._fault_of, self._refusal_of = fault_of, refusal_of
         self.most_at_once = self._now = 0
         self._answer, self._faults, self._lock = answer, iter(faults), threading.Lock()
         outer = self
@@ -151,6 +156,8 @@ class OpenAIServer:
             self._send(http, fault, {"error": {"message": f"fault {fault}"}})
         else:
             try:
+                if refusal := self._refusal_of(set(body)):
+                    raise ValueError(refusal)
                 ask = _parse(body)
                 if ask.n > 1 and ask.temperature == 0:
                     raise ValueError("n must be 1 when using greedy sampling")  # vLLM refuses this too

@@ -6,6 +6,7 @@ models are the same with heads of 32 and that window.
 """
 
 import importlib.util
+import json
 import os
 import re
 import socket
@@ -147,6 +148,16 @@ def build_policy(folder: Path) -> Path:
         model.lm_head.weight[model.config.audio_token_id] = 0
         model.lm_head.weight[model.config.audio_token_id, 0] = -20
     return save_with_ends(model, processor, folder)
+
+
+SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "temperature": 0.1, "max_new_tokens": 4}
+SHIPPED |= {"repetition_penalty": 1.3, "presence_penalty": 1.5, "frequency_penalty": 1.5, "no_repeat_ngram_size": 2}
+
+
+def ship_generation_config(checkpoint: Path) -> None:
+    """Have its `generation_config.json` say how to sample, beside the tokens that end a text."""
+    file = checkpoint / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SHIPPED))
 
 
 def long_videos(count: int, seed: int, side: int = 588) -> list[ChatRequest]:

@@ -95,7 +95,7 @@ def trace_row(question: dict[str, Any], traces: Sequence[dict], **changed: Any) 
     """One row of a traces folder, for a question of the tiny dataset."""
     shared = {key: question[key] for key in ("id", "question", "choices", "media_sha256")}
     provenance = {"teacher": "scripted", "teacher_revision": "1", "prompt_version": "1", "num_traces": len(traces)}
-    sampling = {"temperature": 1.0, "max_tokens": 64, "seed": 0}
+    sampling = {"temperature": 1.0, "max_tokens": 64, "seed": 0, "sampling": None}
     return {**shared, "traces": list(traces), **trace_outcome(traces), **UNVERIFIED, **provenance, **sampling, **changed}
 
 

@@ -107,6 +107,17 @@ class Cases:
         assert any("lora_B" in name if peft_config else "audio_tower.layers" in name for name in moved), "nothing was learnt"
         return [entry[METRIC] for entry in trainer.state.log_history if METRIC in entry]
 
+    def different_completions(self) -> int:
+        """Of eight of one prompt."""
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self.trainer(folder)
+            rows = self.rows[:1] * 8
+            trainer._cells = [row["audio"] for row in rows]
+            trainer._audio = trainer._read_audio(trainer._cells)
+            ids, *_ = trainer._tokenize_prompts([grpo_trainer.with_audio(row["prompt"]) for row in rows])
+            completions, _ = trainer._generate_single_turn(ids, None, {}, 8)
+        return len({tuple(ids) for ids in completions})
+
     def sampled_where_the_placeholder_is_likely(self) -> int:
         """How many of the sampled tokens are the clip's placeholder, though the model would write nothing else."""
         with tempfile.TemporaryDirectory() as folder:
@@ -159,6 +170,7 @@ def main() -> None:
             "full_no_sync": cases.train(sync_once),
             "lora_no_sync": cases.train(sync_once, LORA),
             "other_clip": cases.train(exchange_clips),
+            "different": cases.different_completions(),
             "placeholders": cases.sampled_where_the_placeholder_is_likely(),
         }
         if mode == "colocate":  # last, because nothing puts the engine right again
