@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.controls import NO_CONTROL
-from evaluation.predictions import read_rows
+from evaluation.prediction_files import read_rows
 from evaluation.request_builder import VIDEO
 from sightsound.cli import InputError, read_json
 from sightsound.journal import STAGE_FILE, is_complete
