@@ -23,6 +23,11 @@ NEEDED = ("benchmark", "results", "gains")  # what no run of an earlier version 
 REMEDY = "give the --output_dir of a finished `python -m evaluation run`"
 
 
+def predictions_file(folder: Path, benchmark: str) -> Path:
+    """Where a run keeps its predictions on a benchmark."""
+    return folder / "data" / f"predictions-{benchmark}.parquet"
+
+
 class FinishedRun(NamedTuple):
     """One benchmark of a run: its folder, and its `results.json`."""
 
@@ -89,7 +94,7 @@ def answers_of(run: FinishedRun) -> dict[str, Row]:
         `InputError`: There are none, they are of another benchmark, or a question stands there twice.
     """
     folder, benchmark = run.folder, run.results["benchmark"]
-    file = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
+    file = predictions_file(Path(folder), benchmark)
     if not file.is_file():
         raise InputError(f"{folder} holds no predictions on {benchmark}; {REMEDY}")
     answers: dict[str, Row] = {}

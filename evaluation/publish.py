@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import COMMIT, get_benchmark
 from evaluation.controls import verdict
-from evaluation.finished_runs import FinishedRun, find_runs, hears
+from evaluation.finished_runs import FinishedRun, find_runs, hears, predictions_file
 from evaluation.sections import by_protocol, losses_of, part_of
 from sightsound.checkpoints import meant_model
 from sightsound.cli import InputError, parse_arguments
@@ -223,7 +223,7 @@ def assemble(model: Path, runs: list[ScoredRun], repo_id: str, folder: Path) -> 
             os.symlink(file.resolve(), folder / file.name)
     (folder / CARD).write_text(write_card((model / CARD).read_text(encoding="utf-8"), runs, repo_id), encoding="utf-8")
     for run in runs:
-        os.symlink((run.folder / "data" / f"predictions-{run.benchmark}.parquet").resolve(), folder / run.predictions)
+        os.symlink(predictions_file(run.folder, run.benchmark).resolve(), folder / run.predictions)
         if entries := run.entries(repo_id):
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
             (folder / ".eval_results" / f"sightsound-{run.name}.yaml").write_text(text, encoding="utf-8")
