@@ -58,6 +58,7 @@ from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_
 from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.prompts import PROMPT_VERSION
 from sightsound.publishing import shown_source
+from sightsound.trained_on import count_trained_on
 
 
 if TYPE_CHECKING:
@@ -300,6 +301,12 @@ class BenchmarkRun:
         served = f", revision {args.model_revision} as told" if args.base_url and args.model_revision else ""
         return build, engine.revision + served
 
+    def _num_trained_on(self, split: str) -> int | None:
+        """Of a served model only a folder's name tells: the server may call anything by a Hub id."""
+        if self.args.base_url and not Path(self.args.model).is_dir():
+            return None
+        return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
+
     def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
         generation = {
@@ -342,6 +349,7 @@ class BenchmarkRun:
             **provenance,
             "benchmark_questions": pinned.questions,
             "benchmark_pinned": pinned.asks(self.rows.select_columns(list(TEXTS))),
+            "trained_on": self._num_trained_on(provenance["split"]),
             "outcomes": outcomes,
             "clips_cut": sum(
                 p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in predictions[: len(self.rows)]

@@ -56,6 +56,7 @@ class Predictions:
         revision (`str`): Where they come from; compared where the file tells its own.
 
     Attributes:
+        ids (`set`): The questions that the file has an answer with the clip to.
         outputs (`dict`): Per control, an output per question; None where it is missing or no text.
         rows (`dict`): Per control, the questions as they were asked.
         key (`str`): Under which key the outputs stand in the file.
@@ -92,6 +93,7 @@ class Predictions:
             found[control][row_id] = row
         if NO_CONTROL not in found:
             raise InputError(f"{path} holds controls only ({', '.join(found)}), and no answer with the clip")
+        self.ids = set(found[NO_CONTROL])
         self.rows = {c: [shuffled(row) for row in questions] if c == SHUFFLED else questions for c in found}
         self.outputs: dict[str, list[str | None]] = {}
         self.missing: dict[str, int] = {}

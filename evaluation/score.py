@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark, part_asked, read_annotations
+from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
 from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
 from evaluation.predictions import Predictions
 from evaluation.protocols import PAPER, chosen_index, decide_all, protocols_of
@@ -55,18 +55,6 @@ def protocols_in(args: ScoreArguments) -> list[str]:
     if unknown:
         raise InputError(f"--protocol: {args.benchmark} has no protocol '{unknown[0]}'; expected {', '.join(known)}")
     return asked
-
-
-def load_questions(
-    benchmark: str, annotations: str | None, dataset: str | None, split: str | None, allow_unpinned: bool
-) -> tuple[list[Row], str, str]:
-    """The benchmark's rows without their sound, the revision they come from, and the split or the file's name."""
-    if (annotations is None) == (dataset is None):
-        raise InputError("give the questions: either --annotations, the official file, or --dataset, built from it")
-    if annotations is not None:
-        return *read_annotations(benchmark, annotations, allow_unpinned), Path(annotations).name
-    rows, revision = load_benchmark(benchmark, dataset, split, limit=None)
-    return rows.remove_columns("audio").to_list(), revision, split or get_benchmark(benchmark).split
 
 
 def check_rows_file(args: ScoreArguments) -> None:
