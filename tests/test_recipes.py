@@ -132,7 +132,8 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
     assert len(tiny.read_ledger(tmp_path / "run")) == 12  # one per question, not per trace
     assert read_settings(tmp_path / "run")["base_chosen_by"] == [["alice/avqa", "validation"]]
     trained = read_trained_on(str(tmp_path / "run" / "model"))
-    assert len(trained) == 12 and trained == read_trained_on(str(sft_run / "model")) == read_trained_on(str(sft_run / "adapter"))
+    of_base = [read_trained_on(str(sft_run / name)) for name in ("model", "adapter")]
+    assert len(trained) == 12 and of_base == [trained, trained]
     has_reward = any(entry.get("rewards/accuracy_reward/mean") for entry in log)
     assert done.stdout.strip().splitlines()[-1].startswith("WITHOUT REWARD: ") is not has_reward
 
