@@ -121,7 +121,10 @@ class Predictions:
             question = questions[row_id]
             for name, seen, columns in _repeated(row, to_row):
                 known = [question[column] for column in columns if column in question]
-                if known and seen not in known and _without_letters(seen) not in known:
+                if name == "answer" and isinstance(seen, str) and seen.strip(" ().") == LETTERS[question["answer"]]:
+                    continue  # the letter of the right choice
+                forms = [_plain(each) for each in known]
+                if known and _plain(seen) not in forms and _plain(_without_letters(seen)) not in forms:
                     told = f"question {row_id} has other texts there than in {self._benchmark} in this revision"
                     differs = f"{name} {seen!r}, expected {known[0]!r}"
                     raise InputError(f"{self._path}: {told} ({differs}); give the questions that it was made from")
@@ -138,6 +141,13 @@ def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any
         if columns == ("answer",) and isinstance(value, str):
             columns = ("answer_text",)
         yield name, value, columns
+
+
+def _plain(value: Any) -> Any:
+    """Equal for texts, or lists of them, that differ in spaces only."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _without_letters(value: Any) -> Any:

@@ -5,7 +5,8 @@ Gather finished runs into a report: tables on the terminal, `report.md`, `report
         --output_dir outputs/miniature
     python -m evaluation report --table table2 --runs evaluation-runs/*
 
-The first line says whether a model is deaf. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
+The first line says whether a model is deaf, or answers nothing. Every table names its split, and runs on questions that their
+model was trained on are marked. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
 not correct and have a column of their own. With `--dataset`, `browser/index.html` shows its questions with what the first and
 the last of the runs on it answered (`python -m evaluation browse` makes any other page). `--table` prints a table of the paper
 with our runs beside its figures, and writes it where `--output_dir` is given.

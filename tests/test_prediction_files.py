@@ -42,6 +42,7 @@ SHAPES: dict[str, Callable[[str, str], dict]] = {
     "choices with letters": lambda i, o: mmau_annotation(
         i, choices=["(A) Man", "(B) Woman", "(C) Child"], answer="(A) Man", model_output=o
     ),
+    "choices in other spaces": lambda i, o: {"id": i, "choices": [" Man", "Woman ", "Child"], "answer": "A", "response": o},
     "a key that is never filled": lambda i, o: {"id": i, "output": None, "model_output": o},
 }
 
