@@ -1,4 +1,4 @@
-"""
+r"""
 Read the files that hold predictions: a run's parquet, and the JSON that other people's scripts write.
 
 The rows of a JSON file are a list, one object per line, an object of them by id, or the only list in an object (lm-eval's
