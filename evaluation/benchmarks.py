@@ -182,3 +182,20 @@ def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[R
             raise InputError(f"{path}, annotation {number}: id {row['id']} stands there twice")
         rows[row["id"]] = row
     return list(rows.values()), f"sha256:{sha256_of(path)}"
+
+
+def load_questions(
+    benchmark: str, annotations: str | None, dataset: str | None, split: str | None, allow_unpinned: bool
+) -> tuple[list[Row], str, str]:
+    """
+    Rows of a benchmark without their sound, the revision they come from, and their split: of an annotation file, its name.
+
+    Raises:
+        `InputError`: Not exactly one of `annotations` and `dataset` is given, or it cannot be used.
+    """
+    if (annotations is None) == (dataset is None):
+        raise InputError("give the questions: either --annotations, the official file, or --dataset, built from it")
+    if annotations is not None:
+        return *read_annotations(benchmark, annotations, allow_unpinned), Path(annotations).name
+    rows, revision = load_benchmark(benchmark, dataset, split, limit=None)
+    return rows.remove_columns("audio").to_list(), revision, split or get_benchmark(benchmark).split

@@ -79,6 +79,11 @@ def gains_over(
     }
 
 
+def answers_nothing(scored: dict[str, Any]) -> bool:
+    """Whether no question was answered with the clip: such a run shows nothing of what the model hears."""
+    return bool(scored["results"][NO_CONTROL].get("unanswered") == 100)
+
+
 def deaf_by(gains: dict[str, dict[str, Any]]) -> list[str]:
     """The controls of sound that a run is no better than: those where the interval of its gain holds nothing, or less."""
     return [name for name in OF_SOUND if name in gains and gains[name]["low"] <= 0]
@@ -99,8 +104,11 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """
     if not runs:
         return "Not tested for deafness: no run is given any sound."
-    deaf, untested, parts = [], [], []
+    deaf, untested, parts, mute = [], [], [], []
     for name, scored in runs:
+        if answers_nothing(scored):
+            mute.append(f"{name} answers none of its {scored['results'][NO_CONTROL]['n']:,} questions")
+            continue
         gains = {control: scored["gains"][control] for control in OF_SOUND if control in scored["gains"]}
         if not gains:
             untested.append(name)
@@ -115,9 +123,12 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         lines.append(f"DEAF: {'; '.join(deaf)}. Nothing shows that it listens.")
     if untested:
         lines.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}.")
-    if not lines:
-        told = "every run does better with the clip than under each control of its sound, beyond the 95 % interval"
-        lines.append(f"Not deaf: {told}.")
+    if not lines and len(mute) < len(runs):
+        told = "run does better with the clip than under each control of its sound, beyond the 95 % interval"
+        lines.append(f"Not deaf: every {'other ' if mute else ''}{told}.")
+    if mute:
+        told = "That says nothing of what it hears: look at the outputs, at --max_tokens and at the prompt"
+        lines.append(f"ANSWERS NOTHING: {'; '.join(mute)}. {told}.")
     if parts:
         lines.append(f"Only questions to which a text came back both ways are compared: {'; '.join(parts)}.")
     return " ".join(lines)

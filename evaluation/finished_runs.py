@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.controls import NO_CONTROL
-from evaluation.predictions import read_rows
+from evaluation.prediction_files import read_rows
 from evaluation.request_builder import VIDEO
 from sightsound.cli import InputError, read_json
 from sightsound.journal import STAGE_FILE, is_complete
@@ -20,7 +20,13 @@ from sightsound.journal import STAGE_FILE, is_complete
 
 RESULTS_FILE = "results.json"
 NEEDED = ("benchmark", "results", "gains")  # what no run of an earlier version had all of
+JUDGED = ("benchmark", "benchmark_revision", "control", "video_id", "choices", "gold", "correct")  # of a run's predictions
 REMEDY = "give the --output_dir of a finished `python -m evaluation run`"
+
+
+def predictions_file(folder: Path, benchmark: str) -> Path:
+    """Where a run keeps its predictions on a benchmark."""
+    return folder / "data" / f"predictions-{benchmark}.parquet"
 
 
 class FinishedRun(NamedTuple):
@@ -89,17 +95,35 @@ def answers_of(run: FinishedRun) -> dict[str, Row]:
         `InputError`: There are none, they are of another benchmark, or a question stands there twice.
     """
     folder, benchmark = run.folder, run.results["benchmark"]
-    file = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
+    file = predictions_file(Path(folder), benchmark)
     if not file.is_file():
         raise InputError(f"{folder} holds no predictions on {benchmark}; {REMEDY}")
-    answers: dict[str, Row] = {}
-    for row in read_rows(str(file)):
-        if row["benchmark"] != benchmark:
-            raise InputError(f"{file} holds predictions on {row['benchmark']}, expected {benchmark}; {REMEDY}")
+    others, answers = answers_in(str(file)), {}
+    for name in others:
+        if name != benchmark:
+            raise InputError(f"{file} holds predictions on {name}, expected {benchmark}; {REMEDY}")
+        answers = others[name]
+    split = split_of(run.results) if "settings" in run.results else None
+    return {row_id: row | {"split": row.get("split") or split} for row_id, row in answers.items()}
+
+
+def answers_in(file: str) -> dict[str, dict[str, Row]]:
+    """
+    What a run's file of predictions holds of answers with the clip: per benchmark, by question id.
+
+    Raises:
+        `InputError`: It is no file of a run, or a question stands there twice.
+    """
+    answers: dict[str, dict[str, Row]] = {}
+    for row in read_rows(file):
+        if missing := [name for name in JUDGED if name not in row]:
+            told = f"{file} does not tell what is right (it lacks {', '.join(missing)})"
+            raise InputError(f"{told}; give the questions: --benchmark, and --annotations or --dataset")
         if row["control"] == NO_CONTROL:
-            if row["id"] in answers:
+            of_benchmark = answers.setdefault(row["benchmark"], {})
+            if row["id"] in of_benchmark:
                 raise InputError(f"{file}: question {row['id']} stands there twice; which of the answers counts cannot be told")
-            answers[row["id"]] = row
+            of_benchmark[row["id"]] = row
     return answers
 
 

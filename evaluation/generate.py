@@ -12,22 +12,26 @@ times, for replicas. With several benchmarks each has a sub-folder of its own in
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
 matched; `results.json`, the figures. A question whose clip cannot be read, or that a server refuses, is unanswered and
-counted. A run that was killed continues.
+counted. A run that was killed continues. Controls may be added to a run, also to a finished one, and left out of it: what was
+answered is kept. A model that refuses requests without audio is scored on all others; its `text_only` is `refused`.
 
 The controls show whether the model listens, and whether it goes by what the choices say: `silent` gives it silence of the
 clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `shuffled` every choice at another letter.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import BENCHMARKS, COMMIT, Row, get_benchmark, load_benchmark, part_asked
-from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND
+from evaluation.benchmarks import BENCHMARKS, COMMIT, Row, get_benchmark, load_benchmark
+from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, TEXT_ONLY
+from evaluation.finished_runs import RESULTS_FILE, predictions_file
+from evaluation.prediction_files import read_rows
 from evaluation.protocols import OFFICIAL, PAPER, protocols_of
 from evaluation.request_builder import (
     AUDIO,
@@ -42,17 +46,19 @@ from evaluation.request_builder import (
     read_reasoning,
 )
 from evaluation.scoring import ANSWERED, score_run
+from evaluation.sections import summary_line
 from sightsound import schema
 from sightsound.answers import is_correct, parse_answer
 from sightsound.benchmarks.pinned import TEXTS
 from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
-from sightsound.cli import InputError, parse_arguments
+from sightsound.cli import InputError, parse_arguments, read_json
 from sightsound.generator import resolved_revision
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
 from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.prompts import PROMPT_VERSION
 from sightsound.publishing import shown_source
+from sightsound.trained_on import count_trained_on
 
 
 if TYPE_CHECKING:
@@ -184,13 +190,15 @@ def check(args: RunArguments, sources: list[Source]) -> None:
 
 def settings_of(args: RunArguments, source: Source, revision: str, model_commit: str | None) -> dict[str, Any]:
     """
-    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not.
+    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not; nor do the
+    controls, each of which is asked by itself.
 
     Args:
         revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
         model_commit (`str`, *optional*): Of a Hub model.
     """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", *PER_BENCHMARK, *(["batch_size"] if args.base_url else [])]
+    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
+    ignored += ["batch_size"] if args.base_url else []
     settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
@@ -218,6 +226,15 @@ def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[st
     }
 
 
+def to_entry(prediction: dict[str, Any]) -> dict[str, Any]:
+    """A row of predictions -> what the journal held for it; the reverse of `to_prediction`."""
+    if prediction["output"] is None:
+        return {"outcome": prediction["finish_reason"], "detail": None}
+    completion = {"text": prediction["output"], "finish_reason": prediction["finish_reason"]}
+    sampling = json.loads(prediction["generation"])
+    return {"prompt": prediction["prompt"], "completions": [completion], "heard_s": prediction["heard_s"], "sampling": sampling}
+
+
 @dataclass
 class BenchmarkRun:
     """
@@ -240,16 +257,29 @@ class BenchmarkRun:
     def run(self, output_dir: Path, open_engine: Callable[[], Engine]) -> None:
         """Ask, or go on asking, and write predictions and results."""
         with Stage(output_dir, settings_of(self.args, self.source, self.revision, self.model_commit)) as stage:
-            if stage.complete:
+            finished = self._finished_controls(stage) if stage.complete else []
+            if set(finished) == {NO_CONTROL, *(self.args.controls or ())}:
                 print(f"{stage.path} is complete")
                 return
             journal = Journal(stage.path / JOURNAL_FILE)
             try:
+                if stage.complete:
+                    self._reopen(stage, journal)
                 build, revision = self._ask(journal, open_engine)
             finally:
                 journal.close()
             self._write(stage, build, journal, revision)
             stage.finish()
+
+    def _finished_controls(self, stage: Stage) -> list[str]:
+        return list(read_json(str(stage.path / RESULTS_FILE))["results"])
+
+    def _reopen(self, stage: Stage, journal: Journal) -> None:
+        """Go on with a finished run: its predictions become a journal again, before the folder is marked as incomplete."""
+        numbers: dict[str, Iterator[int]] = defaultdict(count)  # under each control questions are in the order of the dataset
+        predictions = read_rows(str(predictions_file(stage.path, self.source.benchmark)))
+        journal.append((f"{next(numbers[row['control']])}/{row['control']}", to_entry(row)) for row in predictions)
+        stage.reopen()
 
     def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
         """All requests are in the journal after this. Returns what made them, and which model answered."""
@@ -257,11 +287,26 @@ class BenchmarkRun:
         asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_video(), self.reasoning)
         told = f"{args.name}, {self.source.benchmark}"
-        run_requests(engine, build.keys(), build, self.sampling, journal, told, block_of=build.block)
+        run_requests(
+            engine,
+            build.keys(),
+            build,
+            self.sampling,
+            journal,
+            told,
+            block_of=build.block,
+            may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+        )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
         served = f", revision {args.model_revision} as told" if args.base_url and args.model_revision else ""
         return build, engine.revision + served
+
+    def _num_trained_on(self, split: str) -> int | None:
+        """Of a served model only a folder's name tells: the server may call anything by a Hub id."""
+        if self.args.base_url and not Path(self.args.model).is_dir():
+            return None
+        return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
 
     def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
@@ -274,6 +319,7 @@ class BenchmarkRun:
         }
         provenance = {
             "benchmark": benchmark,
+            "split": self.source.split or get_benchmark(benchmark).split,
             "benchmark_revision": self.revision,
             "model": shown_source(args.model),
             "model_revision": model_revision,
@@ -289,7 +335,7 @@ class BenchmarkRun:
             for name, rows in asked.items()
             for i, row in enumerate(rows)
         ]
-        path = stage.path / "data" / f"predictions-{benchmark}.parquet"
+        path = predictions_file(stage.path, benchmark)
         schema.write_parquet(predictions, schema.predictions_features(), path)
         text = f"# Predictions of {args.name}\n"
         write_dataset_card(stage.path, text, {"default": {"train": "data/*.parquet"}})
@@ -303,11 +349,12 @@ class BenchmarkRun:
         results = {
             "arm": args.name,
             "seed": args.seed,
-            "settings": stage.settings,
+            "settings": stage.settings | {"controls": self.args.controls},
             **provenance,
             "generation": next((p for p in predictions if p["output"] is not None), predictions[0])["generation"],
             "benchmark_questions": pinned.questions,
             "benchmark_pinned": pinned.asks(self.rows.select_columns(list(TEXTS))),
+            "trained_on": self._num_trained_on(provenance["split"]),
             "outcomes": outcomes,
             "clips_cut": sum(
                 p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in predictions[: len(self.rows)]
@@ -315,13 +362,8 @@ class BenchmarkRun:
             **scored[PAPER],
             **({OFFICIAL: scored[OFFICIAL]["results"]} if OFFICIAL in scored else {}),
         }
-        write_atomically(stage.path / "results.json", json.dumps(results, indent=2) + "\n")
-        figures = results["results"][NO_CONTROL]
-        told = f"{figures['accuracy']:.1f} [{figures['low']:.1f}, {figures['high']:.1f}] on {figures['n']}"
-        if part := part_asked(len(self.rows), results["benchmark_questions"], results["benchmark_pinned"]):
-            told += f" (asked: {part})"
-        failed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[NO_CONTROL].items() if outcome != ANSWERED)
-        print(f"{results['arm']}, {benchmark}: {told}{f'; not asked or not answered: {failed}' if failed else ''}")
+        write_atomically(stage.path / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+        print(summary_line(results))
 
 
 def main(argv: list[str]) -> None:

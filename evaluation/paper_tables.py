@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from evaluation.benchmarks import get_benchmark
 from evaluation.controls import NO_CONTROL
 from evaluation.finished_runs import FinishedRun, run_names, split_of
+from evaluation.sections import trained_lines
 from sightsound.cli import InputError
 from sightsound.publishing import REPO_ID
 
@@ -179,6 +180,12 @@ def left_out(table: Table, runs: Sequence[Results]) -> list[str]:
     return [f"In no row: {', '.join(dict.fromkeys(names))}."] if names else []
 
 
+def splits_of(table: Table, runs: Sequence[Results]) -> list[str]:
+    """Which splits our figures in the table are about."""
+    found = {(run["benchmark"], split_of(run)): None for run in runs if row_of(table, run) is not None}
+    return [f"Ours: {', '.join(f'split {split} of {benchmark}' for benchmark, split in found)}."] if found else []
+
+
 def other_questions(table: Table, runs: Sequence[Results]) -> list[str]:
     """Which figures are about another split than the benchmark's, or about the first questions of one."""
     told = []
@@ -243,6 +250,7 @@ def table_lines(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
     """The table as Markdown: for every row the paper's figures, ours and the difference; and what could not be put there."""
     all_results = [run.results for run in runs]
     matched = match(table, all_results)
+    placed = [run for run in all_results if row_of(table, run) is not None]
     lines = [f"| model | method | figures | {' | '.join(column.title for column in table.columns)} |"]
     lines.append("| --- " * (len(table.columns) + 3) + "|")
     section = None
@@ -253,5 +261,6 @@ def table_lines(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
         for i, (whose, cells) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
             name = f"{row.name} | {row.label}" if i == 0 else " | "
             lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
-    told = [*other_questions(table, all_results), *left_out(table, all_results), *conflicts(table, runs)]
+    told = [*splits_of(table, all_results), *other_questions(table, all_results), *trained_lines(placed)]
+    told += [*left_out(table, all_results), *conflicts(table, runs)]
     return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{line}" for line in told)]

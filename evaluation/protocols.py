@@ -97,5 +97,34 @@ def decide_all(
     return decisions
 
 
+def chosen_index(benchmark: str, protocol: str, decision: Decision, output: str | None, row: Row) -> int | None:
+    """
+    Which choice an output was taken for, by its index.
+
+    An official rule decides right or wrong, and says no choice: an output is taken for the only choice that the rule would
+    call right, were it the gold one.
+
+    Args:
+        decision (`Decision`): The protocol's on this output.
+        output (`str`, *optional*): As the model wrote it.
+        row (`dict`): The question as it was asked.
+
+    Returns:
+        `int` or `None`: None when nothing was answered, or when the official rule fits no choice or several.
+    """
+    choices: list[str] = row["choices"]
+    if output is None or decision.matched_by == UNANSWERED:
+        return None
+    if protocol == PAPER:
+        return None if decision.choice is None else choices.index(decision.choice)
+    if decision.correct:
+        return int(row["answer"])
+    decide, answer = _decider(benchmark, protocol), extract_answer_text(output)
+    fitting = {
+        choice: i for i, choice in enumerate(choices) if decide(answer, row | {"answer": i, "answer_text": choice}).correct
+    }
+    return next(iter(fitting.values())) if len(fitting) == 1 else None
+
+
 def _decider(benchmark: str, protocol: str) -> Callable[[str, Row], Decision]:
     return _paper if protocol == PAPER else _OFFICIAL[get_benchmark(benchmark).official]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import COMMIT, get_benchmark
 from evaluation.controls import verdict
-from evaluation.finished_runs import FinishedRun, find_runs, hears
-from evaluation.sections import by_protocol, losses_of, part_of
+from evaluation.finished_runs import FinishedRun, find_runs, hears, predictions_file
+from evaluation.sections import by_protocol, losses_of, part_of, trained_on_told
 from sightsound.checkpoints import meant_model
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import publish_model, render_card
@@ -92,6 +92,7 @@ class ScoredRun:
                 "n": figures["n"],
                 "part": part_of(self.results),
                 "chosen_on": self.chosen_on,
+                "trained_on": trained_on_told(self.results),
                 **{name: round(figures[key], 2) for name, key in shown.items()},
             }
             for protocol, figures in by_protocol(self.results).items()
@@ -114,7 +115,8 @@ class ScoredRun:
         interval = f"95 % interval [{figures['low']}, {figures['high']}], n = {figures['n']}"
         part = f" (asked: {figures['part']})" if figures["part"] else ""
         chosen = "; the checkpoint, or one before it, was chosen on questions of this split" if self.chosen_on else ""
-        return f"{figures['protocol']} protocol, asked as {figures['method']}, {interval}{part}{chosen}"
+        trained = f"; the model was trained on {figures['trained_on']}" if figures["trained_on"] else ""
+        return f"{figures['protocol']} protocol, asked as {figures['method']}, {interval}{part}{chosen}{trained}"
 
     def model_index(self) -> list[EvalResult]:
         from huggingface_hub import EvalResult
@@ -223,7 +225,7 @@ def assemble(model: Path, runs: list[ScoredRun], repo_id: str, folder: Path) -> 
             os.symlink(file.resolve(), folder / file.name)
     (folder / CARD).write_text(write_card((model / CARD).read_text(encoding="utf-8"), runs, repo_id), encoding="utf-8")
     for run in runs:
-        os.symlink((run.folder / "data" / f"predictions-{run.benchmark}.parquet").resolve(), folder / run.predictions)
+        os.symlink(predictions_file(run.folder, run.benchmark).resolve(), folder / run.predictions)
         if entries := run.entries(repo_id):
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
             (folder / ".eval_results" / f"sightsound-{run.name}.yaml").write_text(text, encoding="utf-8")

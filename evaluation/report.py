@@ -5,7 +5,8 @@ Gather finished runs into a report: tables on the terminal, `report.md`, `report
         --output_dir outputs/miniature
     python -m evaluation report --table table2 --runs evaluation-runs/*
 
-The first line says whether a model is deaf. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
+The first line says whether a model is deaf, or answers nothing. Every table names its split, and runs on questions that their
+model was trained on are marked. Every accuracy comes with its 95 % Wilson interval; unanswered questions count as
 not correct and have a column of their own. With `--dataset`, `browser/index.html` shows its questions with what the first and
 the last of the runs on it answered (`python -m evaluation browse` makes any other page). `--table` prints a table of the paper
 with our runs beside its figures, and writes it where `--output_dir` is given.
@@ -22,6 +23,7 @@ from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
 from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
 from evaluation.finished_runs import FinishedRun, answers_of, find_runs, hears, split_of
 from evaluation.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
+from evaluation.scoring import ANSWERED
 from evaluation.sections import (
     BREAKDOWNS,
     breakdown_note,
@@ -54,13 +56,17 @@ class ReportArguments:
 
 
 def to_entry(results: dict[str, Any]) -> dict[str, Any]:
-    """One run's results -> one entry of `report.json`; accuracies in percent, None for a control that was not run."""
+    """One run's results -> one entry of `report.json`; accuracies in percent, None for a control without answers."""
     scored, controls = results["results"][NO_CONTROL], results["results"]
+    outcomes = results.get("outcomes", {})
+    answered = [name for name in controls if outcomes.get(name, {ANSWERED: 1}).get(ANSWERED)]
     return {
         "arm": results["arm"],
         "seed": results["seed"],
+        "split": split_of(results),
+        "trained_on": results.get("trained_on"),
         **{name: scored[name] for name in ("n", "accuracy", "low", "high", "unanswered")},
-        **{f"{name}_accuracy": controls[name]["accuracy"] if name in controls else None for name in OF_SOUND},
+        **{f"{name}_accuracy": controls[name]["accuracy"] if name in answered else None for name in OF_SOUND},
     }
 
 
@@ -83,10 +89,16 @@ def named_by_split(runs: list[FinishedRun]) -> list[FinishedRun]:
     ]
 
 
+def title_of(benchmark: str, runs: list[FinishedRun]) -> str:
+    """A benchmark and the split, or splits, that figures below are about."""
+    splits = list(dict.fromkeys(split_of(run.results) for run in runs))
+    return f"{benchmark}, split{'s' if len(splits) > 1 else ''} {', '.join(splits)}"
+
+
 def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     """All that the report says of one benchmark."""
     all_results = [results for _, results in runs]
-    lines = [f"## {benchmark}", "", *main_table([to_entry(results) for results in all_results]), ""]
+    lines = [f"## {title_of(benchmark, runs)}", "", *main_table([to_entry(results) for results in all_results]), ""]
     lines += parts_lines(all_results)
     lines += ["### Protocols and errors", "", *protocols_table(all_results), ""]
     if lost := losses_table(all_results):
@@ -177,7 +189,8 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     several = len(entries) > 1
     named = [{**({"benchmark": name} if several else {}), **entry} for name, part in entries.items() for entry in part]
     write_atomically(output / "report.json", json.dumps(named, indent=2) + "\n")
-    plot_accuracy(entries, output / "accuracy.png")
+    titles = {benchmark: title_of(benchmark, part) for benchmark, part in by_benchmark(runs).items()}
+    plot_accuracy({titles[benchmark]: part for benchmark, part in entries.items()}, output / "accuracy.png")
     names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
     told = verdict([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
     lines = [told, "", "# Report", ""]
@@ -195,7 +208,7 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     for benchmark, part in by_benchmark(runs).items():
         all_results = [results for _, results in part]
         shown = [*main_table(entries[benchmark]), "", *parts_lines(all_results)]
-        print("\n".join(["", *([benchmark, ""] if several else []), *shown]).rstrip())
+        print("\n".join(["", titles[benchmark], "", *shown]).rstrip())
     print(f"report: {output / 'report.md'}")
 
 

@@ -42,6 +42,16 @@ def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
     }
 
 
+def over_answered(decisions: Sequence[Decision]) -> Figures | None:
+    """Accuracy over the questions that were answered, with its interval, in percent; None where none was."""
+    answered = [decision for decision in decisions if decision.matched_by != UNANSWERED]
+    if not answered:
+        return None
+    correct = sum(decision.correct for decision in answered)
+    low, high = wilson_interval(correct, len(answered))
+    return {"n": len(answered), "accuracy": 100 * correct / len(answered), "low": low, "high": high}
+
+
 def score_by(decisions: Sequence[Decision], clips: Sequence[str], groups: Sequence[str]) -> dict[str, Figures]:
     """`score` per group of questions, groups in alphabetical order."""
     members: dict[str, list[int]] = {}
@@ -55,7 +65,8 @@ def results_of(decisions: Sequence[Decision], rows: Sequence[Row], benchmark: Be
     All figures of one run over a benchmark under one protocol.
 
     `by_relation`: AVQA's `question_relation`. In the miniature "Both" marks clean clips (heard as seen) and "Sound" the
-    traps, where only the sound tells. `by_position` is by the letter of the right choice as it was asked. Where the paper's
+    traps, where only the sound tells. `by_position` is by the letter of the right choice as it was asked. `over_answered` is
+    over the questions that were answered. Where the paper's
     average leaves questions out, the figures on top are over the ones that it counts, and `all` is over every one.
     """
     clips = [row["video_id"] for row in rows]
@@ -64,9 +75,11 @@ def results_of(decisions: Sequence[Decision], rows: Sequence[Row], benchmark: Be
     breakdowns = {
         name: score_by(decisions, clips, [row[column] or "" for row in rows]) for name, column in benchmark.groups.items()
     }
+    average = [decisions[i] for i in counted]
     return {
-        **score([decisions[i] for i in counted], [clips[i] for i in counted]),
-        **({"all": score(decisions, clips)} if some else {}),
+        **score(average, [clips[i] for i in counted]),
+        "over_answered": over_answered(average),
+        **({"all": score(decisions, clips) | {"over_answered": over_answered(decisions)}} if some else {}),
         "matched_by": dict(sorted(Counter(decision.matched_by for decision in decisions).items())),
         **breakdowns,
         "by_position": score_by(decisions, clips, [LETTERS[row["answer"]] for row in rows]),

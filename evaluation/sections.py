@@ -7,8 +7,8 @@ from typing import Any
 
 from evaluation.benchmarks import part_asked
 from evaluation.compare import compare_runs
-from evaluation.controls import CONTROLS, NO_CONTROL, part_of_pairs
-from evaluation.finished_runs import FinishedRun, answers_of
+from evaluation.controls import CONTROLS, NO_CONTROL, answers_nothing, part_of_pairs
+from evaluation.finished_runs import FinishedRun, answers_of, split_of
 from evaluation.protocols import OFFICIAL, PAPER
 from evaluation.scoring import ANSWERED
 from evaluation.statistics import Comparison
@@ -61,10 +61,42 @@ def part_of(run: Results) -> str | None:
     return part_asked(scored.get("all", scored)["n"], run.get("benchmark_questions"), run.get("benchmark_pinned"))
 
 
+def trained_on_told(run: Results) -> str | None:
+    """How many of a run's questions the model was trained on; None for none, and where that is not known."""
+    scored = run["results"][NO_CONTROL]
+    count = run.get("trained_on")
+    return f"{count:,} of these {scored.get('all', scored)['n']:,} questions" if count else None
+
+
 def parts_lines(runs: Sequence[Results]) -> list[str]:
-    """Which runs are about a part of their benchmark, or about other questions."""
-    told = [f"{name_of(run)}: {part}" for run in runs if (part := part_of(run))]
-    return [f"Not the whole benchmark as it is pinned: {'; '.join(told)}.", ""] if told else []
+    """Which runs are about a part of their benchmark, other questions, or questions that the model was trained on."""
+    lines = []
+    if told := [f"{name_of(run)}: {part}" for run in runs if (part := part_of(run))]:
+        lines += [f"Not the whole benchmark as it is pinned: {'; '.join(told)}.", ""]
+    return lines + [part for line in trained_lines(runs) for part in (line, "")]
+
+
+def trained_lines(runs: Sequence[Results]) -> list[str]:
+    """Which runs are about questions that their model was trained on."""
+    told = [f"{name_of(run)}, {trained}" for run in runs if (trained := trained_on_told(run))]
+    note = "These figures do not tell how good it is on others"
+    return [f"TRAINED ON what it was asked: {'; '.join(told)}. {note}."] if told else []
+
+
+def summary_line(run: Results) -> str:
+    """What a run says when it ends."""
+    figures, part = run["results"][NO_CONTROL], part_of(run)
+    asked = f"{figures['n']}{f' (asked: {part})' if part else ''}"
+    told = [f"{run['arm']}, {run['benchmark']}, split {split_of(run)}: {with_interval(figures)} on {asked}"]
+    if answers_nothing(run):
+        told.append("it answers nothing: no output is an answer")
+    if trained := trained_on_told(run):
+        told.append(f"TRAINED ON {trained}")
+    for control, outcomes in run["outcomes"].items():
+        failed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if outcome != ANSWERED)
+        if failed:
+            told.append(f"{'' if control == NO_CONTROL else f'{control}: '}not asked or not answered: {failed}")
+    return "; ".join(told)
 
 
 def main_table(entries: Sequence[dict[str, Any]]) -> list[str]:

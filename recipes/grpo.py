@@ -38,7 +38,7 @@ def main() -> None:
     from sightsound.collator import CompletionCollator
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import fingerprint
-    from sightsound.model_card import chosen_by, write_student_card
+    from sightsound.model_card import chosen_by, count_outcomes, write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -58,7 +58,8 @@ def main() -> None:
         training_settings,
         validation_of,
     )
-    from sightsound.rewards import accuracy_reward, format_reward
+    from sightsound.rewards import accuracy_reward, format_reward, without_reward
+    from sightsound.trained_on import write_trained_on
     from sightsound.vllm_rollouts import check_rollouts
 
     with together():
@@ -116,9 +117,13 @@ def main() -> None:
         for folder in save_trained(trainer, stage.path):
             commit = trainer.model.config._commit_hash
             write_student_card(folder, "GRPO", script_args, training_args, model_args, trainer.state, commit)
+            used = count_outcomes(stage.path / "ledger.parquet")[1]["used"]
+            write_trained_on(folder, script_args.audio, script_args.split, used, model_args.model_name_or_path)
         stage.finish()
         if is_main_process():
             publication.publish_student(stage.path)
+            if warning := without_reward(trainer.state.log_history):
+                print(warning)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
     from sightsound.collator import CompletionCollator
     from sightsound.corpus import instruction_of
     from sightsound.journal import fingerprint
-    from sightsound.model_card import chosen_by, write_student_card
+    from sightsound.model_card import chosen_by, count_outcomes, write_student_card
     from sightsound.processes import (
         SharedStage,
         is_main_process,
@@ -63,6 +63,7 @@ def main() -> None:
         validation_of,
     )
     from sightsound.sft_trainer import AudioSFTTrainer
+    from sightsound.trained_on import write_trained_on
 
     with together():
         script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
@@ -113,6 +114,8 @@ def main() -> None:
         for folder in save_trained(trainer, stage.path):
             commit = trainer.model.config._commit_hash
             write_student_card(folder, "SFT", script_args, training_args, model_args, trainer.state, commit)
+            used = count_outcomes(stage.path / "ledger.parquet")[1]["used"]
+            write_trained_on(folder, script_args.audio, script_args.split, used, model_args.model_name_or_path)
         stage.finish()
         if is_main_process():
             publication.publish_student(stage.path)

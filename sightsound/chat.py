@@ -25,7 +25,7 @@ from .media import Frames, MediaError
 from .progress import RequestProgress
 from .prompts import user_message
 from .sampling import NEUTRAL, effective, in_process, neutral_generation
-from .schema import SAMPLING_RATE
+from .schema import REFUSED, SAMPLING_RATE
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,7 @@ def run_requests(
     block_of: Callable[[str], int] | None = None,
     is_part: bool = False,
     check: Callable[[Journal], None] = lambda _: None,
+    may_refuse: Callable[[str], bool] | None = None,
 ) -> None:
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
@@ -276,7 +277,8 @@ def run_requests(
         block_of (`Callable`, *optional*): Key to block, of consecutive `keys`: no call has members of two. Where a part of a
             stage's questions is whole blocks, it makes the calls that all questions together would.
         is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
-
+        may_refuse (`Callable`, *optional*): Whether the server may refuse a key and all like it. Once it has answered others,
+            their refusals are outcomes and never stop the stage.
         check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; raises to stop the run.
 
     The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
@@ -295,6 +297,11 @@ def run_requests(
     def num_clips_held() -> int:  # all traces of one bad clip are refused, and follow each other
         return len({(clip_of or str)(result.key) for result in held})
 
+    def is_expected(result: ChatResult) -> bool:
+        if may_refuse is None or result.outcome != REFUSED or not may_refuse(result.key):
+            return False
+        return any("completions" in entry for entry in journal.entries.values())
+
     with RequestProgress(len(keys), len(keys) - len(missing), description) as progress:
         while not feed.is_empty:
             feed.is_open = True
@@ -303,7 +310,7 @@ def run_requests(
             else:
                 parts = _called(engine, feed, journal, build, sampling)
             for notes, results in parts:
-                failed = [result for result in results if result.outcome and result.was_sent]
+                failed = [r for r in results if r.outcome and r.was_sent and not is_expected(r)]
                 settled = [result for result in results if result not in failed]
                 if any(result.completions for result in settled):
                     settled, held = settled + held, failed

@@ -223,6 +223,11 @@ class Stage:
         """Let a rerun have other settings, for a stage that failed before it made anything worth keeping."""
         write_atomically(self.path / STAGE_FILE, json.dumps({"settings": None, "complete": False}) + "\n")
 
+    def reopen(self) -> None:
+        """Mark a complete folder as incomplete: there is more to make, under the same settings."""
+        self._write(complete=False)
+        self.complete = False
+
     def finish(self) -> None:
         """Mark the folder as complete, with a digest of what it holds; the journal has served its purpose and goes."""
         self._write(complete=True, results=_digest_of_results(self.path))

@@ -36,3 +36,27 @@ def accuracy_reward(
 def format_reward(completions: Sequence[str | list[dict[str, Any]]], **_: Any) -> list[float]:
     """+1 when the output is `<think>...</think><answer>...</answer>` and nothing else."""
     return [float(has_trace_format(_text(completion))) for completion in completions]
+
+
+def without_reward(log: Sequence[dict[str, Any]]) -> str | None:
+    """
+    What a GRPO run says when it ends without any reward.
+
+    Args:
+        log (`Sequence[dict]`): The trainer's `log_history`: TRL logs the mean of each reward function.
+
+    Returns:
+        `str` or `None`: None when some completion got the teacher's answer, or when nothing was logged.
+    """
+    means = {
+        name: [entry[f"rewards/{name}/mean"] for entry in log if f"rewards/{name}/mean" in entry]
+        for name in (accuracy_reward.__name__, format_reward.__name__)
+    }
+    accuracy, formats = means.values()
+    if not accuracy or any(accuracy):
+        return None
+    earned = "only format rewards were earned" if any(formats) else "nor was any format reward"
+    return (
+        f"WITHOUT REWARD: in no logged step was any accuracy reward earned, {earned}: this model has learned nothing of the "
+        "teacher's answers. Look at the completions (log_completions: true) and at the checkpoint that training started from"
+    )

@@ -203,6 +203,7 @@ def predictions_features() -> Features:
             "duration_s": Value("float64"),
             "heard_s": Value("float64"),
             "benchmark": Value("string"),
+            "split": Value("string"),
             "benchmark_revision": Value("string"),
             "model": Value("string"),
             "model_revision": Value("string"),

@@ -82,6 +82,17 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
     assert verdict([]) == "Not tested for deafness: no run is given any sound."
 
 
+def test_who_answers_nothing_is_not_called_deaf():
+    mute = figures(40, silent=(40, -5.0))
+    mute["results"]["none"]["unanswered"] = 100.0
+    told = "ANSWERS NOTHING: a answers none of its 40 questions. That says nothing of what it hears: look at the outputs, at"
+    assert verdict([("a", mute)]).startswith(told)
+    line = verdict([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
+    assert line.startswith("Not deaf: every other run does better") and told in line
+    line = verdict([("a", mute), ("b", figures(40, silent=(40, -5.0))), ("c", figures(40))])
+    assert line.startswith("DEAF: b does no better") and "Not tested for deafness: c." in line and told in line
+
+
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
     line = verdict([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
     assert line.startswith("Not deaf: every run does better")
@@ -144,7 +155,7 @@ def test_every_control_is_run_and_reported(student_checkpoint, tones, tmp_path):
     results, line = evaluate(student_checkpoint, tones, tmp_path / "untrained", *CONTROLS)
     assert list(results["results"]) == ["none", *CONTROLS] and list(results["gains"]) == list(CONTROLS)
     assert results["consistency"]["n"] == NUM_QUESTIONS
-    assert line.startswith("DEAF: untrained (seed 0) does no better with the clip than with silent audio (+0.0 points")
+    assert line.startswith("ANSWERS NOTHING: untrained (seed 0) answers none of its 22 questions. That says nothing of what it")
     with pytest.raises(InputError, match="expected two folders, found 1"):
         compare.main(["--runs", str(tmp_path / "untrained" / "run")])
 

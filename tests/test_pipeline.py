@@ -78,7 +78,7 @@ def test_smoke_demo_runs_every_stage_and_reports_every_arm(smoke_demo: Path) -> 
         assert (smoke_demo / figure).read_bytes().startswith(b"\x89PNG")
     text = (smoke_demo / "report.md").read_text()
     assert all(f"| {arm} |" in text for arm in SMOKE_ARMS)
-    assert text.startswith(("DEAF: ", "Not deaf: ")), "the verdict is the first line"
+    assert text.startswith(("DEAF: ", "Not deaf: ", "ANSWERS NOTHING: ")), "the verdict is the first line"
     assert "gain over text only" in text and "(browser/index.html)" in text
     # The page has the questions of the corpus and those that the first and the last arm were asked.
     assert '"runs": ["base", "grpo-tts_agfv"]' in (smoke_demo / "browser" / "index.html").read_text()

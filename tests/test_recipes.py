@@ -16,6 +16,7 @@ from sightsound.corpus import SELECTIONS
 from sightsound.hub import write_dataset_card
 from sightsound.journal import STAGE_FILE, read_settings
 from sightsound.prompts import render_trace
+from sightsound.trained_on import read_trained_on
 from tests.support import tiny
 from tests.support.card_rules import validate
 
@@ -130,6 +131,11 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
     assert {"reward", "kl", "rewards/accuracy_reward/mean", "rewards/format_reward/mean"} <= log[0].keys()
     assert len(tiny.read_ledger(tmp_path / "run")) == 12  # one per question, not per trace
     assert read_settings(tmp_path / "run")["base_chosen_by"] == [["alice/avqa", "validation"]]
+    trained = read_trained_on(str(tmp_path / "run" / "model"))
+    of_base = [read_trained_on(str(sft_run / name)) for name in ("model", "adapter")]
+    assert len(trained) == 12 and of_base == [trained, trained]
+    has_reward = any(entry.get("rewards/accuracy_reward/mean") for entry in log)
+    assert done.stdout.strip().splitlines()[-1].startswith("WITHOUT REWARD: ") is not has_reward
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,19 @@ from sightsound.journal import fingerprint
 from tests.support.tiny import REPO
 
 
-KEYS = {"arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"}
+KEYS = {
+    "arm",
+    "seed",
+    "split",
+    "trained_on",
+    "n",
+    "accuracy",
+    "low",
+    "high",
+    "unanswered",
+    "silent_accuracy",
+    "swapped_accuracy",
+}
 NOTHING_RIGHT = [Decision(False, "letter")] * len(ROWS)
 ASKED = {"benchmark": "avqa", "model": "models/student", "method": "audio/cot", "settings": {"split": None, "dataset": "there"}}
 
@@ -146,6 +158,34 @@ def test_what_was_not_answered_and_what_was_cut_is_said(tmp_path):
     assert "| sft | 0 | the clip | 3 | 1 missing_media | 2 |\n\n" in text
     first_line(tmp_path, write_run(tmp_path / "well", "sft", outcomes={"none": {"answered": 4}}, clips_cut=0))
     assert "clips heard in part" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_every_figure_names_its_split(tmp_path, capsys):
+    run = write_run(tmp_path / "run", "sft", settings=ASKED["settings"] | {"split": "train"})
+    other = write_run(tmp_path / "other", "base")
+    main(["--runs", run, "--output_dir", str(tmp_path / "out")])
+    assert "\n## avqa, split train\n" in (tmp_path / "out" / "report.md").read_text()
+    assert "\navqa, split train\n\n| arm |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())[0]["split"] == "train"
+    main(["--runs", run, other, "--output_dir", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "\n## avqa, splits train, validation\n" in text
+    assert "| sft on train | 0 | 4 |" in text and "| base on validation | 0 | 4 |" in text
+
+
+def test_a_run_on_questions_that_the_model_was_trained_on_is_marked(tmp_path, capsys):
+    runs = [write_run(tmp_path / "sft", "sft", trained_on=3), write_run(tmp_path / "base", "base", trained_on=0)]
+    main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
+    told = "TRAINED ON what it was asked: sft (seed 0), 3 of these 4 questions. "
+    told += "These figures do not tell how good it is on others."
+    assert told in (tmp_path / "out" / "report.md").read_text().splitlines() and told in capsys.readouterr().out
+    assert [run["trained_on"] for run in json.loads((tmp_path / "out" / "report.json").read_text())] == [3, 0]
+
+
+def test_a_control_that_was_refused_has_no_accuracy(tmp_path):
+    outcomes = {"none": {"answered": 4}, "silent": {"refused": 4}}
+    main(["--runs", write_run(tmp_path / "run", "sft", ["silent"], outcomes=outcomes), "--output_dir", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "report.json").read_text())[0]["silent_accuracy"] is None
 
 
 def test_silent_video_cannot_be_heard(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sightsound.rewards import accuracy_reward, format_reward
+from sightsound.rewards import accuracy_reward, format_reward, without_reward
 
 
 CHOICES = ["dog", "bell"]
@@ -41,3 +41,13 @@ def test_format_is_rewarded_whatever_the_answer(wrap):
 def test_rows_that_do_not_line_up_are_an_error():
     with pytest.raises(ValueError, match="shorter"):
         accuracy_reward([RIGHT, RIGHT], teacher_answer=[1], choices=[CHOICES])
+
+
+def test_a_run_that_earned_no_reward_says_so():
+    def step(accuracy: float, form: float) -> dict[str, float]:
+        return {"step": 1, "rewards/accuracy_reward/mean": accuracy, "rewards/format_reward/mean": form}
+
+    assert without_reward([step(0.0, 0.0), {"train_runtime": 1.0}]).startswith("WITHOUT REWARD: in no logged step")
+    assert "nor was any format reward" in without_reward([step(0.0, 0.0)])
+    assert "only format rewards were earned" in without_reward([step(0.0, 0.0), step(0.0, 1.0)])
+    assert without_reward([step(0.0, 1.0), step(0.125, 0.0)]) is None and without_reward([]) is None

@@ -90,7 +90,6 @@ BAD: dict[str, tuple[str, object, str]] = {
     "an id of no kind": ("p.json", [{"id": [1], "model_output": "Man"}], r"row 0 has \[1\] as id"),
     "no output in any row": ("p.json", [{"id": "q0", "answer": "Man"}], "outputs under one of output, .* but answer, id"),
     "outputs under two names": ("p.json", [ONE | {"output": "Man"}], "found both output and model_output"),
-    "an object": ("p.json", {"q0": "Man"}, "found a dict; if it holds one JSON object per line, name it .jsonl"),
     "an empty list": ("p.json", [], "holds no predictions"),
     "a list of texts": ("p.json", ["Man"], "row 0 is no object with an id and an output but a str"),
     "another kind of file": ("p.csv", [], r"expected a file .* .json \(one list\) or .jsonl, found '.csv'"),
@@ -119,11 +118,7 @@ def test_a_file_cut_short_is_told_with_its_line(annotations, tmp_path, capsys):
     for name, content, told in (
         ("p.jsonl", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.json", '[{"id": "q0"', "is not JSON that can be read"),
-        (
-            "p.json",
-            '{"id": "q0"}\n{"id": "q1"}\n',
-            "is not one JSON list .*; if it holds one JSON object per line, name it .jsonl",
-        ),
+        ("p.json", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.parquet", "PAR1", "is no parquet file that can be read"),
     ):
         (tmp_path / name).write_text(content)
