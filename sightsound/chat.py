@@ -24,6 +24,7 @@ from .journal import Journal
 from .media import Frames, MediaError
 from .progress import RequestProgress
 from .prompts import user_message
+from .request_fields import RequestOptions
 from .schema import SAMPLING_RATE
 
 
@@ -205,7 +206,9 @@ class TransformersEngine:
         written = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, new.shape[1]).tolist()
         prompted = inputs["attention_mask"].sum(dim=1).tolist()
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
+        # A template may open the reasoning: the text is then given back whole, as `openai_replies` does.
+        opening = "<think>" if prompts[0].rstrip().endswith("<think>") else ""
+        completions = [Completion(opening + t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
         yield [
             ChatResult(
@@ -227,10 +230,11 @@ def make_engine(
     timeout_s: float | None = None,
     prime: bool = False,
     batches: Path | None = None,
+    options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
 ) -> Engine:
     """
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
-    them, `OpenAIBatchEngine` at the first `base_url`.
+    them, `OpenAIBatchEngine` at the first `base_url`. `options` are what its requests hold otherwise.
     """
     if not base_url:
         return TransformersEngine.load(model, batch_size, sampling)
@@ -239,8 +243,8 @@ def make_engine(
 
     urls = [base_url] if isinstance(base_url, str) else base_url
     if batches is not None:
-        return OpenAIBatchEngine(model, urls[0], batches, timeout_s or TIMEOUT_S)
-    return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime)
+        return OpenAIBatchEngine(model, urls[0], batches, timeout_s or TIMEOUT_S, options=options)
+    return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime, options)
 
 
 # So many clips in a row without completions, and the server is set up for something else than these requests.

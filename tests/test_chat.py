@@ -28,7 +28,7 @@ from sightsound.cli import InputError
 from sightsound.journal import Journal
 from sightsound.media import Frames, MediaError, decode_audio, load_frames
 from sightsound.openai_engine import OpenAIEngine
-from sightsound.openai_protocol import parse_completions
+from sightsound.openai_replies import parse_completions
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer
 
 
