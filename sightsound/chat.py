@@ -261,6 +261,7 @@ def run_requests(
     clip_of: Callable[[str], str] | None = None,
     block_of: Callable[[str], int] | None = None,
     is_part: bool = False,
+    check: Callable[[Journal], None] = lambda _: None,
 ) -> None:
     """
     Make every request that the journal lacks; results and failures are journaled as they come.
@@ -278,11 +279,15 @@ def run_requests(
         block_of (`Callable`, *optional*): Key to block, of consecutive `keys`: no call has members of two. Where a part of a
             stage's questions is whole blocks, it makes the calls that all questions together would.
         is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
+        check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; an `InputError` stops
+            the run, once what is in flight is journaled.
 
     The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
     server told it, or `{"outcome", "detail"}`.
     """
+    check(journal)
     missing = [key for key in keys if key not in journal]
+    failure: InputError | None = None
     if isinstance(engine, StreamingEngine):
         feed = _Feed([list(group) for _, group in groupby(missing, clip_of or str)])
     else:
@@ -311,9 +316,15 @@ def run_requests(
                 num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
+                try:
+                    check(journal)
+                except InputError as error:
+                    failure = error
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
                 # It stays closed until all is answered: an engine whose senders have ended needs new ones.
-                feed.is_open = feed.is_open and num_clips_held() <= MAX_UNANSWERED
+                feed.is_open = feed.is_open and failure is None and num_clips_held() <= MAX_UNANSWERED
+            if failure is not None:
+                raise failure
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
             if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):

@@ -162,13 +162,13 @@ class OpenAIBatchEngine(OpenAIEngine):
 
     def _submit(self, run: _Run) -> Iterator[list[ChatResult]]:
         while run.todo and len(run.opened) < run.most_open:
-            self._look_up()
             keys, digest, unread = self._write_input(run)
             if unread:
                 yield unread
             if keys and (adopted := self._account.adopt(digest, run.asked, keys)):
                 run.opened.append(_Open(adopted, keys))
             elif keys:
+                self._look_up()
                 made = self._account.make(self._input, digest, run.asked, keys)
                 run.opened.append(_Open(made, keys, is_old=False))
             run.num_polls = 0

@@ -142,7 +142,7 @@ def _get(client: Any, path: str) -> Any:
             raise NotAnswered(f"{told}; set OPENAI_API_KEY to a key of that server", is_unusable=True) from error
         raise NotAnswered(told, is_unusable=error.status_code >= 500 and error.status_code != 501) from error
     except (APIConnectionError, httpx.HTTPError) as error:
-        raise NotAnswered("no answer; is the server running?", is_unusable=True) from error
+        raise NotAnswered("no answer (is the server running?)", is_unusable=True) from error
     except (ValueError, RecursionError) as error:
         raise NotAnswered(f"GET {path} was not answered with JSON") from error
 

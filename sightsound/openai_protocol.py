@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import random
 import re
@@ -132,13 +131,17 @@ def failure_of_reported(status: int, error: Any, url: str) -> RequestFailure:
     from openai import APIStatusError
 
     seen = httpx.Response(status, request=httpx.Request("POST", url))
-    told = f"Error code: {status}" + (f" - {json.dumps(error)}" if error else "")
+    reason = error.get("message") or error.get("code") if isinstance(error, dict) else error
+    told = f"Error code: {status}" + (f" - {reason}" if reason else "")
     return failure_of_status(APIStatusError(told, response=seen, body=error), url)
 
 
 def failure_of_status(error: Any, url: str) -> RequestFailure:
     status = error.status_code
     told = f"{url} answered {status}: {_one_line(error.message)}"
+    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
+    if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter: what the provider behind it said
+        told += f" ({_one_line(metadata['raw'])})"
     if status in REFUSALS:
         return RequestFailure(told, REFUSED, is_final=True)
     if error.code == "insufficient_quota":  # OpenAI's 429 that no waiting helps against

@@ -18,8 +18,8 @@ from .cli import InputError
 
 VIDEO, IMAGES = "video", "images"
 FRAMES_HELP = "how frames travel to --base_url: as one video (vLLM), or as one image_url each (OpenAI, Gemini and others)"
-# These are the request itself; the engine reads one answer to it, which is not streamed.
-FIXED = ("model", "messages", "stream")
+# The request itself, and what the engine expects of the answer.
+FIXED = ("model", "messages", "n", "stream")
 
 
 @dataclass(kw_only=True)
@@ -87,21 +87,25 @@ def options_of(
         if not has_value or not name:
             raise InputError(f"--request_field {given}: expected NAME=VALUE, such as max_completion_tokens=512")
         if name in FIXED:
-            raise InputError(f"--request_field {given}: {name} cannot be changed; those are {', '.join(FIXED)}")
+            raise InputError(f"--request_field {given}: {', '.join(FIXED)} are set by this script; leave that flag out")
         if name in has_own_flag:
-            flag = "num_traces" if name == "n" else name
-            raise InputError(f"--request_field {given}: give --{flag}, which is also recorded under its own name")
+            raise InputError(f"--request_field {given}: this script has a flag for it, --{name}; give that one")
         if name in fields:
             raise InputError(f"--request_field {name} is given twice; give one value")
         fields[name] = _value(text)
     omitted = tuple(dict.fromkeys(args.omit_field or []))
     for name in omitted:
-        if name in FIXED or name in fields:
-            why = "every request needs it" if name in FIXED else "--request_field sets it"
+        if name in ("model", "messages") or name in fields:
+            why = "--request_field sets it" if name in fields else "every request needs it"
             raise InputError(f"--omit_field {name}: {why}; leave that flag out")
     if not base_url and (fields or omitted or frames != VIDEO):
         raise InputError("--request_field, --omit_field and --frames are for a server; give its --base_url, or leave them out")
     return RequestOptions(fields, omitted, frames)
+
+
+def recorded(args: RequestFieldArguments) -> dict[str, list[str] | None]:
+    """The flags as a stage's settings have them: their order changes nothing."""
+    return {name: sorted(getattr(args, name) or []) or None for name in ("request_field", "omit_field")}
 
 
 def _value(text: str) -> Any:

@@ -337,7 +337,6 @@ def choice(**changed) -> dict:
         (b'{"choices": [null]}', "a choice without a text"),
         (json.dumps({"choices": [choice(message=None)]}).encode(), "a choice without a text"),
         (json.dumps({"choices": [choice(message={"content": 1})]}).encode(), "a choice without a text"),
-        (json.dumps({"choices": [choice(finish_reason=None)]}).encode(), "a finish_reason"),
     ],
 )
 def test_a_body_that_is_no_chat_completion_is_told(body, told):
