@@ -3,8 +3,9 @@ Ask OpenAI-compatible servers: several replicas, bounded concurrency, and every 
 
 What happens to a request, and who is to blame for it:
 
-- 429 means "later": asked again, after `Retry-After` where the server gives one. It is the outcome of a request that gets
-  nothing else while the server answers others; see `_Busy`.
+- 429 means "later": asked again, after `Retry-After` where the server gives one. A request that gets nothing else is put off
+  until the others have been sent. Then 429 is its outcome, if the server has answered others since it was first sent, and
+  answers no request while it is tried again: no rate limit is to blame.
 - Any other passing failure (500, 502, 503, 504, a reset connection, no answer within `timeout_s`, a body that is not a chat
   completion) is asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all:
   an outage is waited for, up to `PATIENCE_S`.
@@ -21,6 +22,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -48,9 +50,8 @@ from .schema import BAD_RESPONSE
 # Long enough for n = 8 long traces from a queue of hundreds at a busy server: what takes longer is a server that hangs.
 TIMEOUT_S = 600.0
 TRIES = 6  # five waits of 0.5 to 8 s
-# Of a request that gets nothing but 429: eight waits without a hint of the server are more than the minute over which rates are
-# usually counted. With others waiting too, it may just have been unlucky so often, until ten times as many were answered.
-BUSY_TRIES, ANSWERS_PER_WAITING = 8, 10
+# So many 429 in a row after it was put off: without a hint of the server the waits are a minute, over which rates are counted.
+BUSY_TRIES = 8
 # How long nobody may be answered before the run stops; less where nobody ever was: the address is probably wrong.
 PATIENCE_S, FIRST_PATIENCE_S = 600.0, 15.0
 
@@ -78,11 +79,19 @@ class _Run:
     results: queue.SimpleQueue[ChatResult | Exception | None] = field(default_factory=queue.SimpleQueue)
     last_answer: float | None = None
     num_answers: int = 0
-    is_fed_out: bool = False
+    failed_since: float | None = None  # since when nobody has been answered
+    # Requests that were put off, and how many answers there had been when each was first sent.
+    deferred: deque[str] = field(default_factory=deque)
+    answers_before: dict[str, int] = field(default_factory=dict)
 
     def answered(self) -> None:
         with self.lock:
-            self.last_answer, self.num_answers = time.monotonic(), self.num_answers + 1
+            self.last_answer, self.num_answers, self.failed_since = time.monotonic(), self.num_answers + 1, None
+
+    def defer(self, key: str, answers_before: int) -> None:
+        with self.lock:
+            self.answers_before[key] = answers_before
+            self.deferred.append(key)
 
     def stop(self) -> None:
         """Nothing more is sent; who waits for a slot gets one to see that."""
@@ -91,36 +100,14 @@ class _Run:
 
     def next_group(self) -> Sequence[str] | None:
         with self.lock:
-            group = None if self.stopped.is_set() else next(self.groups, None)
-            self.is_fed_out = group is None
-            return group
+            if self.stopped.is_set():
+                return None
+            group = next(self.groups, None)
+            return [self.deferred.popleft()] if group is None and self.deferred else group
 
 
-class _Busy:
-    """How one request fares that gets 429 while others are answered."""
-
-    def __init__(self, run: _Run):
-        self._run, self._answers_before, self._answers_seen = run, run.num_answers, run.num_answers
-        self._tries = self._silent_tries = 0
-
-    def is_starved(self, is_alone: bool) -> bool:
-        """
-        After one more 429: whether the server will never answer this request, although it answers others.
-
-        Rates are limited by 429 too, and then it is a matter of chance which of the waiting requests is answered next. So
-        either far more than all that wait have been answered meanwhile, or nothing else is left to send and no request was
-        answered during the last tries.
-
-        Args:
-            is_alone (`bool`): No other request is with the servers, whose answer may be what this one has to wait for.
-        """
-        run, answers = self._run, self._run.num_answers
-        self._tries += 1
-        self._silent_tries = self._silent_tries + is_alone if answers == self._answers_seen else 0
-        self._answers_seen = answers
-        others = answers - self._answers_before
-        is_passed_over = self._tries >= BUSY_TRIES and others >= ANSWERS_PER_WAITING * run.num_workers
-        return is_passed_over or (run.is_fed_out and others > 0 and self._silent_tries >= BUSY_TRIES)
+class _Deferred(Exception):
+    """A request that gets nothing but 429 makes room for others, and is tried once more after them."""
 
 
 class OpenAIEngine:
@@ -244,13 +231,19 @@ class OpenAIEngine:
             prompt, fps = request.text, None if request.video is None else request.video.metadata()["fps"]
             del request  # its frames; what is sent is in `content`
             run.slots.acquire()
-            ask = partial(self._answer, prompt=prompt, content=content, fps=fps, run=run)
-            if self._prime and run.sampling.n > 1:
-                _, replica = ask(key, sampling=replace(run.sampling, n=1, max_tokens=1), preferred=replica)
-            if "n" in self._options.omitted:
-                result, replica = self._answer_one_by_one(key, ask, run.sampling, replica)
-            else:
-                result, replica = ask(key, sampling=run.sampling, preferred=replica)
+            num_answers, answers_before = run.num_answers, run.answers_before.get(key)
+            ask = partial(self._answer, prompt=prompt, content=content, fps=fps, run=run, answers_before=answers_before)
+            try:
+                if self._prime and run.sampling.n > 1:
+                    _, replica = ask(key, sampling=replace(run.sampling, n=1, max_tokens=1), preferred=replica)
+                if "n" in self._options.omitted:
+                    result, replica = self._answer_one_by_one(key, ask, run.sampling, replica)
+                else:
+                    result, replica = ask(key, sampling=run.sampling, preferred=replica)
+            except _Deferred:
+                run.defer(key, num_answers)
+                run.slots.release()
+                continue
             if result is None:
                 run.slots.release()
                 return
@@ -283,9 +276,19 @@ class OpenAIEngine:
         sampling: Sampling,
         preferred: Replica | None,
         run: _Run,
+        answers_before: int | None,
     ) -> Answered:
-        """Ask until there is a result; None when the run stops first."""
-        started, failed, tries, avoided, busy = time.monotonic(), None, 0, None, _Busy(run)
+        """
+        Ask until there is a result; None when the run stops first.
+
+        Args:
+            answers_before (`int`, *optional*): Of a request that was put off: the answers of the run when it was first sent.
+
+        Raises:
+            `_Deferred`: It should be put off.
+        """
+        started, tries, avoided = time.monotonic(), 0, None
+        num_busy, num_answers = 0, run.num_answers
         for attempt in itertools.count():
             if run.stopped.is_set():
                 return None, None
@@ -303,27 +306,28 @@ class OpenAIEngine:
             since = max(started, run.last_answer or 0.0)
             is_outage = seen.is_busy or (seen.is_down and since == started and not is_alive(replica.client))
             tries += not is_outage
-            if (
-                seen.is_final
-                or (tries >= TRIES and not is_outage)
-                or (seen.is_busy and busy.is_starved(is_alone=self._replicas.num_in_flight() == 0))
-            ):
+            is_starved = False
+            if seen.is_busy:
+                # A long answer to another request may be what this one has to wait for.
+                is_alone = self._replicas.num_in_flight() == 0
+                num_busy = num_busy + is_alone if num_answers == run.num_answers else 0
+                num_answers = run.num_answers
+                is_starved = answers_before is not None and num_answers > answers_before and num_busy >= BUSY_TRIES
+            if seen.is_final or is_starved or (tries >= TRIES and not is_outage):
                 if seen.outcome is None:
                     raise InputError(f"{seen}; finished requests are kept, rerun to continue")
                 return ChatResult(key, prompt, [], seen.outcome, str(seen)), replica
             is_new = run.last_answer is None and seen.is_unreachable
             # The time of a first try that hung does not count: a second one is due to it.
-            failed = failed or time.monotonic()
-            waited_s = time.monotonic() - max(failed, run.last_answer or 0.0)
-            if is_outage and waited_s > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
+            now = time.monotonic()
+            run.failed_since = run.failed_since or (now if is_outage else None)
+            if is_outage and time.monotonic() - (run.failed_since or now) > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
                 raise InputError(f"{seen}; finished requests are kept, rerun to continue")
+            if seen.is_busy and answers_before is None and attempt + 1 >= TRIES:
+                raise _Deferred
             avoided = replica
             self.num_retries += 1
-            if seen.is_busy:
-                run.slots.release()  # others may have better luck meanwhile
             run.stopped.wait(delay_s(attempt) if seen.retry_after_s is None else seen.retry_after_s)
-            if seen.is_busy:
-                run.slots.acquire()
         raise AssertionError("unreachable")
 
     def _send(
@@ -333,19 +337,19 @@ class OpenAIEngine:
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIConnectionError, APIStatusError
 
-        request = request_body(self.model, content, fps, sampling, key, self._options)
-        told = request.get("max_completion_tokens", request.get("max_tokens"))
-        limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * (told if isinstance(told, int) else MOST_TOKENS)
+        asked = request_body(self.model, content, fps, sampling, key, self._options)
+        most = asked.get("max_completion_tokens", asked.get("max_tokens"))
+        limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * (most if isinstance(most, int) else MOST_TOKENS)
         body = bytearray()
         try:
             with replica.client.chat.completions.with_streaming_response.create(
-                model=self.model, messages=[], extra_body=request
+                model=self.model, messages=[], extra_body=asked
             ) as response:
                 for part in response.iter_bytes():
                     body += part
                     if len(body) > limit:
-                        asked = f"{sampling.n} x {sampling.max_tokens} tokens"
-                        raise RequestFailure(f"{replica.url} answered with more than {limit} bytes for {asked}", BAD_RESPONSE)
+                        told = f"more than {limit} bytes for {sampling.n} completions"
+                        raise RequestFailure(f"{replica.url} answered with {told}", BAD_RESPONSE)
         except APIStatusError as error:
             raise failure_of_status(error, replica.url) from error
         except (APIConnectionError, httpx.HTTPError) as error:

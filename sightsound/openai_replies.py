@@ -144,11 +144,11 @@ def _is_thinking(part: dict[str, Any]) -> bool:
 
 def _joined(reasoning: str, content: str, is_cut: bool) -> str:
     """One text. Content with its own `<think>` repeats the reasoning, or is what the prompt asked for: it stays as it is."""
-    reasoning = reasoning.strip().removeprefix("<think>").removesuffix("</think>").strip()
-    if not reasoning or "<think>" in content:
+    if not reasoning.strip() or "<think>" in content:
         return open_reasoning(content)
     if "</think>" in content:  # the server took the beginning of the reasoning for all of it
-        return f"<think>{reasoning}{content}"
+        return f"<think>{reasoning.lstrip().removeprefix('<think>')}{content}"
+    reasoning = reasoning.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if is_cut and not content.strip():
         return f"<think>{reasoning}"
     return f"<think>{reasoning}</think>{content}"

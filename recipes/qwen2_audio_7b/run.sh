@@ -4,13 +4,14 @@
 #
 #   ANNOTATIONS=avqa VIDEOS=avqa/videos [MMAU=mmau] [MUSIC_AVQA=music-avqa] bash recipes/qwen2_audio_7b/run.sh
 #
-# The checker is CHECKER at CHECKER_BASE_URL, with the key in OPENAI_API_KEY; without CHECKER_BASE_URL this script serves it. The
-# paper's, gpt-4o-audio-preview, is shut down; OpenAI's present ones are CHECKER=gpt-audio-1.5
-# CHECKER_BASE_URL=https://api.openai.com/v1 and gpt-audio. Its name is looked up before the teacher works for hours.
+# The checker is CHECKER (Qwen/Qwen2.5-Omni-7B) at CHECKER_BASE_URL, with the key in OPENAI_API_KEY; its name is looked up there
+# before the teacher works for hours. Without CHECKER_BASE_URL this script serves it. The paper's, gpt-4o-audio-preview, is shut
+# down. OpenAI's own are CHECKER=gpt-audio-1.5, or gpt-audio, with CHECKER_BASE_URL=https://api.openai.com/v1.
 #
 # ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips; MMAU holds mmau-test-mini.json and
-# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts by a paid
-# checker cost money: ask `verdicts.py --dry_run` first. A stage that is complete is skipped, one that was killed goes on: the remedy for every kill is the same command.
+# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts of a paid
+# checker cost money: ask `verdicts.py --dry_run` first. A stage that is complete is skipped, one that was killed goes on: the
+# remedy for every kill is the same command.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
