@@ -198,7 +198,7 @@ def _dates(values: Iterable[Any]) -> Iterator[date]:
         try:
             if isinstance(told, str):
                 yield date.fromisoformat(told[:10])
-            elif isinstance(told, int | float) and told > 0:
+            elif isinstance(told, int | float) and told > 1:  # True is 1
                 yield datetime.fromtimestamp(told, UTC).date()
         except (ValueError, OverflowError, OSError):  # in words, or no date at all
             continue
