@@ -159,7 +159,10 @@ class TeacherRun:
         journal = Journal(journal_file)
         check = partial(check_reasoning, model=shown_source(args.model))
         is_part = args.rank is not None
-        run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)
+        try:
+            run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)
+        finally:
+            journal.close()
         provenance = {
             "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,
@@ -169,7 +172,6 @@ class TeacherRun:
             "max_tokens": args.max_tokens,
             "seed": args.seed,
         }
-        journal.close()
         return ((to_row(self.rows[key], journal[key], provenance), journal[key].get("detail")) for key in ids)
 
 

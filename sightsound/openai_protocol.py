@@ -25,6 +25,8 @@ PASSING = (408, 409, 425)  # and 5xx
 LONGEST_RETRY_AFTER_S = 600.0
 LARGEST_SEED = 2**31 - 1  # Gemini and llama.cpp take a signed 32-bit integer
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+# Quoted, as in "Unsupported parameter: 'max_tokens'": the words stand in many other sentences.
+_REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|video_url)[\"'`]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -143,7 +145,7 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
     if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter: what the provider behind it said
         told += f" ({_one_line(metadata['raw'])})"
     if status in REFUSALS:
-        return RequestFailure(told, REFUSED, is_final=True)
+        return RequestFailure(told + _remedy(error.message), REFUSED, is_final=True)
     if error.code == "insufficient_quota":  # OpenAI's 429 that no waiting helps against
         return RequestFailure(told, is_final=True)
     retry_after_s = _retry_after_s(error.response.headers)
@@ -159,6 +161,15 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
     elif status == 404:
         told += "; check --base_url (it ends in /v1) and the name of the model"
     return RequestFailure(told, is_final=True)
+
+
+def _remedy(refusal: str) -> str:
+    """The flag that helps where a server refuses a field by its name."""
+    found = _REFUSED_FIELD.search(refusal)
+    if found is None:
+        return ""
+    name = found.group(1)
+    return "; --frames images sends images" if name == "video_url" else f"; --omit_field {name} leaves it out"
 
 
 def failure_of_connection(error: Exception, url: str, timeout_s: float) -> RequestFailure:
