@@ -145,8 +145,10 @@ class Checker:
         if not completions:
             return None
         reasons = ("stop", "length") if may_be_cut else ("stop",)
-        # A checker may reason first; its verdict follows.
-        return completions[0]["text"].rpartition("</think>")[2] if completions[0]["finish_reason"] in reasons else ""
+        if completions[0]["finish_reason"] not in reasons:
+            return ""
+        said = completions[0]["text"].rpartition("</think>")[2]  # a checker may reason first
+        return "" if "<think>" in said else said
 
 
 def verify_transcript(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:

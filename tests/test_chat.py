@@ -177,6 +177,16 @@ def test_a_text_that_reaches_the_limit_says_so(hearing, audio_requests, over_htt
     assert ended.text == "", "special tokens are no part of the text"
 
 
+def test_reasoning_that_the_template_opened_is_given_back_whole(monkeypatch, hearing, audio_requests):
+    """As `openai_replies` does: the completion begins after the <think> that ends the prompt."""
+    (plain,) = results_for(hearing, audio_requests[:1], GREEDY)
+    template = hearing.processor.chat_template.rstrip() + "{{- '<think>\n' }}"
+    monkeypatch.setattr(hearing.processor, "chat_template", template)
+    (opened,) = results_for(hearing, audio_requests[:1], GREEDY)
+    assert opened.prompt == plain.prompt + "<think>\n"
+    assert opened.completions[0].text.startswith("<think>") and not plain.completions[0].text.startswith("<think>")
+
+
 def test_the_model_hears(hearing, audio_requests):
     first, second = audio_requests[:2]
     ids, logits = forward_of(hearing, first)
