@@ -126,7 +126,7 @@ def settings_of(args: TracesArguments) -> dict[str, Any]:
         ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
     engine = "server" if args.base_url else "in process"
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, **recorded(args)}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, **recorded(args, args.frames)}
     return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
 
 

@@ -7,7 +7,8 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
 The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
-times, for replicas. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
+times, for replicas; what its requests hold otherwise is a matter of `--request_field`, `--omit_field` and `--frames`, as for
+`dataset_builders/traces.py`. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
 `--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
@@ -211,7 +212,7 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
     settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= recorded(args)
+    settings |= recorded(args, args.frames)
     return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
 
 

@@ -3,8 +3,9 @@ What an OpenAI-compatible server replied: completions in one form, whatever the 
 
 Servers differ in how they say the same thing. Here it becomes one form:
 
-- Reasoning may stand in a field of its own (`reasoning_content`, `reasoning`), in a part of a content that is a list, or before
-  a `</think>` whose opening the chat template wrote. A completion's text is always `<think>reasoning</think>content`.
+- Reasoning may stand in a field of its own (`reasoning_content`, `reasoning`, `reasoning_details`), in a part of a content that
+  is a list, or before a `</think>` whose opening the chat template wrote. A completion's text is always
+  `<think>reasoning</think>content`.
 - Finish reasons become `stop`, `length`, `content_filter` or `refusal`. Servers have many words for a text that ended by itself
   (`eos_token`, `end_turn`, `STOP`, null): all that is not known as one of the others is `stop`.
 - An error may come with status 200, instead of the choices or inside one of them: it is a failure, not an answer.
@@ -120,7 +121,8 @@ def _completion(choice: Any) -> Completion:
     text, refusal = _text_of(content), _text_of(message.get("refusal"))
     if refusal and not text:
         return Completion(encodable(refusal), "refusal")
-    reasoning = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning")) or _thinking_of(content)
+    told = (_text_of(message.get(name)) for name in ("reasoning_content", "reasoning", "reasoning_details"))
+    reasoning = next((each for each in told if each.strip()), "") or _thinking_of(content)
     return Completion(encodable(_joined(reasoning, text, is_cut=reason == "length")), reason)
 
 

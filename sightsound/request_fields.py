@@ -103,9 +103,10 @@ def options_of(
     return RequestOptions(fields, omitted, frames)
 
 
-def recorded(args: RequestFieldArguments) -> dict[str, list[str] | None]:
-    """The flags as a stage's settings have them: their order changes nothing."""
-    return {name: sorted(getattr(args, name) or []) or None for name in ("request_field", "omit_field")}
+def recorded(args: RequestFieldArguments, frames: str = VIDEO) -> dict[str, Any]:
+    """The flags as a stage's settings have them: their order changes nothing, and None is what runs without them recorded."""
+    flags = {name: sorted(getattr(args, name) or []) or None for name in ("request_field", "omit_field")}
+    return flags | {"frames": None if frames == VIDEO else frames}
 
 
 def _value(text: str) -> Any:

@@ -55,6 +55,7 @@ def completion_of(reply: Any, **server: Any) -> tuple[str, str]:
         {"content": "I hear a dog.</think><answer>dog</answer>"},  # the template wrote <think>
         {"content": "a dog.</think><answer>dog</answer>", "reasoning_content": "I hear "},
         {"content": TRACE, "reasoning": "I hear a dog."},  # the same twice
+        {"content": "<answer>dog</answer>", "reasoning_details": [{"type": "reasoning.text", "text": "I hear a dog."}]},
         {"content": TRACE},
         {"content": [{"type": "text", "text": TRACE}]},
         {"content": [{"type": "text", "text": TRACE[:9]}, {"type": "text", "text": TRACE[9:]}, {"type": "reference"}, None]},

@@ -10,6 +10,7 @@ import pytest
 from dataset_builders import traces
 from dataset_builders.traces import TracesArguments, settings_of
 from dataset_builders.verdicts import VerdictsArguments
+from evaluation import generate
 from evaluation.generate import RunArguments
 from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, ChatResult, Sampling
@@ -244,3 +245,20 @@ def test_a_teacher_of_another_house_is_asked_as_it_wants(monkeypatch, tiny_datas
         assert row["teacher_revision"] == f"other at its server ({told})"
     settings = json.loads((tmp_path / "stage.json").read_text())["settings"]
     assert settings["omit_field"] == ["max_tokens", "n", "seed"] and settings["frames"] == "images"
+
+
+def test_an_evaluation_records_what_it_asked(monkeypatch, tiny_dataset, tiny_world, tmp_path):
+    words = ["--benchmark", "avqa", "--dataset", str(tiny_dataset), "--split", "validation", "--model", "other", "--limit", "2"]
+    words += ["--modality", "audio_video", "--media_dir", str(tiny_world / "clips"), "--frames", "images"]
+    words += ["--request_field", "temperature=1", "--omit_field", "seed", "--output_dir", str(tmp_path)]
+    with HouseServer(lambda _: chat("A")) as server:
+        generate.main([*words, "--base_url", server.base_url])
+    assert {(body["temperature"], "seed" in body) for body in server.bodies} == {(1, False)}
+    kinds = [part["type"] for part in server.bodies[0]["messages"][0]["content"]]
+    assert kinds == ["input_audio", *["image_url"] * 6, "text"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    told = "temperature=1, no seed, frames as images"
+    assert (
+        json.loads(results["generation"])["requests"] == told and results["model_revision"] == f"other at its server ({told})"
+    )
+    assert results["settings"]["request_field"] == ["temperature=1"]
