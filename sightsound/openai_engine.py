@@ -22,7 +22,7 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,6 +83,8 @@ class _Run:
     # Requests that were put off, and how many answers there had been when each was first sent.
     deferred: deque[str] = field(default_factory=deque)
     answers_before: dict[str, int] = field(default_factory=dict)
+    # Completions so far of requests whose n completions are n requests.
+    parts: defaultdict[str, list[ChatResult]] = field(default_factory=lambda: defaultdict(list))
 
     def answered(self) -> None:
         with self.lock:
@@ -237,11 +239,11 @@ class OpenAIEngine:
                 if self._prime and run.sampling.n > 1:
                     _, replica = ask(key, sampling=replace(run.sampling, n=1, max_tokens=1), preferred=replica)
                 if "n" in self._options.omitted:
-                    result, replica = self._answer_one_by_one(key, ask, run.sampling, replica)
+                    result, replica = self._answer_one_by_one(key, ask, run, replica)
                 else:
                     result, replica = ask(key, sampling=run.sampling, preferred=replica)
             except _Deferred:
-                run.defer(key, num_answers)
+                run.defer(key, num_answers + len(run.parts.get(key, ())))  # others were answered if there are more of them
                 run.slots.release()
                 continue
             if result is None:
@@ -253,16 +255,17 @@ class OpenAIEngine:
         self,
         key: str,
         ask: Callable[..., Answered],
-        sampling: Sampling,
+        run: _Run,
         replica: Replica | None,
     ) -> Answered:
         """The n completions of a request from n requests; the first that fails is what becomes of all."""
-        parts: list[ChatResult] = []
-        for i in range(sampling.n):
+        sampling, parts = run.sampling, run.parts[key]
+        for i in range(len(parts), sampling.n):
             part, replica = ask(f"{key}#{i}" if i else key, sampling=replace(sampling, n=1), preferred=replica)
             if part is None or part.outcome is not None:
                 return part if part is None else replace(part, key=key), replica
             parts.append(part)
+        del run.parts[key]
         usages = [part.usage for part in parts if part.usage is not None]
         total = Usage(sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages)) if usages else None
         return ChatResult(key, parts[0].prompt, [part.completions[0] for part in parts], usage=total), replica

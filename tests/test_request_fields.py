@@ -151,6 +151,22 @@ def test_without_n_a_request_that_fails_is_the_outcome_of_all():
     assert (q.key, q.outcome, q.completions, len(r.completions)) == ("q", "refused", [], 3)
 
 
+def test_without_n_what_was_answered_before_a_429_is_not_paid_again():
+    """The second of three completions is refused for a while; then the request is put off, and goes on where it was."""
+    answered: list[str] = []
+
+    def reply(body):
+        if text_of(body) == "q" and answered.count("q") == 1 and len(server.bodies) < 14:
+            return 429, {"error": {"message": "later"}}
+        answered.append(text_of(body))
+        return chat(str(body["seed"]))
+
+    with HouseServer(reply) as server:
+        q, _ = ask(server, options("--omit_field", "n"), SAMPLED, ChatRequest("q", "q"), ChatRequest("r", "r"))
+    assert sorted(answered) == ["q"] * 3 + ["r"] * 3
+    assert len({completion.text for completion in q.completions}) == 3
+
+
 def test_a_server_that_gives_one_completion_whatever_n_is_told_with_the_remedy():
     with HouseServer(lambda body: chat("yes")) as server:
         (result,) = ask(server, RequestOptions(), SAMPLED, ChatRequest("q", "q"))
