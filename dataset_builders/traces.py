@@ -15,6 +15,11 @@ so that it accepts frames with their rate, tells how much of a prompt it found i
 and computes a prompt once for all its traces: that needs `--max-num-batched-tokens` of at least the video tokens of all
 requests in flight at one server (16 frames of 360 x 420 are 1,560). Where memory forbids it, give `--prime`.
 
+Other servers want other requests: `--request_field max_completion_tokens=4096 --omit_field max_tokens`, `--omit_field seed`,
+`--omit_field n` (each trace is then a request of its own), `--frames images` (an `image_url` per frame). Reasoning that comes
+in a field of its own is put before the text, in `<think></think>`. When the first 20 answers hold no reasoning, the run stops.
+The model is looked up at the server's `/v1/models` before the first request, also by `--dry_run`.
+
 The teacher sees frames sampled over the clip and the question in its "video" wording; it never hears anything. Finished
 requests are journaled: a run that was killed continues. One row per question, and every question is in `ledger.parquet`.
 
@@ -37,16 +42,26 @@ from sightsound.corpus import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.costs import dry_run
 from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.first_answers import check_reasoning
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
 from sightsound.media import Frames, MediaError, MediaFolder, load_frames, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.request_fields import (
+    FRAMES_HELP,
+    IMAGES,
+    VIDEO,
+    RequestFieldArguments,
+    RequestOptions,
+    options_of,
+    recorded,
+)
 
 
 @dataclass
-class TracesArguments(ScaleArguments):
+class TracesArguments(ScaleArguments, RequestFieldArguments):
     dataset: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     media_dir: str = field(metadata={"help": "folder with the videos"})
     model: str = field(metadata={"help": "the teacher: folder or Hub id, or its name at --base_url"})
@@ -65,6 +80,7 @@ class TracesArguments(ScaleArguments):
     request_timeout_s: float = field(
         default=600.0, metadata={"help": "a request that --base_url does not answer for so long is made again", "minimum": 1}
     )
+    frames: str = field(default=VIDEO, metadata={"help": FRAMES_HELP, "choices": [VIDEO, IMAGES]})
     prime: bool = field(
         default=False, metadata={"help": "have --base_url compute each prompt once before its traces are drawn; see above"}
     )
@@ -74,6 +90,9 @@ class TracesArguments(ScaleArguments):
     seed: int = field(default=0, metadata={"help": "of the sampling"})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
+
+    def options(self) -> RequestOptions:
+        return options_of(self, self.base_url, ("temperature", "max_tokens", "seed"), self.frames)
 
 
 def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:
@@ -129,7 +148,7 @@ def settings_of(args: TracesArguments) -> dict[str, Any]:
         ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
     engine = "server" if args.base_url else "in process"
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, **recorded(args, args.frames)}
     return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
 
 
@@ -150,13 +169,28 @@ class TeacherRun:
         args = self._args
         urls = [for_rank(url, args) for url in args.base_url or []]
         engine = make_engine(
-            args.model, urls, args.batch_size, args.concurrency, self.sampling, args.request_timeout_s, args.prime
+            args.model,
+            urls,
+            args.batch_size,
+            args.concurrency,
+            self.sampling,
+            args.request_timeout_s,
+            args.prime,
+            options=args.options(),
         )
         journal = Journal(journal_file)
-        is_part = args.rank is not None
-        run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check_traces_differ)
-        if warning := warning_of_equal_traces(journal):
-            print(warning, file=sys.stderr)
+        teacher, is_part = shown_source(args.model), args.rank is not None
+
+        def check(journal: Journal) -> None:
+            check_reasoning(journal, teacher)
+            check_traces_differ(journal)
+
+        try:
+            run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)
+            if warning := warning_of_equal_traces(journal):
+                print(warning, file=sys.stderr)
+        finally:
+            journal.close()
         provenance = {
             "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,
@@ -166,7 +200,6 @@ class TeacherRun:
             "max_tokens": args.max_tokens,
             "seed": args.seed,
         }
-        journal.close()
         return ((to_row(self.rows[key], journal[key], provenance), journal[key].get("detail")) for key in ids)
 
 
@@ -174,6 +207,7 @@ def main() -> None:
     args = parse_arguments(TracesArguments, __doc__)
     if args.num_traces > 1 and args.temperature == 0:
         raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
+    args.options()
     if args.dry_run:
         teacher = TeacherRun(args)
         notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []

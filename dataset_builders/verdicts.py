@@ -2,7 +2,13 @@ r"""
 Audio-grounded fact verification: a checker that hears accepts or rejects each trace (paper, section 3.2).
 
     python dataset_builders/verdicts.py --dataset avqa-audio --split train --traces traces \
-        --checker gpt-4o-audio-preview --base_url https://api.openai.com/v1 --output_dir verdicts
+        --checker Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8002/v1 --output_dir verdicts
+
+The checker is a model in this process, or one behind an OpenAI-compatible server that takes audio, such as `vllm serve
+Qwen/Qwen2.5-Omni-7B --port 8002 --generation-config vllm`. The paper's checker, gpt-4o-audio-preview, is shut down; its
+successors at OpenAI are gpt-audio and gpt-audio-1.5. Other servers want other requests: `--request_field
+max_completion_tokens=64 --omit_field max_tokens`. The checker is looked up at the server's `/v1/models` before the first
+request, also by `--dry_run`.
 
 Two modes. `yes_no`, the paper's: the checker is asked, per trace, whether every sound that the trace claims is heard;
 anything but a clear yes or no is asked again with another seed, at most `--num_retries` times. `transcript`: the checker lists
@@ -49,6 +55,7 @@ from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.request_fields import RequestFieldArguments, RequestOptions, options_of, recorded
 from sightsound.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
@@ -56,11 +63,11 @@ from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
 
 # Why a text is no whole answer, by its finish reason.
-UNFINISHED = {"length": CUT, "refusal": schema.REFUSED, "content_filter": schema.REFUSED, "error": schema.SERVER_ERROR}
+UNFINISHED = {"length": CUT, "refusal": schema.REFUSED, "content_filter": schema.REFUSED}
 
 
 @dataclass
-class VerdictsArguments(ScaleArguments):
+class VerdictsArguments(ScaleArguments, RequestFieldArguments):
     dataset: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     traces: str = field(metadata={"help": "output of traces.py"})
     checker: str = field(metadata={"help": "an audio model or a verifier: folder or Hub id, or a model's name at --base_url"})
@@ -81,6 +88,9 @@ class VerdictsArguments(ScaleArguments):
     seed: int = field(default=0, metadata={"help": "of the repeated questions"})
     limit: int | None = field(default=None, metadata={"help": "first questions only, to train a verifier on", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
+
+    def options(self) -> RequestOptions:
+        return options_of(self, self.base_url, ("max_tokens", "seed"))
 
 
 # Key of a request -> the id of its question, and the text that goes with the clip.
@@ -237,6 +247,7 @@ class CheckerRun:
                 sampling,
                 args.request_timeout_s,
                 batches=batches_file(args),
+                options=args.options(),
             )
             verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
             verify(rows, Checker(engine, self, journal), args)
@@ -268,6 +279,7 @@ class CheckerRun:
 
 def main() -> None:
     args = parse_arguments(VerdictsArguments, __doc__)
+    args.options()
     verifier = None if args.base_url else read_verifier(args.checker)
     if verifier is not None:
         args.verdict_mode = VERIFIER_MODE
@@ -325,7 +337,7 @@ def settings_of(args: VerdictsArguments) -> dict[str, Any]:
     if args.base_url:
         ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process", **recorded(args)}
     return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
 
 

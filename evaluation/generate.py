@@ -7,7 +7,8 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
 The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
-times, for replicas. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
+times, for replicas; what its requests hold otherwise is a matter of `--request_field`, `--omit_field` and `--frames`, as for
+`dataset_builders/traces.py`. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
 `--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
@@ -58,6 +59,17 @@ from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_
 from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.prompts import PROMPT_VERSION
 from sightsound.publishing import shown_source
+from sightsound.request_fields import (
+    FRAMES_HELP,
+    IMAGES,
+    RequestFieldArguments,
+    RequestOptions,
+    options_of,
+    recorded,
+)
+from sightsound.request_fields import (
+    VIDEO as ONE_VIDEO,
+)
 from sightsound.trained_on import count_trained_on
 
 
@@ -66,7 +78,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(RequestFieldArguments):
     model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
     dataset: list[str] = field(metadata={"help": "the benchmark's rows, folder or Hub id; of several: NAME=VALUE each"})
@@ -84,10 +96,14 @@ class RunArguments:
     max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
+    frames: str = field(default=ONE_VIDEO, metadata={"help": FRAMES_HELP, "choices": [ONE_VIDEO, IMAGES]})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions of each benchmark", "minimum": 1})
     seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
+
+    def options(self) -> RequestOptions:
+        return options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
 
     @property
     def name(self) -> str:
@@ -168,6 +184,7 @@ def check(args: RunArguments, sources: list[Source]) -> None:
     Raises:
         `InputError`: One of them.
     """
+    args.options()
     if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
         raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
     if args.base_url and args.base_model:
@@ -203,6 +220,7 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
     settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
+    settings |= recorded(args, args.frames)
     return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
 
 
@@ -314,6 +332,7 @@ class BenchmarkRun:
             **asdict(self.sampling),
             "prompt_version": PROMPT_VERSION,
             "engine": stage.settings["engine"],
+            **({"requests": summary} if (summary := args.options().summary()) else {}),
             **({"num_frames": args.num_frames, "max_pixels": args.max_pixels} if args.modality != AUDIO else {}),
             **({"traces": stage.settings["traces"]} if self.reasoning is not None else {}),
         }
@@ -375,7 +394,8 @@ def main(argv: list[str]) -> None:
     @cache
     def open_engine() -> Engine:
         if args.base_url:
-            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling)
+            options = args.options()
+            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
         return TransformersEngine.load(args.model, args.batch_size, sampling, args.model_revision, args.base_model)
 
     # What is wrong with the last benchmark is told before hours are spent on the first.

@@ -24,6 +24,7 @@ from .journal import Journal
 from .media import Frames, MediaError
 from .progress import RequestProgress
 from .prompts import user_message
+from .request_fields import RequestOptions
 from .sampling import NEUTRAL, effective, in_process, neutral_generation
 from .schema import REFUSED, SAMPLING_RATE
 
@@ -204,7 +205,9 @@ class TransformersEngine:
         written = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, new.shape[1]).tolist()
         prompted = inputs["attention_mask"].sum(dim=1).tolist()
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        completions = [Completion(t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
+        # A template may open the reasoning: the text is then given back whole, as `openai_replies` does.
+        opening = "<think>" if prompts[0].rstrip().endswith("<think>") else ""
+        completions = [Completion(opening + t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
         drawn = effective({"n": n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, **NEUTRAL})
         yield [
@@ -228,10 +231,11 @@ def make_engine(
     timeout_s: float | None = None,
     prime: bool = False,
     batches: Path | None = None,
+    options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
 ) -> Engine:
     """
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
-    them, `OpenAIBatchEngine` at the first `base_url`.
+    them, `OpenAIBatchEngine` at the first `base_url`. `options` are what its requests hold otherwise.
     """
     if not base_url:
         return TransformersEngine.load(model, batch_size, sampling)
@@ -240,8 +244,8 @@ def make_engine(
 
     urls = [base_url] if isinstance(base_url, str) else base_url
     if batches is not None:
-        return OpenAIBatchEngine(model, urls[0], batches, timeout_s or TIMEOUT_S)
-    return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime)
+        return OpenAIBatchEngine(model, urls[0], batches, timeout_s or TIMEOUT_S, options=options)
+    return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime, options)
 
 
 # So many clips in a row without completions, and the server is set up for something else than these requests.
@@ -279,13 +283,15 @@ def run_requests(
         is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
         may_refuse (`Callable`, *optional*): Whether the server may refuse a key and all like it. Once it has answered others,
             their refusals are outcomes and never stop the stage.
-        check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; raises to stop the run.
+        check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; an `InputError` stops
+            the run, once what is in flight is journaled.
 
     The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
     server told it and `sampling` where something was drawn, or `{"outcome", "detail"}`.
     """
     check(journal)
     missing = [key for key in keys if key not in journal]
+    failure: InputError | None = None
     if isinstance(engine, StreamingEngine):
         feed = _Feed([list(group) for _, group in groupby(missing, clip_of or str)])
     else:
@@ -319,10 +325,15 @@ def run_requests(
                 num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
-                check(journal)
+                try:
+                    check(journal)
+                except InputError as error:
+                    failure = error
                 # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
                 # It stays closed until all is answered: an engine whose senders have ended needs new ones.
-                feed.is_open = feed.is_open and num_clips_held() <= MAX_UNANSWERED
+                feed.is_open = feed.is_open and failure is None and num_clips_held() <= MAX_UNANSWERED
+            if failure is not None:
+                raise failure
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
             if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):

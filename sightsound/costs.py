@@ -18,6 +18,7 @@ from .chat import ChatRequest, Sampling
 from .cli import InputError
 from .journal import is_complete, read_journal
 from .media import MediaError
+from .openai_models import look_up_all
 from .prompts import user_message
 from .ranks import journals
 from .schema import SAMPLING_RATE
@@ -145,7 +146,8 @@ def read_price(model: str, file: Path = PRICES) -> tuple[Price | None, float]:
         entry = table["models"].get(model.rpartition("/")[2])
         if entry is None:
             return None, AUDIO_TOKENS_PER_S
-        price = Price(float(entry["prompt"]), float(entry["audio"]), float(entry["completion"]), str(table["date"]))
+        date = str(entry.get("date", table["date"]))
+        price = Price(float(entry["prompt"]), float(entry["audio"]), float(entry["completion"]), date)
         return price, float(entry.get("audio_tokens_per_s", AUDIO_TOKENS_PER_S))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         told = f"{file} cannot be used ({type(error).__name__}: {error})"
@@ -279,8 +281,15 @@ def dry_run(
     output_dir: str | Path,
     notes: Iterable[str] = (),
 ) -> str:
-    """What the run would cost, as text; nothing is written and no model is asked. Arguments as for `estimate`."""
+    """
+    What the run would cost, as text; nothing is written and no model is asked. Arguments as for `estimate`.
+
+    Raises:
+        `InputError`: A server at `base_url` does not serve the model.
+    """
     if is_complete(Path(output_dir)):
         return f"{output_dir} is complete: there is nothing left to pay"
+    urls = [base_url] if isinstance(base_url, str) else base_url or []
+    notes = [*look_up_all(model, [url.replace("{rank}", "0") for url in urls]), *notes]
     counter = make_counter(model, base_url)
     return render(estimate(keys, build, sampling, counter, output_dir), model, counter, read_price(model)[0], notes)

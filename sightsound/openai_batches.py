@@ -7,7 +7,7 @@ has ended. What becomes of a request:
 - Its answer is read as `OpenAIEngine` reads one; 400, 413 and 422 refuse this request and not the next: its outcome at once.
   One that names a sampling field is asked again without such fields. Of these only OpenAI's own are sent, since the API is.
 - Another failure, or no line at all, is asked again in a further batch, up to `TRIES` batches; then it is the request's
-  outcome, or the end of the run where it would be that to `OpenAIEngine` too (429, 401, 404).
+  outcome, or the end of the run where it would be that to `OpenAIEngine` too (401, 404, or 429 and no answers).
 - A batch that expired or was cancelled keeps what it has answered. The rest of an expired one is submitted again; after a
   cancelled one the run stops, and a rerun submits the rest.
 - A batch that failed its validation was not begun: the run stops with the server's reason. Where that is the account's limit
@@ -34,9 +34,11 @@ from .cli import InputError
 from .media import MediaError
 from .openai_account import ENDPOINT, BatchAccount
 from .openai_engine import TIMEOUT_S, OpenAIEngine
-from .openai_protocol import RequestFailure, content_of, failure_of_status, parse_completions, request_body
+from .openai_protocol import RequestFailure, content_of, failure_of_reported, request_body
+from .openai_replies import read_reply
+from .request_fields import RequestOptions
 from .sampling import NEUTRAL, OPENAI_FIELDS, effective, named_fields
-from .schema import BAD_RESPONSE, SERVER_ERROR
+from .schema import SERVER_ERROR
 
 
 BATCHES_FILE = "batches.jsonl"
@@ -76,6 +78,7 @@ class _Run:
     asked: str
     wanted: dict[str, None]
     max_requests: int
+    options: RequestOptions
     most_open: int = MAX_OPEN
     todo: deque[str] = field(default_factory=deque)
     opened: list[_Open] = field(default_factory=list)
@@ -83,6 +86,7 @@ class _Run:
     prompts: dict[str, str] = field(default_factory=dict)
     neutral: dict[str, float] = field(default_factory=lambda: {name: NEUTRAL[name] for name in OPENAI_FIELDS})
     num_polls: int = 0
+    has_answers: bool = False
     told: str = ""
 
     def elsewhere(self) -> set[str]:
@@ -108,6 +112,7 @@ class OpenAIBatchEngine(OpenAIEngine):
         settle_s (`float`): How long a batch may take to appear in the account's list, seconds.
         max_requests (`int`): In one input file.
         max_bytes (`int`): In one input file.
+        options (`RequestOptions`): What the server wants otherwise.
     """
 
     def __init__(
@@ -120,8 +125,9 @@ class OpenAIBatchEngine(OpenAIEngine):
         settle_s: float = 10.0,
         max_requests: int = MAX_REQUESTS,
         max_bytes: int = MAX_BYTES,
+        options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
     ):
-        super().__init__(model, base_url, concurrency=1, timeout_s=timeout_s)
+        super().__init__(model, base_url, concurrency=1, timeout_s=timeout_s, options=options)
         replica = self._replicas.take(None, None)
         self._url = replica.url
         self._account = BatchAccount(replica.client, replica.url, timeout_s, record, settle_s)
@@ -144,7 +150,8 @@ class OpenAIBatchEngine(OpenAIEngine):
             `InputError`: The server cannot be used, or no longer, or a batch failed or was cancelled.
         """
         asked = hashlib.sha256(json.dumps([self.model, asdict(sampling)]).encode()).hexdigest()
-        run = _Run(sampling, build, asked, dict.fromkeys(key for group in groups for key in group), self._max_requests)
+        wanted = dict.fromkeys(key for group in groups for key in group)
+        run = _Run(sampling, build, asked, wanted, self._max_requests, self._options)
         try:
             with self._account:
                 for batch_id, keys in self._account.recorded(asked):
@@ -166,6 +173,7 @@ class OpenAIBatchEngine(OpenAIEngine):
             if keys and (adopted := self._account.adopt(digest, run.asked, keys)):
                 run.opened.append(_Open(adopted, keys))
             elif keys:
+                self._look_up()
                 made = self._account.make(self._input, digest, run.asked, keys)
                 run.opened.append(_Open(made, keys, is_old=False))
             run.num_polls = 0
@@ -185,7 +193,8 @@ class OpenAIBatchEngine(OpenAIEngine):
                     del run.wanted[key]
                     continue
                 fps = None if request.video is None else request.video.metadata()["fps"]
-                body = request_body(self.model, content_of(request), fps, run.sampling, key, run.neutral)
+                content = content_of(request, self._options)
+                body = request_body(self.model, content, fps, run.sampling, key, self._options, run.neutral)
                 line = json.dumps({"custom_id": _custom_id(key), "method": "POST", "url": ENDPOINT, "body": body})
                 encoded = line.encode() + b"\n"
                 num_bytes += len(encoded)
@@ -254,6 +263,7 @@ class OpenAIBatchEngine(OpenAIEngine):
                 failures[key] = found
             else:
                 answered.add(key)
+        run.has_answers = run.has_answers or bool(answered)
         settled, stop = self._settle(each, batch, answered, failures, run)
         # Among the answers: so many outcomes in a row would be taken for a server that answers nobody.
         num_pauses = -(-len(settled) // MAX_UNANSWERED)
@@ -290,7 +300,7 @@ class OpenAIBatchEngine(OpenAIEngine):
             run.tries[key] += counts
             if failure is None or not counts or key in elsewhere or not (failure.is_final or run.tries[key] >= TRIES):
                 again.append(key)
-            elif failure.outcome is not None:
+            elif failure.outcome is not None and (run.has_answers or not failure.is_busy):
                 settled[key] = failure
             else:
                 stop = stop or (None if each.is_old else failure)
@@ -317,9 +327,6 @@ class OpenAIBatchEngine(OpenAIEngine):
 
     def _parse(self, told: dict[str, Any], run: _Run) -> Answer | RequestFailure | None:
         """One line; None for a request that was not begun."""
-        import httpx2 as httpx  # what the openai client is built on
-        from openai import APIStatusError
-
         response, error = told.get("response"), told.get("error")
         if isinstance(response, dict):
             status, body = response.get("status_code"), response.get("body")
@@ -329,19 +336,14 @@ class OpenAIBatchEngine(OpenAIEngine):
             status, body = 408, {"error": error}
         if status == 200:
             try:
-                return parse_completions(json.dumps(body).encode(), run.sampling.n)
-            except ValueError as wrong:
-                return RequestFailure(f"{self._url} did not answer with a chat completion: {wrong}", BAD_RESPONSE)
-        # The error that the client makes of a response.
+                return read_reply(json.dumps(body).encode(), run.sampling.n, self._url)
+            except RequestFailure as failure:
+                return failure
         status = status if isinstance(status, int) and 300 <= status < 600 else 500
-        inner = body.get("error", body) if isinstance(body, dict) else None
-        reason = inner.get("message") or inner.get("code") if isinstance(inner, dict) else None
-        seen = httpx.Response(status, request=httpx.Request("POST", self._url))
-        cause = APIStatusError(f"Error code: {status}" + (f" - {reason}" if reason else ""), response=seen, body=inner)
-        failure = failure_of_status(cause, self._url)
-        if named_fields(cause, OPENAI_FIELDS):
-            run.neutral, failure.is_final = {}, False  # all at once: another one would cost another day
-        return failure
+        refused = failure_of_reported(status, body.get("error", body) if isinstance(body, dict) else None, self._url)
+        if refused.__cause__ is not None and named_fields(refused.__cause__, OPENAI_FIELDS):
+            run.neutral, refused.is_final = {}, False  # all at once: another one would cost another day
+        return refused
 
 
 def _custom_id(key: str) -> str:
@@ -365,5 +367,5 @@ def _result(
     if failure is not None:
         return ChatResult(key, prompt, [], failure.outcome, str(failure))
     sampling = run.sampling
-    asked = {"n": sampling.n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, **run.neutral}
-    return ChatResult(key, prompt, completions, usage=usage, sampling=effective(asked))
+    asked = {"n": sampling.n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": 0, **run.neutral}
+    return ChatResult(key, prompt, completions, usage=usage, sampling=effective(run.options.apply(asked)))

@@ -3,7 +3,9 @@ Ask OpenAI-compatible servers: several replicas, bounded concurrency, and every 
 
 What happens to a request, and who is to blame for it:
 
-- 429 means "later": asked again, after `Retry-After` where the server gives one.
+- 429 means "later": asked again, after `Retry-After` where the server gives one. A request that gets nothing else is put off
+  until the others have been sent. Then 429 is its outcome, if the server has answered others since it was first sent, and
+  answers no request while it is tried again: no rate limit is to blame.
 - Any other passing failure (500, 502, 503, 504, a reset connection, no answer within `timeout_s`, a body that is not a chat
   completion) is asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all:
   an outage is waited for, up to `PATIENCE_S`.
@@ -21,6 +23,7 @@ import os
 import queue
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,76 +32,39 @@ from typing import Any
 from .chat import ChatRequest, ChatResult, Completion, Sampling, Usage
 from .cli import InputError
 from .media import MediaError
+from .openai_models import is_alive
 from .openai_protocol import (
     RequestFailure,
     content_of,
     delay_s,
     failure_of_connection,
     failure_of_status,
-    parse_completions,
     request_body,
 )
+from .openai_replicas import Replica, Replicas
+from .openai_replies import read_reply
 from .publishing import shown_source
-from .sampling import NeutralFields, effective
+from .request_fields import RequestOptions
+from .sampling import effective
 from .schema import BAD_RESPONSE
 
 
 # Long enough for n = 8 long traces from a queue of hundreds at a busy server: what takes longer is a server that hangs.
-TIMEOUT_S, CONNECT_TIMEOUT_S = 600.0, 10.0
+TIMEOUT_S = 600.0
 TRIES = 6  # five waits of 0.5 to 8 s
+# So many 429 in a row after it was put off: without a hint of the server the waits are a minute, over which rates are counted.
+BUSY_TRIES = 8
 # How long nobody may be answered before the run stops; less where nobody ever was: the address is probably wrong.
 PATIENCE_S, FIRST_PATIENCE_S = 600.0, 15.0
-# A replica that failed so often in a row is left alone for a while, then tried with one request, if there are others.
-FAILURES_BEFORE_REST = 3
 
 # A completion of `max_tokens` is far shorter: tokens of 16 characters, each escaped as \uXXXX, are 96 bytes.
 BYTES_PER_TOKEN, BYTES_PER_RESPONSE = 256, 1 << 20
+# Of a completion whose limit the request leaves to the server.
+MOST_TOKENS = 1 << 17
 
 
-@dataclass
-class _Replica:
-    url: str
-    client: Any
-    neutral: NeutralFields = field(default_factory=NeutralFields)
-    in_flight: int = 0
-    failures: int = 0
-    rests_until: float = 0.0
-
-
-class _Replicas:
-    """The servers of one model: the least loaded is asked, one that keeps failing is left alone for a while."""
-
-    def __init__(self, urls: Sequence[str], timeout_s: float):
-        import httpx2 as httpx  # what the openai client is built on
-        from openai import OpenAI
-
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY"  # servers of one's own want none
-        if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
-            raise InputError("OPENAI_API_KEY holds characters that no key has, such as a line break; set it to the key alone")
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        self._all = [_Replica(url, OpenAI(base_url=url, api_key=key, max_retries=0, timeout=timeout)) for url in urls]
-        self._lock = threading.Lock()
-
-    def take(self, preferred: _Replica | None, avoided: _Replica | None) -> _Replica:
-        """Which one to ask, to be given back with `done`: not one that just failed this request, if there is another."""
-        with self._lock:
-            now = time.monotonic()
-            fit = [r for r in self._all if r.failures < FAILURES_BEFORE_REST or (now >= r.rests_until and not r.in_flight)]
-            if preferred in fit and preferred is not avoided:
-                fit = [preferred]  # it has the clip in its cache
-            chosen = min(fit or self._all, key=lambda replica: (replica is avoided, replica.in_flight))
-            chosen.in_flight += 1
-            return chosen
-
-    def done(self, replica: _Replica, is_well: bool | None) -> None:
-        """None: the answer says nothing about the server's health."""
-        with self._lock:
-            replica.in_flight -= 1
-            if is_well:
-                replica.failures = 0
-            elif is_well is not None:
-                replica.failures += 1
-                replica.rests_until = time.monotonic() + delay_s(max(0, replica.failures - FAILURES_BEFORE_REST))
+# A result, None when the run stopped first, and which server gave it.
+Answered = tuple[ChatResult | None, Replica | None]
 
 
 @dataclass
@@ -114,6 +80,22 @@ class _Run:
     stopped: threading.Event = field(default_factory=threading.Event)
     results: queue.SimpleQueue[ChatResult | Exception | None] = field(default_factory=queue.SimpleQueue)
     last_answer: float | None = None
+    num_answers: int = 0
+    failed_since: float | None = None  # since when nobody has been answered
+    # Requests that were put off, and how many answers there had been when each was first sent.
+    deferred: deque[str] = field(default_factory=deque)
+    answers_before: dict[str, int] = field(default_factory=dict)
+    # Completions so far of requests whose n completions are n requests.
+    parts: defaultdict[str, list[ChatResult]] = field(default_factory=lambda: defaultdict(list))
+
+    def answered(self) -> None:
+        with self.lock:
+            self.last_answer, self.num_answers, self.failed_since = time.monotonic(), self.num_answers + 1, None
+
+    def defer(self, key: str, answers_before: int) -> None:
+        with self.lock:
+            self.answers_before[key] = answers_before
+            self.deferred.append(key)
 
     def stop(self) -> None:
         """Nothing more is sent; who waits for a slot gets one to see that."""
@@ -122,7 +104,14 @@ class _Run:
 
     def next_group(self) -> Sequence[str] | None:
         with self.lock:
-            return None if self.stopped.is_set() else next(self.groups, None)
+            if self.stopped.is_set():
+                return None
+            group = next(self.groups, None)
+            return [self.deferred.popleft()] if group is None and self.deferred else group
+
+
+class _Deferred(Exception):
+    """A request that gets nothing but 429 makes room for others, and is tried once more after them."""
 
 
 class OpenAIEngine:
@@ -131,7 +120,8 @@ class OpenAIEngine:
 
     Audio travels as `input_audio` (WAV); frames as vLLM's frame list, a `video_url` of base64 images (lossless, so that
     the server sees the pixels that the in-process engine would) with the frame rate in `media_io_kwargs`, which vLLM accepts
-    when it is started with `--trust-request-mm-kwargs`. The key comes from `OPENAI_API_KEY`.
+    when it is started with `--trust-request-mm-kwargs`; or, for other servers, as an `image_url` each, without the frame rate.
+    The key comes from `OPENAI_API_KEY`. Before the first request the model is looked up at the servers that list theirs.
 
     At most `concurrency` requests are with the servers or answered and not journaled yet; so many more wait with their
     clips decoded. At most one clip per processor is being decoded.
@@ -145,6 +135,8 @@ class OpenAIEngine:
             prefill only while the clips of all requests that it lets in fit its encoder cache (as many tokens as
             `--max-num-batched-tokens`): beyond that each sequence computes the prompt by itself. With the prompt in the
             prefix cache none does. Not for a server that bills a prompt each time.
+        options (`RequestOptions`): What the servers want otherwise. Where `n` is omitted, n completions are n requests, one
+            after the other, each with its own seed; they are one result, and all made again after a kill between them.
     """
 
     # A server takes what it is sent; the ~30 s of Qwen2-Audio's encoder is the window of the models served in practice.
@@ -152,14 +144,21 @@ class OpenAIEngine:
     requests_per_call = 1
 
     def __init__(
-        self, model: str, base_urls: str | Sequence[str], concurrency: int, timeout_s: float = TIMEOUT_S, prime: bool = False
+        self,
+        model: str,
+        base_urls: str | Sequence[str],
+        concurrency: int,
+        timeout_s: float = TIMEOUT_S,
+        prime: bool = False,
+        options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
     ):
-        self.model = model
-        self.revision = f"{shown_source(model)} at its server"
+        self.model, self._options, self._is_looked_up = model, options, False
+        summary = options.summary()
+        self.revision = f"{shown_source(model)} at its server" + (f" ({summary})" if summary else "")
         self._concurrency = concurrency
         self._timeout_s, self._prime = timeout_s, prime
         self.num_retries = 0
-        self._replicas = _Replicas([base_urls] if isinstance(base_urls, str) else base_urls, timeout_s)
+        self._replicas = Replicas([base_urls] if isinstance(base_urls, str) else base_urls, timeout_s)
         self._builders = threading.Semaphore(os.cpu_count() or 1)
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
@@ -181,6 +180,7 @@ class OpenAIEngine:
         Raises:
             `InputError`: The servers cannot be used, or no longer; what was in flight has been yielded before.
         """
+        self._look_up()
         # Half of them send while the others have the next requests ready.
         run = _Run(sampling, build, iter(groups), threading.Semaphore(self._concurrency), 2 * self._concurrency)
         for _ in range(run.num_workers):
@@ -207,6 +207,11 @@ class OpenAIEngine:
         if failure is not None:
             raise failure
 
+    def _look_up(self) -> None:
+        if not self._is_looked_up:
+            self._replicas.look_up(self.model)
+            self._is_looked_up = True
+
     def _work(self, run: _Run) -> None:
         try:
             while (group := run.next_group()) is not None:
@@ -223,21 +228,50 @@ class OpenAIEngine:
             try:
                 with self._builders:
                     request = run.build(key)
-                    content = content_of(request)
+                    content = content_of(request, self._options)
             except MediaError as error:
                 run.results.put(ChatResult(key, "", [], error.outcome, str(error), was_sent=False))
                 continue
             prompt, fps = request.text, None if request.video is None else request.video.metadata()["fps"]
             del request  # its frames; what is sent is in `content`
             run.slots.acquire()
-            ask = partial(self._answer, key, prompt, content, fps)
-            if self._prime and run.sampling.n > 1:
-                _, replica = ask(replace(run.sampling, n=1, max_tokens=1), replica, run)
-            result, replica = ask(run.sampling, replica, run)
+            num_answers, answers_before = run.num_answers, run.answers_before.get(key)
+            ask = partial(self._answer, prompt=prompt, content=content, fps=fps, run=run, answers_before=answers_before)
+            try:
+                if self._prime and run.sampling.n > 1:
+                    _, replica = ask(key, sampling=replace(run.sampling, n=1, max_tokens=1), preferred=replica)
+                if "n" in self._options.omitted:
+                    result, replica = self._answer_one_by_one(key, ask, run, replica)
+                else:
+                    result, replica = ask(key, sampling=run.sampling, preferred=replica)
+            except _Deferred:
+                run.defer(key, num_answers + len(run.parts.get(key, ())))  # others were answered if there are more of them
+                run.slots.release()
+                continue
             if result is None:
                 run.slots.release()
                 return
             run.results.put(result)
+
+    def _answer_one_by_one(
+        self,
+        key: str,
+        ask: Callable[..., Answered],
+        run: _Run,
+        replica: Replica | None,
+    ) -> Answered:
+        """The n completions of a request from n requests; the first that fails is what becomes of all."""
+        sampling, parts = run.sampling, run.parts[key]
+        for i in range(len(parts), sampling.n):
+            part, replica = ask(f"{key}#{i}" if i else key, sampling=replace(sampling, n=1), preferred=replica)
+            if part is None or part.outcome is not None:
+                return part if part is None else replace(part, key=key), replica
+            parts.append(part)
+        del run.parts[key]
+        usages = [part.usage for part in parts if part.usage is not None]
+        total = Usage(sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages)) if usages else None
+        completions = [part.completions[0] for part in parts]
+        return ChatResult(key, parts[0].prompt, completions, usage=total, sampling=parts[0].sampling), replica
 
     def _answer(
         self,
@@ -246,18 +280,29 @@ class OpenAIEngine:
         content: list[Any],
         fps: float | None,
         sampling: Sampling,
-        preferred: _Replica | None,
+        preferred: Replica | None,
         run: _Run,
-    ) -> tuple[ChatResult | None, _Replica | None]:
-        """Ask until there is a result; None when the run stops first."""
-        started, failed, tries, avoided = time.monotonic(), None, 0, None
+        answers_before: int | None,
+    ) -> Answered:
+        """
+        Ask until there is a result; None when the run stops first.
+
+        Args:
+            answers_before (`int`, *optional*): Of a request that was put off: the answers of the run when it was first sent.
+
+        Raises:
+            `_Deferred`: It should be put off.
+        """
+        started, tries, avoided = time.monotonic(), 0, None
+        num_busy, num_answers = 0, run.num_answers
         for attempt in itertools.count():
             if run.stopped.is_set():
                 return None, None
             replica, is_well = self._replicas.take(preferred, avoided), None
             try:
                 completions, usage, drawn = self._send(replica, key, content, fps, sampling, replica.neutral.offered())
-                is_well, run.last_answer = True, time.monotonic()
+                is_well = True
+                run.answered()
                 return ChatResult(key, prompt, completions, usage=usage, sampling=drawn), replica
             except RequestFailure as failure:
                 is_well = None if failure.is_final or failure.is_busy else False
@@ -265,39 +310,35 @@ class OpenAIEngine:
             finally:
                 self._replicas.done(replica, is_well)
             since = max(started, run.last_answer or 0.0)
-            is_outage = seen.is_busy or (seen.is_down and since == started and not self._is_alive(replica))
+            is_outage = seen.is_busy or (seen.is_down and since == started and not is_alive(replica.client))
             tries += not is_outage
-            if seen.is_final or (tries >= TRIES and not is_outage):
+            is_starved = False
+            if seen.is_busy:
+                # A long answer to another request may be what this one has to wait for.
+                is_alone = self._replicas.num_in_flight() == 0
+                num_busy = num_busy + is_alone if num_answers == run.num_answers else 0
+                num_answers = run.num_answers
+                is_starved = answers_before is not None and num_answers > answers_before and num_busy >= BUSY_TRIES
+            if seen.is_final or is_starved or (tries >= TRIES and not is_outage):
                 if seen.outcome is None:
                     raise InputError(f"{seen}; finished requests are kept, rerun to continue")
                 return ChatResult(key, prompt, [], seen.outcome, str(seen)), replica
             is_new = run.last_answer is None and seen.is_unreachable
             # The time of a first try that hung does not count: a second one is due to it.
-            failed = failed or time.monotonic()
-            waited_s = time.monotonic() - max(failed, run.last_answer or 0.0)
-            if is_outage and waited_s > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
+            now = time.monotonic()
+            run.failed_since = run.failed_since or (now if is_outage else None)
+            if is_outage and time.monotonic() - (run.failed_since or now) > (FIRST_PATIENCE_S if is_new else PATIENCE_S):
                 raise InputError(f"{seen}; finished requests are kept, rerun to continue")
+            if seen.is_busy and answers_before is None and attempt + 1 >= TRIES:
+                raise _Deferred
             avoided = replica
             self.num_retries += 1
             run.stopped.wait(delay_s(attempt) if seen.retry_after_s is None else seen.retry_after_s)
         raise AssertionError("unreachable")
 
-    def _is_alive(self, replica: _Replica) -> bool:
-        """Whether the server answers anything: then a request that it keeps failing is at fault, and no outage."""
-        import httpx2 as httpx
-        from openai import APIConnectionError, APIStatusError
-
-        try:
-            replica.client.models.list(timeout=CONNECT_TIMEOUT_S)
-        except APIStatusError as error:
-            return error.status_code < 500
-        except (APIConnectionError, httpx.HTTPError, ValueError):
-            return False
-        return True
-
     def _send(
         self,
-        replica: _Replica,
+        replica: Replica,
         key: str,
         content: list[Any],
         fps: float | None,
@@ -308,8 +349,9 @@ class OpenAIEngine:
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIConnectionError, APIStatusError
 
-        limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * sampling.max_tokens
-        asked = request_body(self.model, content, fps, sampling, key, neutral)
+        asked = request_body(self.model, content, fps, sampling, key, self._options, neutral)
+        most = asked.get("max_completion_tokens", asked.get("max_tokens"))
+        limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * (most if isinstance(most, int) else MOST_TOKENS)
         body = bytearray()
         try:
             with replica.client.chat.completions.with_streaming_response.create(
@@ -318,7 +360,7 @@ class OpenAIEngine:
                 for part in response.iter_bytes():
                     body += part
                     if len(body) > limit:
-                        told = f"more than {limit} bytes for {sampling.n} x {sampling.max_tokens} tokens"
+                        told = f"more than {limit} bytes for {sampling.n} completions"
                         raise RequestFailure(f"{replica.url} answered with {told}", BAD_RESPONSE)
         except APIStatusError as error:
             fewer = replica.neutral.without(neutral, error)
@@ -327,9 +369,6 @@ class OpenAIEngine:
             raise failure_of_status(error, replica.url) from error
         except (APIConnectionError, httpx.HTTPError) as error:
             raise failure_of_connection(error, replica.url, self._timeout_s) from error
-        try:
-            completions, usage = parse_completions(bytes(body), sampling.n)
-        except ValueError as error:
-            raise RequestFailure(f"{replica.url} did not answer with a chat completion: {error}", BAD_RESPONSE) from error
+        completions, usage = read_reply(bytes(body), sampling.n, replica.url)
         replica.neutral.settle(neutral)
         return completions, usage, effective(asked)

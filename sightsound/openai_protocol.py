@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from .chat import ChatRequest, Completion, Sampling, Usage, seed_of
+from .chat import ChatRequest, Sampling, seed_of
 from .media import encode_wav
+from .request_fields import IMAGES, VIDEO, RequestOptions
 from .sampling import NEUTRAL
 from .schema import REFUSED, SERVER_ERROR
 
@@ -23,7 +24,11 @@ DOWN = (502, 503, 504)  # what stands before a server that is not there, or not 
 REFUSALS = (400, 413, 422)
 PASSING = (408, 409, 425)  # and 5xx
 LONGEST_RETRY_AFTER_S = 600.0
+LARGEST_SEED = 2**31 - 1  # Gemini and llama.cpp take a signed 32-bit integer
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+# Quoted, as in "Unsupported parameter: 'max_tokens'": the words stand in many other sentences.
+_REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|video_url)[\"'`]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def delay_s(attempt: int) -> float:
@@ -50,7 +55,7 @@ class RequestFailure(Exception):
         is_unreachable: bool = False,
         retry_after_s: float | None = None,
     ):
-        super().__init__(message)
+        super().__init__(encodable(message))
         self.outcome, self.is_final, self.is_busy = outcome, is_final, is_busy
         self.is_down, self.is_unreachable, self.retry_after_s = is_down, is_unreachable, retry_after_s
 
@@ -64,13 +69,25 @@ def _compressed(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def content_of(request: ChatRequest) -> list[dict[str, Any]]:
+def _png(pixels: np.ndarray) -> bytes:
+    """Lossless, and read by every server that takes images; the quickest compression is still smaller than the pixels."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def content_of(request: ChatRequest, options: RequestOptions) -> list[dict[str, Any]]:
     """The clip before the text, so that requests about the same clip begin alike."""
     parts: list[dict[str, Any]] = []
     if request.audio is not None:
         data = base64.b64encode(encode_wav(request.audio)).decode()
         parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
-    if request.video is not None:
+    if request.video is not None and options.frames == IMAGES:
+        images = (base64.b64encode(_png(frame)).decode() for frame in request.video.pixels)
+        parts += [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in images]
+    elif request.video is not None:
         frames = ",".join(base64.b64encode(_compressed(frame)).decode() for frame in request.video.pixels)
         parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
     return [*parts, {"type": "text", "text": request.text}]
@@ -82,6 +99,7 @@ def request_body(
     fps: float | None,
     sampling: Sampling,
     key: str,
+    options: RequestOptions,
     neutral: Mapping[str, float] = NEUTRAL,
 ) -> dict[str, Any]:
     """
@@ -91,6 +109,7 @@ def request_body(
         content (`list[dict]`): From `content_of`.
         fps (`float`, *optional*): Frame rate of the request's video.
         key (`str`): Of the request; together with `sampling.seed` it fixes the draw.
+        options (`RequestOptions`): What the server wants otherwise.
         neutral (`Mapping`): The fields of `sampling.NEUTRAL` that the server takes.
     """
     body = {
@@ -99,67 +118,51 @@ def request_body(
         "n": sampling.n,
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
-        "seed": seed_of(sampling.seed, [key]),
+        "seed": seed_of(sampling.seed, [key]) & LARGEST_SEED,
         **neutral,
     }
-    # vLLM would take 32 frames at most, and believe that they are a second apart.
-    return body if fps is None else body | {"media_io_kwargs": {"video": {"num_frames": -1, "fps": fps}}}
+    if fps is not None and options.frames == VIDEO:
+        # vLLM would take 32 frames at most, and believe that they are a second apart.
+        body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": fps}}
+    return options.apply(body)
 
 
-def parse_completions(body: bytes, n: int) -> tuple[list[Completion], Usage | None]:
-    """
-    Read a chat completion strictly: a row of the ledger is made of it.
-
-    A refusal of the model (`message.refusal`) is a completion with the finish reason `refusal`.
-
-    Raises:
-        `ValueError`: Not JSON, not a chat completion, or not `n` choices; the message says what was found.
-    """
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}): {body[:80]!r}") from error
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list):
-        raise ValueError(f"no choices: {body[:80]!r}")
-    if len(choices) != n:
-        raise ValueError(f"{len(choices)} choices for n={n}; it needs to support n")
-    completions = []
-    for choice in choices:
-        message = choice.get("message") if isinstance(choice, dict) else None
-        text, refusal = (message.get("content"), message.get("refusal")) if isinstance(message, dict) else (0, None)
-        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
-        if not isinstance(text, str | None) or not isinstance(refusal, str | None) or not isinstance(reason, str):
-            raise ValueError(f"a choice without a text and a finish_reason: {json.dumps(choice)[:80]}")
-        completions.append(Completion(refusal, "refusal") if refusal and not text else Completion(text or "", reason))
-    return completions, _usage(answer.get("usage"))
-
-
-def _usage(told: Any) -> Usage | None:
-    """What the server counted; None where it did not."""
-    if not isinstance(told, dict):
-        return None
-    details = told.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    counts = (told.get("prompt_tokens"), told.get("completion_tokens"), cached)
-    prompt, completion, cached = (count if isinstance(count, int) else None for count in counts)
-    return None if prompt is None or completion is None else Usage(prompt, completion, cached)
+def encodable(text: str) -> str:
+    """Half a surrogate pair, which no file can hold, becomes U+FFFD."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _one_line(text: Any) -> str:
     return " ".join(str(text).split())[:300]
 
 
+def failure_of_reported(status: int, error: Any, url: str) -> RequestFailure:
+    """The failure that the client would have raised, had `error` come with its own HTTP status and not inside a body."""
+    import httpx2 as httpx  # what the openai client is built on
+    from openai import APIStatusError
+
+    seen = httpx.Response(status, request=httpx.Request("POST", url))
+    reason = error.get("message") or error.get("code") if isinstance(error, dict) else error
+    told = f"Error code: {status}" + (f" - {reason}" if reason else "")
+    cause = APIStatusError(told, response=seen, body=error)
+    failure = failure_of_status(cause, url)
+    failure.__cause__ = cause
+    return failure
+
+
 def failure_of_status(error: Any, url: str) -> RequestFailure:
     status = error.status_code
     told = f"{url} answered {status}: {_one_line(error.message)}"
+    metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
+    if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter: what the provider behind it said
+        told += f" ({_one_line(metadata['raw'])})"
     if status in REFUSALS:
-        return RequestFailure(told, REFUSED, is_final=True)
+        return RequestFailure(told + _remedy(error.message), REFUSED, is_final=True)
     if error.code == "insufficient_quota":  # OpenAI's 429 that no waiting helps against
         return RequestFailure(told, is_final=True)
     retry_after_s = _retry_after_s(error.response.headers)
     if status == BUSY:
-        return RequestFailure(told, is_busy=True, retry_after_s=retry_after_s)
+        return RequestFailure(told, SERVER_ERROR, is_busy=True, retry_after_s=retry_after_s)
     if status in DOWN:
         return RequestFailure(told, SERVER_ERROR, is_down=True, retry_after_s=retry_after_s)
     if status in PASSING or status >= 500:
@@ -170,6 +173,15 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
     elif status == 404:
         told += "; check --base_url (it ends in /v1) and the name of the model"
     return RequestFailure(told, is_final=True)
+
+
+def _remedy(refusal: str) -> str:
+    """The flag that helps where a server refuses a field by its name."""
+    found = _REFUSED_FIELD.search(refusal)
+    if found is None:
+        return ""
+    name = found.group(1)
+    return "; --frames images sends images" if name == "video_url" else f"; --omit_field {name} leaves it out"
 
 
 def failure_of_connection(error: Exception, url: str, timeout_s: float) -> RequestFailure:

@@ -85,6 +85,12 @@ def render_trace(think: str, answer: str) -> str:
     return f"<think>{think}</think><answer>{answer}</answer>"
 
 
+def open_reasoning(text: str) -> str:
+    """Add the `<think>` of reasoning that ends without one: the chat template wrote it, as the end of the prompt."""
+    head, closing, _ = text.partition("</think>")
+    return f"<think>{text}" if closing and "<think>" not in head else text
+
+
 def render_label(answer: str) -> str:
     """The target of the label-only arm: an answer without reasoning."""
     return f"<answer>{answer}</answer>"

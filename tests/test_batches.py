@@ -140,11 +140,12 @@ def test_what_a_batch_does_not_answer_is_asked_again_and_nothing_else(tmp_path, 
         (lambda i: Plan(statuses={i: 400}), 1, "refused", "answered 400: .*fault 400"),
         (lambda i: Plan(statuses={i: 413}), 1, "refused", "answered 413: .*fault 413"),
         (lambda i: Plan(statuses={i: 500}), 3, "server_error", "answered 500: .*fault 500"),
+        (lambda i: Plan(statuses={i: 429}), 3, "server_error", "answered 429: .*fault 429"),
         (lambda i: Plan(statuses={i: "timeout"}), 3, "server_error", "answered 408: .*timed out"),
         (lambda i: Plan(dropped=frozenset({i})), 3, "server_error", "told nothing of a request of batch batch_2"),
         (lambda i: Plan(garbled=frozenset({i})), 3, "bad_response", "did not answer with a chat completion: no choices"),
     ],
-    ids=["400", "413", "500", "timeout", "missing", "garbled"],
+    ids=["400", "413", "500", "429", "timeout", "missing", "garbled"],
 )
 def test_a_request_that_fails_time_after_time_is_an_outcome(tmp_path, plan_for, num_batches, outcome, told):
     with BatchServer([plan_for(1), plan_for(0), plan_for(0)]) as server:
@@ -189,7 +190,7 @@ NO_BATCHES = Plan("failed", errors=({"code": "model_not_found", "message": "The 
         ([Plan("cancelled", num_begun=2)], "batch batch_0 at .* was cancelled; finished requests are kept", 2),
         ([Plan("cancelled", num_begun=0)], "batch batch_0 at .* was cancelled", 0),
         ([Plan(statuses={3: 401})], "answered 401: .*fault 401.*OPENAI_API_KEY", 3),
-        ([Plan(statuses={3: 429}), *[Plan(statuses={0: 429})] * 2], "answered 429: .*fault 429", 3),
+        ([Plan(statuses=dict.fromkeys(range(4), 429))] * 3, "answered 429: .*fault 429", 0),
         ([Plan("expired", num_begun=0)] * 3, "batch batch_2 at .* expired without an answer", 0),
     ],
     ids=["failed", "cancelled", "cancelled at once", "401", "429", "expired thrice"],

@@ -28,7 +28,7 @@ from sightsound.cli import InputError
 from sightsound.journal import Journal
 from sightsound.media import Frames, MediaError, decode_audio, load_frames
 from sightsound.openai_engine import OpenAIEngine
-from sightsound.openai_protocol import parse_completions
+from sightsound.openai_replies import parse_completions
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer
 
 
@@ -175,6 +175,16 @@ def test_a_text_that_reaches_the_limit_says_so(hearing, audio_requests, over_htt
     assert (cut.finish_reason, ended.finish_reason) == ("length", "stop")
     assert cut.text != ""
     assert ended.text == "", "special tokens are no part of the text"
+
+
+def test_reasoning_that_the_template_opened_is_given_back_whole(monkeypatch, hearing, audio_requests):
+    """As `openai_replies` does: the completion begins after the <think> that ends the prompt."""
+    (plain,) = results_for(hearing, audio_requests[:1], GREEDY)
+    template = hearing.processor.chat_template.rstrip() + "{{- '<think>\n' }}"
+    monkeypatch.setattr(hearing.processor, "chat_template", template)
+    (opened,) = results_for(hearing, audio_requests[:1], GREEDY)
+    assert opened.prompt == plain.prompt + "<think>\n"
+    assert opened.completions[0].text.startswith("<think>") and not plain.completions[0].text.startswith("<think>")
 
 
 def test_the_model_hears(hearing, audio_requests):
@@ -337,7 +347,6 @@ def choice(**changed) -> dict:
         (b'{"choices": [null]}', "a choice without a text"),
         (json.dumps({"choices": [choice(message=None)]}).encode(), "a choice without a text"),
         (json.dumps({"choices": [choice(message={"content": 1})]}).encode(), "a choice without a text"),
-        (json.dumps({"choices": [choice(finish_reason=None)]}).encode(), "a finish_reason"),
     ],
 )
 def test_a_body_that_is_no_chat_completion_is_told(body, told):

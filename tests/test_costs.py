@@ -161,6 +161,14 @@ def test_a_complete_stage_costs_nothing(tmp_path):
     )
 
 
+def test_a_price_may_have_a_date_of_its_own(tmp_path):
+    file = tmp_path / "prices.yaml"
+    entry = {"prompt": 1, "audio": 2, "completion": 3}
+    table = {"date": "2030-01-02", "models": {"old": entry | {"date": "2020-01-02"}, "new": entry}}
+    file.write_text(yaml.safe_dump(table))
+    assert [read_price(name, file)[0].date for name in ("old", "new")] == ["2020-01-02", "2030-01-02"]
+
+
 def test_the_published_price_table_has_a_date_and_says_where_it_is_from():
     table = yaml.safe_load(costs.PRICES.read_text())
     assert str(table["date"]) and "An example to be edited" in table["source"]

@@ -19,6 +19,7 @@ from evaluation.generate import RunArguments
 from evaluation.report import ReportArguments
 from sightsound.cli import parse_arguments
 from sightsound.corpus import GROUND_TRUTH, SELECTIONS
+from sightsound.openai_models import LookUpArguments
 from sightsound.recipe import parse_config
 from tests.support.tiny import REPO
 
@@ -116,19 +117,50 @@ BUILDERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+def calls_of(folder: Path, **environment: str) -> list[list[str]]:
     """Every command that run.sh runs, with its real arguments: the script itself is run."""
-    folder = tmp_path_factory.mktemp("stubs")
     for name in ("python", "accelerate", "vllm", "curl"):
         (folder / name).write_text(STUB.format(python=sys.executable))
         (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     given = {"ANNOTATIONS": "avqa", "VIDEOS": "videos", "OUTPUT": "out", "CALLS": str(folder / "calls"), "PATH": path}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CHECKER")}
     run = [["bash", "-n", str(RECIPES / "run.sh")], ["bash", str(RECIPES / "run.sh")]]
     for command in run:
-        subprocess.run(command, env={**os.environ, **given}, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, env={**kept, **given, **environment}, check=True, capture_output=True, timeout=120)
     return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    return calls_of(tmp_path_factory.mktemp("stubs"))
+
+
+def test_the_checker_is_one_that_run_sh_serves(calls) -> None:
+    (verdicts,) = [call for call in calls if "dataset_builders/verdicts.py" in call]
+    args = parse_arguments(VerdictsArguments, None, verdicts[2:])
+    (served,) = [call for call in calls if call[:2] == ["vllm", "serve"] and call[2] == args.checker]
+    assert args.checker == "Qwen/Qwen2.5-Omni-7B"
+    assert args.base_url == [f"http://127.0.0.1:{served[served.index('--port') + 1]}/v1"]
+    assert served[served.index("--generation-config") + 1] == "vllm"
+
+
+def test_a_checker_elsewhere_is_looked_up_before_the_teacher_starts(tmp_path) -> None:
+    calls = calls_of(tmp_path, CHECKER="gpt-audio-1.5", CHECKER_BASE_URL="https://api.openai.com/v1")
+    assert calls[0][1:] == [
+        "-m",
+        "sightsound.openai_models",
+        "--model",
+        "gpt-audio-1.5",
+        "--base_url",
+        "https://api.openai.com/v1",
+    ]
+    args = parse_arguments(LookUpArguments, None, calls[0][3:])
+    assert (args.model, args.base_url) == ("gpt-audio-1.5", ["https://api.openai.com/v1"])
+    (verdicts,) = [call for call in calls if "dataset_builders/verdicts.py" in call]
+    args = parse_arguments(VerdictsArguments, None, verdicts[2:])
+    assert (args.checker, args.base_url) == ("gpt-audio-1.5", ["https://api.openai.com/v1"])
+    assert not any(call[0] == "vllm" and "gpt-audio-1.5" in call for call in calls)
 
 
 def test_every_command_of_the_pipeline_is_one_that_its_script_takes(calls, parse) -> None:
@@ -159,6 +191,6 @@ def test_every_command_of_the_pipeline_is_one_that_its_script_takes(calls, parse
 def test_the_full_method_starts_from_its_sft_and_samples_from_it(calls) -> None:
     served = [arguments[1] for program, *arguments in calls if program == "vllm"]
     teacher, instruct = "Qwen/Qwen2.5-VL-32B-Instruct", "Qwen/Qwen2-Audio-7B-Instruct"
-    assert served == [teacher, instruct, "out/sft-tts_agfv/model"]
+    assert served == [teacher, "Qwen/Qwen2.5-Omni-7B", instruct, "out/sft-tts_agfv/model"]
     trained = [call for call in calls if "recipes/grpo.py" in call]
-    assert [call[call.index("--model_name_or_path") + 1] for call in trained] == served[1:]
+    assert [call[call.index("--model_name_or_path") + 1] for call in trained] == served[2:]

@@ -1,5 +1,6 @@
 """The checker's stage: how an answer is read, what is asked again, and what becomes of every trace."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from sightsound.openai_batches import BATCHES_FILE
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
 from sightsound.sampling import NEUTRAL
 from tests.support.batch_server import BatchServer, Plan
+from tests.support.house_server import HouseServer, choice
 from tests.support.openai_server import Ask, OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
@@ -258,6 +260,24 @@ def test_a_transcript_is_taken_once_per_clip(traces, tiny_dataset, tmp_path):
     ]
     assert rows[0]["traces"][1]["verdict_text"] == "I hear good."
     assert (rows[0]["verdict_mode"], rows[4]["outcome"]) == ("transcript", schema.MISSING_MEDIA)
+
+
+def test_what_a_checker_reasons_is_no_verdict(traces, tiny_dataset, tmp_path):
+    """Its server tells the reasoning apart, or the template opened it, or it was cut in the middle."""
+    replies = [
+        {"choices": [choice(content="I hear good.", reasoning_content="I hear bad, or is it?")]},
+        {"choices": [choice(content="I hear bad, or is it?</think>I hear good.")]},
+        {"choices": [choice("stop", content="<think>I hear good.")]},
+        {"choices": [choice("length", content=None, reasoning="I hear good.")]},
+    ]
+    left = itertools.cycle(replies)
+    with HouseServer(lambda _: next(left)) as server:
+        flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": server.base_url}
+        done = run_script(SCRIPT, **flags, verdict_mode="transcript", concurrency=1, output_dir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    judged = [(row["traces"][0]["verdict_text"], row["traces"][0]["verdict"]) for row in read_rows(tmp_path) if row["traces"]]
+    assert {verdict for text, verdict in judged if text.endswith("</think>I hear good.")} <= {ACCEPT, REJECT}
+    assert sorted(verdict for text, verdict in judged if "</think>" not in text) == ["cut", "unclear"], judged
 
 
 def test_a_clip_that_cannot_be_read_rejects_its_traces_alone_and_is_said(traces, questions, tmp_path):

@@ -2,18 +2,23 @@
 # The whole pipeline with the paper's models, on one node with 8 GPUs: the training of every row of Table 2, in order, its
 # accuracy on AVQA's validation split (which also chose the checkpoints), MMAU test-mini and MUSIC-AVQA, and the table.
 #
-#   ANNOTATIONS=avqa VIDEOS=avqa/videos OPENAI_API_KEY=... [MMAU=mmau] [MUSIC_AVQA=music-avqa] bash recipes/qwen2_audio_7b/run.sh
+#   ANNOTATIONS=avqa VIDEOS=avqa/videos [MMAU=mmau] [MUSIC_AVQA=music-avqa] bash recipes/qwen2_audio_7b/run.sh
+#
+# The checker is CHECKER (Qwen/Qwen2.5-Omni-7B) at CHECKER_BASE_URL, with the key in OPENAI_API_KEY; its name is looked up there
+# before the teacher works for hours. Without CHECKER_BASE_URL this script serves it. The paper's, gpt-4o-audio-preview, is shut
+# down. OpenAI's own are CHECKER=gpt-audio-1.5, or gpt-audio, with CHECKER_BASE_URL=https://api.openai.com/v1.
 #
 # ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips; MMAU holds mmau-test-mini.json and
-# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts cost money: ask `verdicts.py --dry_run`
-# first. A stage that is complete is skipped, one that was killed goes on: the remedy for every kill is the same command.
+# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts of a paid
+# checker cost money: ask `verdicts.py --dry_run` first. A stage that is complete is skipped, one that was killed goes on: the
+# remedy for every kill is the same command.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 D=${OUTPUT:-outputs/qwen2_audio_7b}
 R=recipes/qwen2_audio_7b
 TEACHER=Qwen/Qwen2.5-VL-32B-Instruct
-CHECKER=gpt-4o-audio-preview
+CHECKER=${CHECKER:-Qwen/Qwen2.5-Omni-7B}
 STUDENT=Qwen/Qwen2-Audio-7B-Instruct
 : "${ANNOTATIONS:?folder with train_qa.json and val_qa.json}" "${VIDEOS:?folder with the clips}"
 
@@ -65,6 +70,10 @@ evaluate() { # ARM MODEL METHOD: a folder per benchmark
   done
 }
 
+if [ -n "${CHECKER_BASE_URL:-}" ] && ! is_complete "$D/verdicts"; then
+  python -m sightsound.openai_models --model "$CHECKER" --base_url "$CHECKER_BASE_URL"
+fi
+
 python dataset_builders/avqa_audio.py --train_annotations "$ANNOTATIONS/train_qa.json" \
   --validation_annotations "$ANNOTATIONS/val_qa.json" --media_dir "$VIDEOS" --output_dir "$D/avqa-audio"
 
@@ -85,8 +94,17 @@ if ! is_complete "$D/traces"; then
     python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$VIDEOS" --model "$TEACHER" \
     --base_url http://127.0.0.1:8001/v1 --num_traces 8 --temperature 1.0 --output_dir "$D/traces"
 fi
-python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --split train --traces "$D/traces" --checker "$CHECKER" \
-  --base_url "${OPENAI_BASE_URL:-https://api.openai.com/v1}" --verdict_mode yes_no --output_dir "$D/verdicts"
+verdicts() { # BASE_URL
+  python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --split train --traces "$D/traces" --checker "$CHECKER" \
+    --base_url "$1" --verdict_mode yes_no --output_dir "$D/verdicts"
+}
+if [ -n "${CHECKER_BASE_URL:-}" ]; then
+  verdicts "$CHECKER_BASE_URL"
+elif ! is_complete "$D/verdicts"; then
+  # 28 heads and 4 heads of keys and values: Qwen2.5-Omni-7B can be cut into 4, not into 8.
+  with_server 8002 0,1,2,3 "$CHECKER" --tensor-parallel-size 4 --max-model-len 8192 --generation-config vllm -- \
+    verdicts http://127.0.0.1:8002/v1
+fi
 python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio" --traces "$D/traces" --verdicts "$D/verdicts" \
   --output_dir "$D/corpus"
 

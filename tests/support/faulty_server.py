@@ -27,7 +27,8 @@ from typing import Any
 BUSY, BUSY_UNTIL, ERROR, DOWN = "429", "429-retry-after", "500", "503"
 RESET, HANG, CUT, PAGE = "reset", "hang", "truncated-json", "content-type"
 EMPTY, FEWER, REFUSAL, HUGE = "empty-choices", "fewer-choices", "refusal", "10MB"
-FAULTS = [BUSY, BUSY_UNTIL, ERROR, DOWN, RESET, HANG, CUT, PAGE, EMPTY, FEWER, REFUSAL, HUGE]
+ERROR_IN_BODY, ERROR_IN_CHOICE = "error-in-body", "error-in-choice"
+FAULTS = [BUSY, BUSY_UNTIL, ERROR, DOWN, RESET, HANG, CUT, PAGE, EMPTY, FEWER, REFUSAL, HUGE, ERROR_IN_BODY, ERROR_IN_CHOICE]
 ANSWERED = "answered"
 
 
@@ -95,6 +96,11 @@ def fail(http: BaseHTTPRequestHandler, fault: str, body: dict[str, Any]) -> None
         send(http, 200, b"<html><body>Welcome to the proxy</body></html>", "text/html")
     elif fault == EMPTY:
         send_json(http, 200, {"choices": []})
+    elif fault == ERROR_IN_BODY:
+        send_json(http, 200, {"error": {"message": "Provider returned error", "code": 502}})
+    elif fault == ERROR_IN_CHOICE:
+        failed = choice_of("<think>I hear") | {"finish_reason": "error", "error": {"message": "lost the provider", "code": 502}}
+        send_json(http, 200, {"choices": [*(choice_of(text) for text in completions(body)[1:]), failed]})
     elif fault == FEWER:
         send_json(http, 200, {"choices": [choice_of(text) for text in completions(body)][1:]})
     elif fault == HUGE:

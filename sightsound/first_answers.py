@@ -1,0 +1,43 @@
+"""What the first answers of a run show: better to know it after 20 questions than after all of them."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from .answers import extract_think
+from .cli import InputError
+from .journal import Journal
+
+
+NUM_FIRST = 20
+
+
+def check_reasoning(journal: Journal, model: str) -> None:
+    """
+    Stop a teacher that does not reason, before all of its traces are paid for: what is wanted of them is the reasoning.
+
+    Args:
+        journal (`Journal`): Of the run so far; the answers of an earlier start count too.
+        model (`str`): The teacher, for the message.
+
+    Raises:
+        `InputError`: None of the first answers holds any reasoning.
+    """
+    answered = (entry["completions"] for entry in journal.entries.values() if "completions" in entry)
+    first = list(islice(answered, NUM_FIRST))
+    completions = [completion for each in first for completion in each]
+    if len(first) < NUM_FIRST or any(_holds_reasoning(completion["text"]) for completion in completions):
+        return
+    seen = next((" ".join(completion["text"].split()) for completion in completions if completion["text"].strip()), "")
+    told = f"the first {NUM_FIRST} answers of {model} hold no reasoning: no <think>...</think>, and none beside the text"
+    told += f" (one begins {seen[:60]!r})" if seen else " (all are empty)"
+    if all(completion["finish_reason"] == "length" for completion in completions):
+        remedy = "all of them were cut: raise --max_tokens"
+    else:
+        remedy = "choose a teacher that shows its reasoning, or have its server send it"
+    raise InputError(f"{told}; {remedy}; delete the folder of the traces and start again")
+
+
+def _holds_reasoning(text: str) -> bool:
+    """Also where it was cut before its end."""
+    return bool(extract_think(text)) or ("<think>" in text and "</think>" not in text)
