@@ -31,9 +31,10 @@ from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.costs import dry_run
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.frames import load_frames
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
-from sightsound.media import MediaError, MediaFolder, load_frames, video_name
+from sightsound.media import MediaError, MediaFolder, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import schema
 from .annotations import Row, RowError, check_text
+from .audio import encode_flac, is_silent, load_clip
 from .cli import InputError, read_json
 from .hub import render_card, write_dataset_card
 from .journal import Stage, fingerprint, leave_with_parent, worker_pool
-from .media import MediaError, MediaFolder, encode_flac, is_silent, load_clip, open_media, sha256_of
+from .media import MediaError, MediaFolder, open_media, sha256_of
 from .publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
 
 

@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
+from .audio import decode_audio
 from .checkpoints import FullWeightsResume, freeze_positions
 from .cli import InputError
 from .generation_window import load_window, save_window, window_file
-from .media import decode_audio
 from .packed_attention import use_packed_attention
 from .processes import together
 from .prompt_sharing import pack, regroup, takes_any_mask

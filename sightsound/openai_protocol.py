@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .audio import encode_wav
 from .chat import ChatRequest, Completion, Sampling, Usage, seed_of
-from .media import encode_wav
 from .schema import REFUSED, SERVER_ERROR
 
 

@@ -38,8 +38,8 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
+from .audio import decode_audio
 from .cli import InputError
-from .media import decode_audio
 from .schema import SAMPLING_RATE
 
 

@@ -8,19 +8,10 @@ import soundfile
 from conftest import tone
 
 from sightsound import media
+from sightsound.audio import decode_audio, encode_flac, encode_wav, is_silent, load_clip
 from sightsound.cli import InputError
-from sightsound.media import (
-    Clip,
-    MediaError,
-    MediaFolder,
-    decode_audio,
-    encode_flac,
-    encode_wav,
-    is_silent,
-    load_clip,
-    load_frames,
-    video_name,
-)
+from sightsound.frames import load_frames
+from sightsound.media import Clip, MediaError, MediaFolder, video_name
 
 
 def pitch_hz(waveform: np.ndarray) -> float:

@@ -7,9 +7,9 @@ import pytest
 from conftest import tone
 
 from sightsound import schema
+from sightsound.audio import decode_audio, encode_flac
 from sightsound.cli import InputError
 from sightsound.hub import render_card, write_dataset_card
-from sightsound.media import decode_audio, encode_flac
 
 
 def avqa_row(row_id: str, hz: float = 440.0) -> dict:

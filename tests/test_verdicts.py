@@ -6,10 +6,10 @@ import pytest
 
 from dataset_builders.verdicts import compare_with_transcript, parse_yes_no
 from sightsound import schema
+from sightsound.audio import decode_audio
 from sightsound.chat import Completion
 from sightsound.corpus import ACCEPT, INVALID, REJECT
 from sightsound.hub import write_dataset_card
-from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
 from tests.support.batch_server import BatchServer, Plan
