@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,8 +30,8 @@ SILENCE_PEAK = 1 / 32768
 MAX_STRAY_S = 0.04
 # One odd time stamp is no hole; so many frames in a row have to agree.
 _FRAMES_THAT_AGREE = 4
-# A clock that jumps further ahead, or back by more, was set anew (files that were joined): the sound simply goes on.
-_MAX_HOLE_S, _MAX_OVERLAP_S = 3600.0, 1.0
+# A clock that jumps further ahead, or back, was set anew (files that were joined): the sound simply goes on.
+_MAX_HOLE_S = 3600.0
 # Decoded before the part that is wanted, since decoders need some sound to warm up, and to know where a frame stands.
 _PRE_ROLL_S = 2.0
 
@@ -66,7 +67,7 @@ class _Track:
     def blocks_from(self, time_s: float) -> Iterator[_Block]:
         """The sound from a block at or before a time of the clip on; nothing if it cannot be sought."""
         sought_s = time_s + self.begins_s
-        return self._decoded(sought_packets(self.path, self.index, sought_s), sought_s + _PRE_ROLL_S / 2)
+        return self._decoded(sought_packets(self.container, self.index, sought_s), sought_s + _PRE_ROLL_S / 2)
 
     def _decoded(self, packets: Iterator[Packet], errors_until_s: float = float("-inf")) -> Iterator[_Block]:
         """Mono sound of packets. The first ones after a seek may lean on others before them, which is no error."""
@@ -102,24 +103,29 @@ def _by_time(blocks: Iterator[_Block], track: _Track, position: int) -> Iterator
     """Sound without a gap: silence where the time stamps leave a hole, and no sound twice where they overlap."""
     waiting: deque[_Block] = deque()
     clock_s = 0.0  # what is added to the time stamps since the clock was last set anew
+    last_s = float("-inf")
 
     def shift() -> int:
         """How many samples the next block stands too early (too late if negative); 0 while the blocks do not agree."""
+        if waiting[0].time_s is None:
+            return 0
         expected, strays = position, []
         for block in waiting:
             if block.time_s is not None:
                 strays.append(round((block.time_s + clock_s) * track.rate) - expected)
             expected += len(block.samples)
         allowed = MAX_STRAY_S * track.rate
-        if not strays or not (all(stray > allowed for stray in strays) or all(stray < -allowed for stray in strays)):
+        if not (all(stray > allowed for stray in strays) or all(stray < -allowed for stray in strays)):
             return 0
         return min(strays, key=abs)
 
     def settled(at_least: int) -> Iterator[np.ndarray]:
-        nonlocal position, clock_s
+        nonlocal position, clock_s, last_s
         while len(waiting) >= at_least:
             samples_off = shift()
-            if not -_MAX_OVERLAP_S * track.rate <= samples_off <= _MAX_HOLE_S * track.rate:
+            time_s = waiting[0].time_s
+            went_back = samples_off < 0 and time_s is not None and time_s < last_s
+            if went_back or samples_off > _MAX_HOLE_S * track.rate:
                 clock_s -= samples_off / track.rate
                 samples_off = 0
             for missing in range(samples_off, 0, -track.rate):
@@ -128,6 +134,7 @@ def _by_time(blocks: Iterator[_Block], track: _Track, position: int) -> Iterator
                 yield silence
             samples = waiting.popleft().samples[max(0, -samples_off) :]
             position += len(samples)
+            last_s = last_s if time_s is None else time_s
             yield samples
 
     for block in blocks:
@@ -153,8 +160,7 @@ def _from_middle(track: _Track, start_s: float) -> tuple[int, Iterator[np.ndarra
     Returns:
         The position of its first sample in the clip, and its samples; None if the file cannot be sought.
     """
-    with open_media(track.path) as container:
-        head = _until(replace(track, container=container).blocks(), _PRE_ROLL_S)
+    head = _until(track.blocks(), _PRE_ROLL_S)
     blocks = track.blocks_from(max(0.0, start_s - _PRE_ROLL_S))
     lead = _until(blocks, start_s)[1:]  # the first one after a seek may be incomplete
     if not head or not lead or lead[0].time_s is None or lead[0].time_s > start_s:
@@ -186,8 +192,20 @@ def _until(blocks: Iterator[_Block], time_s: float) -> list[_Block]:
 
 def _part(track: _Track, start_s: float, end_s: float | None) -> Iterator[np.ndarray]:
     """The samples of a track between two times."""
-    sought = _from_middle(track, start_s) if start_s >= MIN_SEEK_S else None
-    position, chunks = sought or (0, _by_time(track.blocks(), track, 0))
+    if start_s < MIN_SEEK_S:
+        yield from _cut(track, 0, _by_time(track.blocks(), track, 0), start_s, end_s)
+    elif (sought := _from_middle(track, start_s)) is not None:
+        yield from _cut(track, *sought, start_s, end_s)
+    else:
+        with open_media(track.path) as container:
+            anew = replace(track, container=container)
+            yield from _cut(anew, 0, _by_time(anew.blocks(), anew, 0), start_s, end_s)
+
+
+def _cut(
+    track: _Track, position: int, chunks: Iterator[np.ndarray], start_s: float, end_s: float | None
+) -> Iterator[np.ndarray]:
+    """Of chunks of which the first begins at a position, the samples between two times."""
     for chunk in chunks:
         first = round(start_s * track.rate) - position
         last = None if end_s is None else round(end_s * track.rate) - position
@@ -279,25 +297,54 @@ class Heard:
     heard_s: float
 
 
+def stored_bytes(audio: dict[str, Any]) -> bytes:
+    """
+    The encoded sound of a row's audio column: its bytes, or the content of the file that it names.
+
+    Raises:
+        `MediaError`: It holds neither, or that file is not on this machine.
+    """
+    if audio.get("bytes") is not None:
+        return cast("bytes", audio["bytes"])
+    if not audio.get("path"):
+        raise MediaError(CORRUPT_MEDIA, "the audio column holds neither bytes nor a path")
+    try:
+        with open(audio["path"], "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise MediaError(
+            CORRUPT_MEDIA, f"the audio column names {audio['path']} and holds no bytes; that file cannot be read: {error}"
+        ) from error
+
+
+def clip_key(audio: dict[str, Any]) -> bytes | str:
+    """What two rows with the same stored clip have in common."""
+    return cast("bytes | str", audio["path"] if audio.get("bytes") is None else audio["bytes"])
+
+
 def decode_audio(audio: dict[str, Any], window_s: float | None = None) -> Heard:
     """
     Decode a row's audio column and cut it to what a model can take in, knowingly.
 
     Args:
-        audio (`dict`): `{"bytes", "path"}`, as stored in an undecoded `datasets.Audio` column.
+        audio (`dict`): `{"bytes", "path"}`, as stored in an undecoded `datasets.Audio` column. Bytes hold mono sound at
+            16 kHz, as every dataset of ours does; a file that a path names may be of any kind.
         window_s (`float`, *optional*): A feature extractor would drop everything after this without a word; callers store
             `heard_s` in their rows.
 
     Raises:
-        `MediaError`: The bytes are not audio at 16 kHz.
+        `MediaError`: The bytes are not audio at 16 kHz, or the file cannot be read.
     """
     import soundfile
 
-    try:
-        waveform, rate = soundfile.read(io.BytesIO(audio["bytes"]), dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise MediaError(CORRUPT_MEDIA, f"the audio column cannot be decoded: {error}") from error
-    if rate != SAMPLING_RATE or waveform.ndim != 1:
-        raise MediaError(CORRUPT_MEDIA, f"expected mono at {SAMPLING_RATE} Hz, found shape {waveform.shape} at {rate} Hz")
+    if audio.get("bytes") is None and audio.get("path") and os.path.isfile(audio["path"]):
+        waveform = load_clip(audio["path"])
+    else:
+        try:
+            waveform, rate = soundfile.read(io.BytesIO(stored_bytes(audio)), dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise MediaError(CORRUPT_MEDIA, f"the audio column cannot be decoded: {error}") from error
+        if rate != SAMPLING_RATE or waveform.ndim != 1:
+            raise MediaError(CORRUPT_MEDIA, f"expected mono at {SAMPLING_RATE} Hz, found shape {waveform.shape} at {rate} Hz")
     cut = waveform if window_s is None else waveform[: round(window_s * SAMPLING_RATE)]
     return Heard(cut, len(waveform) / SAMPLING_RATE, len(cut) / SAMPLING_RATE)

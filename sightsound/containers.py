@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
-from .media import MediaError, open_media
+from .media import MediaError
 from .schema import CORRUPT_MEDIA
 
 
@@ -63,34 +64,37 @@ def all_packets(container: InputContainer, stream_index: int) -> Iterator[Packet
     yield from container.demux(stream)
 
 
-def sought_packets(path: str, stream_index: int, time_s: float) -> Iterator[Packet]:
+def sought_packets(container: InputContainer, stream_index: int, time_s: float) -> Iterator[Packet]:
     """The packets of one stream from one at or before a time on (on the file's own clock); none if it cannot be sought."""
-    for back_s in _SEEK_BACK_S:
-        with open_media(path) as container:
-            packets = _after_seek(container, stream_index, time_s, max(0.0, time_s - back_s))
-            first = next(packets, None)
-            if first is not None:
-                yield first
-                yield from packets
-                return
-
-
-def _after_seek(container: InputContainer, stream_index: int, time_s: float, target_s: float) -> Iterator[Packet]:
-    """The packets after a seek to the target; none if it failed or landed after `time_s`."""
     import av
 
     stream = container.streams[stream_index]
     if stream.time_base is None:
         return
-    packets = all_packets(container, stream_index)
-    try:
-        container.seek(int(target_s / stream.time_base), stream=stream)
-        first = next((p for p in packets if p.pts is not None and (stream.type == "audio" or p.is_keyframe)), None)
-    except (av.FFmpegError, OSError):
-        return  # the file is then read from its start, which tells what is wrong with it
-    if first is not None and first.pts is not None and first.pts * stream.time_base <= time_s:
-        yield first
-        yield from packets
+    # Matroska has an index of its pictures alone: a seek by the sound would read the file from its start.
+    by_pictures = "matroska" in container.format.name and stream.type == "audio"
+    unit_s = Fraction(1, av.time_base) if by_pictures else stream.time_base
+    for back_s in _SEEK_BACK_S:
+        packets = all_packets(container, stream_index)
+        try:
+            container.seek(int(max(0.0, time_s - back_s) / unit_s), stream=None if by_pictures else stream)
+            last = None
+            for packet in packets:
+                if packet.pts is None or (stream.type == "video" and not packet.is_keyframe):
+                    continue  # no picture can be decoded yet
+                if packet.pts * stream.time_base > time_s or stream.type == "video":
+                    break
+                last = packet  # sound is decoded from the last packet before the time
+        except (av.FFmpegError, OSError):
+            return  # the file is then read from its start, which tells what is wrong with it
+        before = [] if last is None else [last]
+        if stream.type == "video" and packet.pts is not None and packet.pts * stream.time_base > time_s:
+            continue
+        if stream.type == "video" or before:
+            yield from before
+            yield packet
+            yield from packets
+            return
 
 
 def check_whole(container: InputContainer, path: str, stream_index: int, ends_s: float) -> None:

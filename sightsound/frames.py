@@ -15,8 +15,6 @@ from .schema import CORRUPT_MEDIA, NO_VIDEO
 
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
-
     from av import VideoFrame
     from av.container import InputContainer
     from av.packet import Packet
@@ -98,12 +96,20 @@ class _Video:
 
     def between(self, start_s: float, end_s: float) -> Iterator[tuple[float, VideoFrame]]:
         """Frames of the clip from `start_s` up to `end_s`, with their times."""
-        frames = self._decoded(all_packets(self.container, self.stream.index))
-        if start_s >= MIN_SEEK_S:
-            sought = self._decoded(sought_packets(self.path, self.stream.index, self.begins_s + start_s))
-            first = next(sought, None)
-            if first is not None and first[0] <= start_s:
-                frames = itertools.chain([first], sought)
+        if start_s < MIN_SEEK_S:
+            yield from self._cut(self._decoded(all_packets(self.container, self.stream.index)), start_s, end_s)
+            return
+        sought = self._decoded(sought_packets(self.container, self.stream.index, self.begins_s + start_s))
+        first = next(sought, None)
+        if first is not None and first[0] <= start_s:
+            yield from self._cut(itertools.chain([first], sought), start_s, end_s)
+            return
+        with open_media(self.path) as container:
+            yield from self._cut(self._decoded(all_packets(container, self.stream.index)), start_s, end_s)
+
+    def _cut(
+        self, frames: Iterator[tuple[float, VideoFrame]], start_s: float, end_s: float
+    ) -> Iterator[tuple[float, VideoFrame]]:
         ends_s = float("inf")
         for time_s, frame in frames:
             if time_s >= end_s:
@@ -181,7 +187,7 @@ def _size(stream: VideoStream, max_pixels: int) -> tuple[int, int]:
 
 def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """A frame the way it is shown: telephones store what their sensor sees, and a matrix that turns or mirrors it."""
-    data = cast("Buffer | None", frame.side_data.get("DISPLAYMATRIX"))
+    data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return pixels
     across_x, across_y, _, down_x, down_y, *_ = np.frombuffer(data, np.int32).tolist()

@@ -1,8 +1,8 @@
 """
 Clips: where they lie, what they are called, and how a media file is opened.
 
-`containers` reads their streams, `audio` their sound, `frames` their pictures. Decoding is PyAV's (it brings its own ffmpeg) and soundfile's, resampling torchaudio's. torchcodec is not used: it needs a
-system ffmpeg.
+`containers` reads their streams, `audio` their sound, `frames` their pictures. Decoding is PyAV's (it brings its own
+ffmpeg) and soundfile's, resampling torchaudio's. torchcodec is not used: it needs a system ffmpeg.
 """
 
 from __future__ import annotations
