@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from av.audio import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
+    from av.stream import Stream
     from av.video import VideoStream
 
 Kind = Literal["audio", "video"]
@@ -22,8 +23,8 @@ Kind = Literal["audio", "video"]
 # A cut-off file may decode without an error up to where it was cut; whole ones end within a few frames of their header's word.
 MAX_MISSING_S = 0.5
 # Formats that tell each stream's length for certain.
-_TELL_STREAM_LENGTH = ("mov,mp4", "wav", "w64", "flac", "aiff")
-# What a program writes as the length of a WAV that it pipes on: it cannot know it.
+_TELL_STREAM_LENGTH = ("mov,mp4", "flac", "aiff")
+# What a program writes as the length of a WAV that it pipes on: it cannot know it. Often it is a little less than 2 or 4 GiB.
 _LENGTH_IS_UNKNOWN = 0x7FFF0000
 # Encoders begin before zero by as much as the decoder needs to warm up, which is no part of the clip.
 _MAX_PRIMING_S = 1.0
@@ -49,6 +50,12 @@ def first_of_any(container: InputContainer) -> float:
     return min((0.0 if -_MAX_PRIMING_S < start < 0 else start for start in starts), default=0.0)
 
 
+def check_decoder(stream: Stream) -> None:
+    """Raise `MediaError` when ffmpeg knows no decoder for a stream."""
+    if stream.codec_context is None:
+        raise MediaError(CORRUPT_MEDIA, f"there is no decoder for the {stream.type} in stream {stream.index}")
+
+
 def all_packets(container: InputContainer, stream_index: int) -> Iterator[Packet]:
     """
     The packets of one stream, from where the container stands.
@@ -57,8 +64,7 @@ def all_packets(container: InputContainer, stream_index: int) -> Iterator[Packet
         `MediaError`: There is no decoder for it.
     """
     stream = container.streams[stream_index]
-    if stream.codec_context is None:
-        raise MediaError(CORRUPT_MEDIA, f"there is no decoder for the {stream.type} in stream {stream_index}")
+    check_decoder(stream)
     if stream.type == "video":
         cast("VideoStream", stream).thread_type = "AUTO"
     yield from container.demux(stream)
@@ -78,23 +84,27 @@ def sought_packets(container: InputContainer, stream_index: int, time_s: float) 
         packets = all_packets(container, stream_index)
         try:
             container.seek(int(max(0.0, time_s - back_s) / unit_s), stream=None if by_pictures else stream)
-            last = None
-            for packet in packets:
-                if packet.pts is None or (stream.type == "video" and not packet.is_keyframe):
-                    continue  # no picture can be decoded yet
-                if packet.pts * stream.time_base > time_s or stream.type == "video":
-                    break
-                last = packet  # sound is decoded from the last packet before the time
+            first = _first_to_decode(packets, float(time_s / stream.time_base), is_video=stream.type == "video")
         except (av.FFmpegError, OSError):
             return  # the file is then read from its start, which tells what is wrong with it
-        before = [] if last is None else [last]
-        if stream.type == "video" and packet.pts is not None and packet.pts * stream.time_base > time_s:
-            continue
-        if stream.type == "video" or before:
-            yield from before
-            yield packet
+        if first:
+            yield from first
             yield from packets
             return
+
+
+def _first_to_decode(packets: Iterator[Packet], pts: float, is_video: bool) -> list[Packet]:
+    """The packet where decoding has to begin for what is at `pts`, and those that were read behind it; none if it is later."""
+    last: list[Packet] = []
+    for packet in packets:
+        if packet.pts is None or (is_video and not packet.is_keyframe):
+            continue
+        if packet.pts > pts:
+            return [*last, packet] if last else []
+        if is_video:
+            return [packet]
+        last = [packet]
+    return last
 
 
 def check_whole(container: InputContainer, path: str, stream_index: int, ends_s: float) -> None:
@@ -113,10 +123,8 @@ def check_whole(container: InputContainer, path: str, stream_index: int, ends_s:
     stream, name = container.streams[stream_index], container.format.name
     if name.startswith(_TELL_STREAM_LENGTH) and stream.duration and stream.time_base is not None:
         length_s = float(stream.duration * stream.time_base)
-        bit_rate = cast("AudioStream", stream).bit_rate or 0
-        unknown = name in ("wav", "w64") and length_s * bit_rate / 8 >= _LENGTH_IS_UNKNOWN
         header_s = float((stream.start_time or 0) * stream.time_base) + length_s
-        if not unknown and ends_s < header_s - MAX_MISSING_S:
+        if ends_s < header_s - MAX_MISSING_S:
             what = "sound" if stream.type == "audio" else "video"
             raise MediaError(CORRUPT_MEDIA, f"the {what} breaks off at {ends_s:.2f} s of {header_s:.2f} s")
     size, expected = os.path.getsize(path), _size_in_header(path, name)
@@ -125,16 +133,31 @@ def check_whole(container: InputContainer, path: str, stream_index: int, ends_s:
 
 
 def _size_in_header(path: str, format_name: str) -> int | None:
-    """How many bytes a Matroska, AVI or Ogg file says it has; None where it does not say."""
+    """How many bytes a WAV, Matroska, AVI or Ogg file says it has; None where it does not say."""
     with open(path, "rb") as file:
         if "matroska" in format_name:
             return _matroska_size(file)
+        if format_name == "wav":
+            return _wav_size(file)
         if format_name == "avi":
             start = file.read(8)
             size = int.from_bytes(start[4:8], "little")
             return None if start[:4] != b"RIFF" or size in (0, 0xFFFFFFFF) else size + 8
         if format_name == "ogg":
             return _ogg_size(file)
+    return None
+
+
+def _wav_size(file: BinaryIO) -> int | None:
+    """The end of the samples. ffmpeg takes the size of the file instead where it is less."""
+    if file.read(4) != b"RIFF":  # RF64 is made for lengths that do not fit here
+        return None
+    file.seek(12)
+    while len(chunk := file.read(8)) == 8:
+        size = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            return file.tell() + size if 0 < size < _LENGTH_IS_UNKNOWN else None
+        file.seek(size + size % 2, os.SEEK_CUR)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from .containers import MIN_SEEK_S, all_packets, check_whole, first_of_any, sought_packets, streams_of
+from .containers import MIN_SEEK_S, all_packets, check_decoder, check_whole, first_of_any, sought_packets, streams_of
 from .media import MediaError, open_media
 from .schema import CORRUPT_MEDIA, NO_VIDEO
 
@@ -134,6 +134,7 @@ class _Video:
 
 def _sampled(video: _Video, num_frames: int, max_pixels: int, start_s: float, end_s: float) -> Frames:
     stream = video.stream
+    check_decoder(stream)
     width, height = _size(stream, max_pixels)
 
     def upright(frame: VideoFrame) -> np.ndarray:
