@@ -122,11 +122,15 @@ class _Video:
     def _decoded(self, packets: Iterator[Packet]) -> Iterator[tuple[float, VideoFrame]]:
         import av
 
-        time_s = -1 / self.rate()
+        time_s, clock_s = float("-inf"), 0.0
         try:
             for packet in packets:
                 for frame in packet.decode():
-                    time_s = time_s + 1 / self.rate() if frame.time is None else frame.time - self.begins_s
+                    last_s = time_s
+                    time_s = max(0.0, last_s + 1 / self.rate()) if frame.time is None else frame.time - self.begins_s + clock_s
+                    if time_s < last_s:  # the clock was set anew (files that were joined)
+                        clock_s += last_s + 1 / self.rate() - time_s
+                        time_s = last_s + 1 / self.rate()
                     yield time_s, frame
         except av.FFmpegError as error:
             raise MediaError(CORRUPT_MEDIA, f"decoding the video stopped: {error}") from error

@@ -150,7 +150,7 @@ def test_planar_sound_of_many_channels_does_not_kill_the_process(tmp_path, file,
         fifo = av.AudioFifo()
         packed = np.repeat(tone(440, 48_000, 1.0), channels)[None]
         frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
-        frame.sample_rate = 48_000
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
         fifo.write(frame)
         while (block := fifo.read(stream.codec_context.frame_size or 1024)) is not None:
             container.mux(stream.encode(block))

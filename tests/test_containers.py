@@ -1,12 +1,13 @@
 """Files that were cut off, files that only look so, and the formats that are found and read."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import tone
-from test_audio import write_placed
+from test_audio import beeps_s, write_placed
 from test_media import outcome_of, pitch_hz
 
 from sightsound.audio import load_clip
@@ -98,10 +99,10 @@ def test_clips_of_every_kind_are_found_and_read(tmp_path, file, container_format
     rate = 8_000 if "amr" in codec else 44_100 if "wma" in codec else 48_000
     path = tmp_path / file
     with av.open(str(path), "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, bit_rate=12_200 if "amr" in codec else 64_000)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray((tone(440, rate, 2.0)[None] * 32767).astype(np.int16), format="s16", layout="mono")
-        frame.sample_rate = rate
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         fifo = av.AudioFifo()
         fifo.write(frame)
         while (block := fifo.read(stream.codec_context.frame_size or 1024, partial=False)) is not None:
@@ -111,3 +112,11 @@ def test_clips_of_every_kind_are_found_and_read(tmp_path, file, container_format
     assert found is not None and found.path == str(path)
     waveform = load_clip(found.path)
     assert len(waveform) == pytest.approx(32_000, abs=1_600) and pitch_hz(waveform) == pytest.approx(440, abs=3)
+
+
+def test_joined_files_go_on_where_the_first_one_ends(tmp_path):
+    path = write_placed(tmp_path / "a.ts", [(0.0, 4.0)], "aac", video=(0.0, 4.0))
+    path.write_bytes(path.read_bytes() * 2)
+    assert beeps_s(load_clip(str(path))) == pytest.approx(np.arange(0.5, 8), abs=0.1)
+    frames = load_frames(str(path), 400, 64 * 48)
+    assert frames.fps == pytest.approx(50) and len(frames.pixels) == 400
