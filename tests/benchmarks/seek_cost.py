@@ -94,7 +94,7 @@ def cost_s(load: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    args = parse_arguments(BenchmarkArguments)
+    args = parse_arguments(BenchmarkArguments, __doc__)
     deep_s = args.minutes * 60 - 100.0
     slow = []
     with tempfile.TemporaryDirectory() as folder:
