@@ -338,7 +338,7 @@ def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> dict:
 
 def sounding_scene(rng: np.random.Generator) -> tuple[Scene, dict]:
     """A scene and its sound as an audio cell."""
-    from sightsound.media import encode_flac
+    from sightsound.audio import encode_flac
 
     scene = draw_scene(rng, traps=True)
     return scene, {"bytes": encode_flac(render_audio(scene, rng)), "path": None}

@@ -43,9 +43,10 @@ from sightsound.costs import dry_run
 from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.first_answers import check_reasoning
+from sightsound.frames import Frames, load_frames
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
-from sightsound.media import Frames, MediaError, MediaFolder, load_frames, video_name
+from sightsound.media import MediaError, MediaFolder, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
 from sightsound.publishing import shown_source
 from sightsound.ranks import Result, collect, finish, open_stage, write_results

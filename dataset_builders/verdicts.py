@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from sightsound import schema
+from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import (
@@ -49,7 +50,6 @@ from sightsound.costs import dry_run
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
 from sightsound.journal import Journal, fingerprint
-from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import get_benchmark
 from evaluation.finished_runs import answers_of, find_runs, run_names, split_of
 from sightsound import schema
+from sightsound.audio import stored_bytes
 from sightsound.cli import InputError, parse_arguments
 from sightsound.corpus import shown
 from sightsound.journal import write_atomically
@@ -86,7 +87,7 @@ class Clips:
         """Which of the clips is a question's; None once there was one for which there was no room."""
         if source.clip not in self._number and self._left > 0:
             row = source.dataset[source.position]
-            clip = {"sound": base64.b64encode(row["audio"]["bytes"]).decode(), **self._video(row)}
+            clip = {"sound": base64.b64encode(stored_bytes(row["audio"])).decode(), **self._video(row)}
             size = len(clip["sound"]) + len(clip.get("video", ""))
             if size <= self._left:
                 self._number[source.clip] = len(self.embedded)

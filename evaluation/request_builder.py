@@ -14,10 +14,12 @@ import numpy as np
 
 from evaluation.benchmarks import Row
 from evaluation.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffled
+from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Engine
 from sightsound.cli import InputError
 from sightsound.corpus import ACCEPT, read_parquet
-from sightsound.media import Clip, decode_audio, load_frames
+from sightsound.frames import load_frames
+from sightsound.media import Clip
 from sightsound.prompts import (
     COT_DISTILL_INSTRUCTION,
     COT_INSTRUCTION,

@@ -19,9 +19,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .cli import InputError
+from .frames import Frames
 from .generator import load_generator
 from .journal import Journal
-from .media import Frames, MediaError
+from .media import MediaError
 from .progress import RequestProgress
 from .prompts import user_message
 from .request_fields import RequestOptions

@@ -17,9 +17,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from . import schema
+from .audio import encode_flac, is_silent, load_clip
 from .cli import InputError
 from .journal import leave_with_parent, worker_pool
-from .media import Clip, MediaError, encode_flac, is_silent, load_clip, open_media, sha256_of
+from .media import Clip, MediaError, open_media, sha256_of
 
 
 # Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.

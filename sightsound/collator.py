@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .media import Frames, decode_audio
+from .audio import decode_audio
+from .frames import Frames
 from .prompts import user_message, with_audio
 from .schema import SAMPLING_RATE
 

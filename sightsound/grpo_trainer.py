@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
+from .audio import clip_key, decode_audio
 from .checkpoints import FullWeightsResume, freeze_positions
 from .cli import InputError
 from .generation_window import load_window, save_window, window_file
-from .media import decode_audio
 from .packed_attention import use_packed_attention
 from .processes import together
 from .prompt_sharing import pack, regroup, takes_any_mask
@@ -197,9 +197,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         """Features per row, one object per distinct clip (same bytes)."""
         extractor = self.processing_class.feature_extractor
         window_s = float(extractor.chunk_length)
-        by_clip: dict[bytes, Features] = {}
+        by_clip: dict[bytes | str, Features] = {}
         for cell in cells:
-            if cell["bytes"] not in by_clip:
+            if clip_key(cell) not in by_clip:
                 waveform = decode_audio(cell, window_s).waveform
                 mel = extractor(
                     waveform,
@@ -208,8 +208,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                     return_attention_mask=True,
                     return_tensors="pt",
                 ).to(self.accelerator.device)
-                by_clip[cell["bytes"]] = (mel["input_features"][0], mel["attention_mask"][0])
-        return [by_clip[cell["bytes"]] for cell in cells]
+                by_clip[clip_key(cell)] = (mel["input_features"][0], mel["attention_mask"][0])
+        return [by_clip[clip_key(cell)] for cell in cells]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .audio import encode_wav
 from .chat import ChatRequest, Sampling, seed_of
-from .media import encode_wav
 from .request_fields import IMAGES, VIDEO, RequestOptions
 from .sampling import NEUTRAL
 from .schema import REFUSED, SERVER_ERROR

@@ -306,7 +306,26 @@ def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
     for name, feature in dataset.features.items():
         if isinstance(feature, Audio):
             dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
+            if not Path(source).exists():
+                _check_paths(dataset, name, source)
     return dataset
+
+
+def _check_paths(dataset: Dataset, column: str, source: str) -> None:
+    """Raise `InputError` when a published dataset names sound files that did not come with it: it could name any file here."""
+    import pyarrow.compute as pc
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cells = dataset.data.column(column)
+    paths = pc.struct_field(cells, "path").filter(pc.is_null(pc.struct_field(cells, "bytes")))
+    downloads = [Path(folder).resolve() for folder in (HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)]
+    for path in paths.to_pylist():
+        if path and not any(Path(path).resolve().is_relative_to(folder) for folder in downloads):
+            raise InputError(
+                f"{source} holds no sound in '{column}' but the path {path}, which is no file of that dataset; ask its author "
+                "to publish it with `push_to_hub`, which embeds the sound"
+            )
 
 
 def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: str) -> None:

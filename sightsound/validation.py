@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .answers import is_correct, parse_answer
+from .audio import decode_audio
 from .chat import ChatRequest, Sampling, TransformersEngine
 from .checkpoints import load_full_weights
 from .cli import InputError
-from .media import decode_audio
 from .prompts import question_text
 
 

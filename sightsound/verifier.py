@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .audio import encode_wav
 from .chat import ChatRequest, ChatResult, Completion, Sampling
 from .checkpoints import load_processor, safetensors_only
 from .cli import InputError
 from .collator import IGNORED, CompletionCollator
 from .corpus import ACCEPT, INVALID, NO_REASONING, REJECT
 from .journal import fingerprint
-from .media import encode_wav
 from .schema import AudioById
 
 

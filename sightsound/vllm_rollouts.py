@@ -38,8 +38,8 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
+from .audio import clip_key, decode_audio
 from .cli import InputError
-from .media import decode_audio
 from .sampling import NEUTRAL
 from .schema import SAMPLING_RATE
 
@@ -124,8 +124,8 @@ def read_clips(cells: Sequence[dict[str, Any]], window_s: float) -> list[Clips]:
         cells (`Sequence[dict]`): `{"bytes", "path"}`, as stored in an undecoded `datasets.Audio` column.
         window_s (`float`): What the feature extractor takes in; vLLM is given no more than is scored.
     """
-    heard = {data: [decode_audio({"bytes": data}, window_s).waveform] for data in {cell["bytes"] for cell in cells}}
-    return [heard[cell["bytes"]] for cell in cells]
+    heard = {key: [decode_audio(cell, window_s).waveform] for key, cell in {clip_key(cell): cell for cell in cells}.items()}
+    return [heard[clip_key(cell)] for cell in cells]
 
 
 def vllm_name(name: str) -> str:

@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoProcessor
 
 from sightsound import schema
+from sightsound.audio import encode_flac
 from sightsound.cli import InputError
 from sightsound.collator import CompletionCollator
 from sightsound.hub import write_dataset_card
-from sightsound.media import encode_flac
 from sightsound.prompts import COT_INSTRUCTION, render_trace
 from sightsound.recipe import audio_rows, open_avqa_audio
 from tests.support import tiny

@@ -21,10 +21,10 @@ from test_media import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
 from sightsound.annotations import MAX_TEXT_CHARACTERS
+from sightsound.audio import decode_audio
 from sightsound.audio_dataset import AudioDatasetArguments
 from sightsound.cli import InputError
 from sightsound.clip_sounds import MIN_DURATION_S
-from sightsound.media import decode_audio
 from sightsound.publishing import PublishArguments
 from sightsound.schema import avqa_audio_features, open_dataset
 

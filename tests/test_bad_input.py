@@ -14,7 +14,8 @@ from conftest import REPO, tone
 from test_avqa_audio import annotation, ledger
 from test_media import pitch_hz
 
-from sightsound.media import MediaError, MediaFolder, decode_audio, load_clip
+from sightsound.audio import decode_audio, load_clip
+from sightsound.media import MediaError, MediaFolder
 from sightsound.schema import BUILD_OUTCOMES, open_dataset
 
 

@@ -19,8 +19,9 @@ import pytest
 from sightsound import openai_account, openai_protocol
 from sightsound.chat import MAX_UNANSWERED, ChatRequest, Sampling, StreamingEngine, run_requests
 from sightsound.cli import InputError
+from sightsound.frames import Frames
 from sightsound.journal import Journal
-from sightsound.media import Frames, MediaError
+from sightsound.media import MediaError
 from sightsound.openai_batches import BATCHES_FILE, OpenAIBatchEngine
 from sightsound.openai_engine import OpenAIEngine
 from tests.support.batch_server import DROPPED, MOMENTS, UNHEARD, BatchServer, Plan

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sightsound import openai_engine, openai_protocol
+from sightsound.audio import decode_audio
 from sightsound.chat import (
     ChatRequest,
     ChatResult,
@@ -25,8 +26,9 @@ from sightsound.chat import (
     run_requests,
 )
 from sightsound.cli import InputError
+from sightsound.frames import Frames, load_frames
 from sightsound.journal import Journal
-from sightsound.media import Frames, MediaError, decode_audio, load_frames
+from sightsound.media import MediaError
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.openai_replies import parse_completions
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer

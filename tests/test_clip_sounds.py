@@ -14,8 +14,9 @@ from conftest import REPO
 from test_avqa_audio import annotation
 from test_media import pitch_hz
 
+from sightsound.audio import decode_audio
 from sightsound.clip_sounds import decode_first
-from sightsound.media import Clip, decode_audio
+from sightsound.media import Clip
 from tests.support import tiny
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from sightsound.audio import decode_audio, encode_flac
 from sightsound.collator import IGNORED, CompletionCollator, audio_window_s, end_of_turn
-from sightsound.media import decode_audio, encode_flac, load_frames
+from sightsound.frames import load_frames
 
 
 COMPLETION = "<think>I hear a dog.</think><answer>dog</answer>"

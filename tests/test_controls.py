@@ -11,10 +11,10 @@ from evaluation import compare, generate, report
 from evaluation.controls import CONTROLS, consistency, deaf_by, gains_over, shuffled, verdict
 from evaluation.protocols import Decision
 from sightsound import schema
+from sightsound.audio import encode_flac
 from sightsound.chat import TransformersEngine
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
-from sightsound.media import encode_flac
 from sightsound.prompts import DIRECT_INSTRUCTION, question_text, render_label
 
 

@@ -10,8 +10,9 @@ from sightsound import costs
 from sightsound.chat import ChatRequest, Sampling
 from sightsound.cli import InputError
 from sightsound.costs import HeuristicCounter, ProcessorCounter, PromptTokens, dry_run, estimate, read_price
+from sightsound.frames import Frames
 from sightsound.journal import Journal
-from sightsound.media import Frames, MediaError
+from sightsound.media import MediaError
 from sightsound.schema import MISSING_MEDIA, SAMPLING_RATE
 
 

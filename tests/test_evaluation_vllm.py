@@ -25,10 +25,10 @@ import pytest
 
 from evaluation import generate
 from sightsound import schema
+from sightsound.audio import encode_flac
 from sightsound.benchmarks import mmau, music_avqa
 from sightsound.hub import write_dataset_card
 from sightsound.journal import JOURNAL_FILE
-from sightsound.media import encode_flac
 from tests.support import served
 from tests.support.tiny import REPO
 

@@ -9,8 +9,9 @@ from evaluation.controls import CONTROLS
 from evaluation.generate import Source
 from evaluation.request_builder import METHODS, Asking, RequestBuilder, check_controls, read_reasoning
 from sightsound import schema
+from sightsound.audio import decode_audio
 from sightsound.cli import InputError
-from sightsound.media import MediaError, decode_audio
+from sightsound.media import MediaError
 from sightsound.prompts import TEACHER_INSTRUCTION, question_text
 from sightsound.schema import open_dataset
 from tests.support.tiny import trace, trace_row, write_corpus, write_traces

@@ -14,10 +14,10 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
 from trl.trainer.utils import create_model_from_path
 
+from sightsound.audio import encode_flac
 from sightsound.cli import InputError
 from sightsound.generation_window import window_file
 from sightsound.grpo_trainer import HOPELESS_BATCHES, AudioGRPOTrainer, stack_features
-from sightsound.media import encode_flac
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.rewards import accuracy_reward, format_reward
 

@@ -7,20 +7,11 @@ import pytest
 import soundfile
 from conftest import tone
 
-from sightsound import media
+from sightsound import frames as frames_module
+from sightsound.audio import decode_audio, encode_flac, encode_wav, is_silent, load_clip
 from sightsound.cli import InputError
-from sightsound.media import (
-    Clip,
-    MediaError,
-    MediaFolder,
-    decode_audio,
-    encode_flac,
-    encode_wav,
-    is_silent,
-    load_clip,
-    load_frames,
-    video_name,
-)
+from sightsound.frames import load_frames
+from sightsound.media import Clip, MediaError, MediaFolder, video_name
 
 
 def pitch_hz(waveform: np.ndarray) -> float:
@@ -189,9 +180,9 @@ def test_frames_of_a_part_come_from_that_part(tmp_path, write_clip):
 def test_of_a_long_video_the_same_frames_come_without_holding_them_all(tmp_path, write_clip, monkeypatch):
     path = str(write_clip(tmp_path / "a.mp4", duration_s=2.0))
     for part in ({}, {"start_s": 0.5, "max_duration_s": 1.0}):
-        monkeypatch.setattr(media, "MAX_FRAMES_HELD", 640)
+        monkeypatch.setattr(frames_module, "MAX_PIXELS_HELD", 640 * 64 * 48)
         short = load_frames(path, 4, 40 * 30, **part)
-        monkeypatch.setattr(media, "MAX_FRAMES_HELD", 3)
+        monkeypatch.setattr(frames_module, "MAX_PIXELS_HELD", 3 * 64 * 48)
         long = load_frames(path, 4, 40 * 30, **part)
         assert np.array_equal(long.pixels, short.pixels) and long.fps == short.fps
 

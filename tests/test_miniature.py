@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dataset_builders import miniature
-from sightsound.media import decode_audio, load_frames
+from sightsound.audio import decode_audio
+from sightsound.frames import load_frames
 from sightsound.prompts import COT_INSTRUCTION, TEACHER_INSTRUCTION, heard_sounds
 from sightsound.schema import AudioById, open_dataset
 from tests.support.tiny import WORLD_SIZE, run_script

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightsound import schema
+from sightsound.audio import encode_flac, load_clip
 from sightsound.hub import write_dataset_card
-from sightsound.media import encode_flac, load_clip
 from sightsound.prompts import CHECKER_TRANSCRIPT, TEACHER_INSTRUCTION, question_text, render_trace
 from tests.support import tiny
 from tests.test_recipes import launch

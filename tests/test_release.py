@@ -14,9 +14,9 @@ from trl import SFTConfig
 
 from evaluation import publish
 from evaluation.scoring import NO_CONTROL
+from sightsound.audio import decode_audio
 from sightsound.cli import InputError
 from sightsound.journal import STAGE_FILE
-from sightsound.media import decode_audio
 from sightsound.prompts import DIRECT_INSTRUCTION, question_text
 from sightsound.publishing import provenance
 from sightsound.recipe import take_publication

@@ -15,7 +15,7 @@ from evaluation.generate import RunArguments
 from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, ChatResult, Sampling
 from sightsound.cli import InputError, parse_arguments
-from sightsound.media import Frames
+from sightsound.frames import Frames
 from sightsound.openai_batches import BATCHES_FILE, OpenAIBatchEngine
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.request_fields import IMAGES, RequestFieldArguments, RequestOptions, options_of

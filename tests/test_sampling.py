@@ -14,8 +14,8 @@ from test_grpo_trainer import make_rows, make_trainer
 
 from sightsound import validation
 from sightsound.answers import parse_answer
+from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
-from sightsound.media import decode_audio
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import COT_INSTRUCTION
 from sightsound.sampling import GROUPS, NEUTRAL, OPENAI_FIELDS

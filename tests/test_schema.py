@@ -7,9 +7,9 @@ import pytest
 from conftest import tone
 
 from sightsound import schema
+from sightsound.audio import decode_audio, encode_flac
 from sightsound.cli import InputError
 from sightsound.hub import render_card, write_dataset_card
-from sightsound.media import decode_audio, encode_flac
 
 
 def avqa_row(row_id: str, hz: float = 440.0) -> dict:
@@ -171,3 +171,16 @@ def test_a_card_with_a_value_that_nobody_gave_is_an_error():
 
     with pytest.raises(UndefinedError):
         render_card("dataset_traces.md")
+
+
+def test_a_published_dataset_may_not_name_files_that_did_not_come_with_it(tmp_path):
+    from datasets import Audio, Dataset
+
+    from sightsound import schema
+    from sightsound.cli import InputError
+
+    cells = [{"bytes": b"x", "path": "/etc/hostname"}, {"bytes": None, "path": str(tmp_path / "secret.wav")}]
+    dataset = Dataset.from_dict({"audio": cells}).cast_column("audio", Audio(decode=False))
+    with pytest.raises(InputError, match=r"someone/sounds holds no sound in 'audio' but the path .*secret\.wav"):
+        schema._check_paths(dataset, "audio", "someone/sounds")
+    schema._check_paths(dataset.select([0]).flatten_indices(), "audio", "someone/sounds")

@@ -15,9 +15,9 @@ from evaluation.generate import to_prediction
 from evaluation.score import main
 from evaluation.sections import parts_lines
 from sightsound import schema
+from sightsound.audio import encode_flac
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
-from sightsound.media import encode_flac
 from tests.support.loopback_hub import client, client_environment, loopback_hub
 from tests.test_avqa_audio import annotation as avqa_annotation
 from tests.test_mmau import annotation as mmau_annotation

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from sightsound.media import decode_audio
+from sightsound.audio import decode_audio
 from sightsound.prompts import DIRECT_INSTRUCTION, question_text, user_message
 from tests.support import served, tiny
 from tests.support.loopback_hub import client_environment, loopback_hub

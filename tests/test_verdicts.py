@@ -10,10 +10,10 @@ import pytest
 
 from dataset_builders.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound import schema
+from sightsound.audio import decode_audio
 from sightsound.chat import Completion
 from sightsound.corpus import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
 from sightsound.hub import write_dataset_card
-from sightsound.media import decode_audio
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
 from sightsound.sampling import NEUTRAL

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from sightsound import openai_protocol
+from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Sampling, TransformersEngine
 from sightsound.corpus import ACCEPT, CUT, NO_REASONING, REJECT
-from sightsound.media import Frames, decode_audio, load_frames
+from sightsound.frames import Frames, load_frames
 from sightsound.openai_engine import OpenAIEngine
 from tests.support import served
 from tests.support.tiny import read_ledger, read_rows, run_script

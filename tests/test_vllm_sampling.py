@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Sampling, TransformersEngine
-from sightsound.media import decode_audio
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.openai_protocol import content_of, request_body
 from sightsound.sampling import NEUTRAL

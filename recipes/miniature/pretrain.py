@@ -139,7 +139,7 @@ def make_teacher():  # type: ignore[no-untyped-def]
 
 def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
     """Pretraining rows in the collator's form; videos are decoded once, they are tiny."""
-    from sightsound.media import load_frames
+    from sightsound.frames import load_frames
     from sightsound.schema import open_dataset
 
     folder = world / "pretraining" / name

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sightsound.audio import encode_flac, load_clip
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.media import CLIP_DURATION_S, MEDIA_EXTENSIONS, MediaError, encode_flac, load_clip
+from sightsound.media import CLIP_DURATION_S, MEDIA_EXTENSIONS, MediaError
 from sightsound.schema import SAMPLING_RATE
 
 

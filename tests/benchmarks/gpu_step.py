@@ -85,7 +85,7 @@ def make_rows(count: int, clip_s: float, num_new_tokens: int) -> list[dict[str, 
     """Questions about noise, each with its own clip, and a target of about `num_new_tokens`."""
     import numpy as np
 
-    from sightsound.media import encode_flac
+    from sightsound.audio import encode_flac
     from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
 
     draw = np.random.default_rng(0)

@@ -156,7 +156,7 @@ def make_rows(seconds: int) -> list[dict[str, Any]]:
     """A question each about a clip of noise; the questions are of different lengths."""
     import numpy as np
 
-    from sightsound.media import encode_flac
+    from sightsound.audio import encode_flac
     from sightsound.prompts import COT_INSTRUCTION, question_text
     from sightsound.schema import SAMPLING_RATE
 

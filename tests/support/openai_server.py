@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
-from sightsound.media import Frames
+from sightsound.frames import Frames
 from sightsound.sampling import NEUTRAL
 
 

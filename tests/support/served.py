@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sightsound.chat import ChatRequest
-from sightsound.media import Frames
+from sightsound.frames import Frames
 from tests.support.tiny import REPO
 
 
