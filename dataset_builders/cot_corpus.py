@@ -22,6 +22,7 @@ from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import SELECTIONS, Funnel, TraceRow, Unjoined, join_verdicts, read_parquet, stream_rows
 from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
+from sightsound.inputs import CLIPS, open_input, pin_datasets
 from sightsound.journal import Stage, fingerprint
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
@@ -146,7 +147,7 @@ def check_inputs(args: CotCorpusArguments, dataset: Dataset) -> int:
 def build(args: CotCorpusArguments, stage: Stage) -> None:
     from tqdm import tqdm
 
-    dataset = schema.open_dataset(args.dataset, args.split)
+    dataset = open_input(args.dataset, args.split, CLIPS)
     count = check_inputs(args, dataset)
     traces, verified = stage.path / "data" / "traces", stage.path / "data" / "verified"
     for old in (traces, verified):  # of a run that was killed, perhaps before the inputs' number of rows was another
@@ -181,12 +182,17 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
 
 def main() -> None:
     args = parse_arguments(CotCorpusArguments, __doc__)
+    pin_datasets(args, ["dataset", "traces", "verdicts"], args.output_dir)
     settings = {name: fingerprint(getattr(args, name)) for name in ("dataset", "traces", "verdicts")}
     with Stage(args.output_dir, {**settings, "split": args.split, "license": args.license}) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
         else:
-            build(args, stage)
+            try:
+                build(args, stage)
+            except InputError:
+                shutil.rmtree(stage.path / "data", ignore_errors=True)  # of other inputs, the corrected command has other rows
+                raise
         args.publish(stage.path)
 
 

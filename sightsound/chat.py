@@ -227,13 +227,14 @@ def make_engine(
     timeout_s: float | None = None,
     prime: bool = False,
     batches: Path | None = None,
+    revision: str | None = None,
 ) -> Engine:
     """
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
-    them, `OpenAIBatchEngine` at the first `base_url`.
+    them, `OpenAIBatchEngine` at the first `base_url`. `revision` is of a model in this process: `generator.load_generator`.
     """
     if not base_url:
-        return TransformersEngine.load(model, batch_size, sampling)
+        return TransformersEngine.load(model, batch_size, sampling, revision)
     from .openai_batches import OpenAIBatchEngine
     from .openai_engine import TIMEOUT_S, OpenAIEngine
 

@@ -25,7 +25,7 @@ from .cli import InputError
 
 LOCK_FILE, OWNER_FILE = ".lock", ".lock.owner"
 # ENOSYS and ENOLCK: Lustre and NFS; EOPNOTSUPP and EINVAL: file systems in user space.
-_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 RENEW_EVERY_S = 5.0
 ABANDONED_AFTER_S = 60.0  # several times what a busy network file system delays a write
 
@@ -48,7 +48,7 @@ class FolderLock:
             self._file.close()
             if isinstance(error, BlockingIOError):
                 raise InputError(f"{folder} is being written by another process; wait for it or stop it") from error
-            if error.errno not in _NO_FLOCK:
+            if error.errno not in NO_FLOCK:
                 raise
             told = f"flock does not work there ({error.strerror}), so {OWNER_FILE} in it keeps other processes out"
             print(f"warning: {folder}: {told}", file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ def is_locked(folder: Path) -> bool:
         except BlockingIOError:
             return True
         except OSError as error:
-            if error.errno not in _NO_FLOCK:
+            if error.errno not in NO_FLOCK:
                 raise
             return _is_renewed(folder / OWNER_FILE)
     return False

@@ -25,13 +25,21 @@ if TYPE_CHECKING:
 # What the bytes of a dataset depend on.
 PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio", "numpy", "soundfile")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # nothing asks for one on the command line, but it may stand there
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
 
 
+def split_revision(source: str) -> tuple[str, str | None]:
+    """`ORG/NAME@REVISION` -> its parts; a folder, or an id alone, has no revision."""
+    name, _, revision = source.partition("@")
+    return (source, None) if Path(source).exists() or not revision else (name, revision)
+
+
 def is_hub_id(source: str) -> bool:
-    """Whether it has the form of a repository's id, and is nothing on this machine."""
-    return REPO_ID.fullmatch(source) is not None and not source.startswith(".") and not Path(source).exists()
+    """Whether it has the form of a repository's id, with or without a revision, and is nothing on this machine."""
+    name, _ = split_revision(source)
+    return REPO_ID.fullmatch(name) is not None and not source.startswith(".") and not Path(source).exists()
 
 
 def shown_source(source: str) -> str:
