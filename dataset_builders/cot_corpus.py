@@ -167,7 +167,12 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
     features = {"verified": schema.verified_features(), "traces": schema.traces_features()}
     write_dataset_card(
         stage.path,
-        render_card("dataset_traces.md", **card_values(funnel, traces, stage.settings)),
+        render_card(
+            "dataset_traces.md",
+            **card_values(funnel, traces, stage.settings),
+            repository=stage.path.resolve().name,
+            split="train",
+        ),
         configs,
         dataset_info=dataset_info(stage.path, configs, features),
         license=args.license,

@@ -253,6 +253,8 @@ def write_card(folder: Path, dataset: AudioDataset, counts: dict[str, Counter[st
         coverage=coverage_table(counts),
         sample=as_json(sample_row(folder, list(counts))),
         min_duration_s=MIN_DURATION_S,
+        repository=folder.resolve().name,
+        split=splits[0],
         **provenance(),
         **values,
     )

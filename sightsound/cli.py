@@ -17,6 +17,8 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from .launchers import repeat_below_traceback
+
 
 T = TypeVar("T")
 
@@ -140,7 +142,8 @@ def _reader_has_left() -> bool:
 
 
 def _end_with(message: str) -> typing.NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    repeat_below_traceback(f"\nerror: {message}\n")
     sys.exit(2)
 
 

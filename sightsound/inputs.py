@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import schema
 from .cli import InputError, nearest
 from .journal import STAGE_FILE, is_complete, read_settings
-from .publishing import REPO_ID, split_revision
+from .publishing import COMMIT, REPO_ID, split_revision
 from .retries import TRANSIENT, what_happened
 
 
@@ -136,8 +136,7 @@ def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) ->
     recorded = (read_settings(Path(output_dir)) or {}).get(flag) if output_dir is not None else None
     if revision is None and recorded is not None and split_revision(str(recorded))[0] == name:
         return str(recorded)
-    commit = _commit_on_hub(flag, name, "dataset", revision)
-    return name if commit is None else f"{name}@{commit}"
+    return f"{name}@{_commit_on_hub(flag, name, 'dataset', revision)}"
 
 
 def pin_datasets(arguments: Any, flags: Sequence[str], output_dir: str) -> None:
@@ -207,9 +206,9 @@ def _check_dataset_folder(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag} {folder} is no dataset folder: it holds no data/*.parquet{meant}")
 
 
-def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -> str | None:
+def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -> str:
     """
-    The commit of a repository; None where only the cache of `datasets` has it.
+    The commit of a repository.
 
     Raises:
         `InputError`: There is none of this name, it cannot be read with this token, or the Hub cannot be reached.
@@ -222,7 +221,7 @@ def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -
         raise InputError(f"{asked}: there is no such folder{_similar_folder(name)}")
     missing = f"{asked}: there is no folder {name} here{_similar_folder(name)}"
     if constants.HF_HUB_OFFLINE:
-        if (cached := _cached_commit(name, repo_type, revision)) or _is_in_datasets_cache(name):
+        if cached := _cached_commit(name, repo_type, revision):
             return cached
         raise InputError(f"{missing}, HF_HUB_OFFLINE is set, and the cache has no {repo_type} of that name")
     for attempt in range(1, LOOK_UPS + 1):
@@ -253,7 +252,8 @@ def _refusal(missing: str, name: str, repo_type: str, revision: str | None, erro
         return f"{name} has no revision {revision} on the Hub; give a branch, a tag or a commit of it"
     if isinstance(error, GatedRepoError):
         return f"{name} is gated: ask for access on its page, then set HF_TOKEN or run `hf auth login` ({what_happened(error)})"
-    if isinstance(error, RepositoryNotFoundError) and not (is_sent and "credentials" in what_happened(error)):
+    is_missing = isinstance(error, RepositoryNotFoundError) or error.response.status_code == 404
+    if is_missing and not (is_sent and "credentials" in what_happened(error)):
         may = "this token may not read it" if is_sent else "it is private: set HF_TOKEN or run `hf auth login`"
         return f"{missing}, and the Hub has no {repo_type} of that name, or {may}"
     return f"{name} cannot be read: {what_happened(error)}"
@@ -268,7 +268,8 @@ def _similar_folder(name: str) -> str:
 
 
 def _cached_commit(name: str, repo_type: str, revision: str | None) -> str | None:
-    """What the Hub's cache on this machine has as the revision."""
+    """The revision by the caches on this machine: the Hub's client knows branches, `datasets` what it has prepared."""
+    from datasets import config
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -276,10 +277,8 @@ def _cached_commit(name: str, repo_type: str, revision: str | None) -> str | Non
     if revision and (folder / "snapshots" / revision).is_dir():
         return revision
     ref = folder / "refs" / (revision or "main")
-    return ref.read_text().strip() if ref.is_file() else None
-
-
-def _is_in_datasets_cache(name: str) -> bool:
-    from datasets import config
-
-    return Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()
+    if ref.is_file():
+        return ref.read_text().strip()
+    prepared = Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).glob("*/*/*") if repo_type == "dataset" else ()
+    commits = [each for each in prepared if COMMIT.fullmatch(each.name) and revision in (None, each.name)]
+    return max(commits, key=lambda each: each.stat().st_mtime).name if commits else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli import InputError
+from .journal import write_atomically
 
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class PublishArguments:
         if self.push_to_hub is not None:
             from .hub import publish_dataset
 
+            card = folder / "README.md"
+            if card.is_file():  # its lines that load the dataset name the folder until then
+                named = f'load_dataset("{self.push_to_hub}"'
+                write_atomically(card, re.sub(r'load_dataset\("[^"]*"', named, card.read_text(encoding="utf-8")))
             revision = publish_dataset(folder, self.push_to_hub, self.private)
             print(f"published: {self.push_to_hub}, revision {revision}")
 
