@@ -100,7 +100,7 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance}
 
 
-def settings_of(args: TracesArguments, model_commit: str | None) -> dict[str, Any]:
+def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
     ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
     if args.base_url:

@@ -308,7 +308,7 @@ def batches_file(args: VerdictsArguments) -> Path | None:
     return path if args.batch_api else None
 
 
-def settings_of(args: VerdictsArguments, checker_commit: str | None) -> dict[str, Any]:
+def settings_of(args: VerdictsArguments, checker_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides a verdict. Which servers give it, and in how many ranks, does not."""
     ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "batch_api"]
     if args.base_url:

@@ -73,6 +73,8 @@ def main() -> None:
             publication.publish_model(stage.path / "model")
             return
         verdicts = open_input(script_args.verdicts, "train", VERDICTS)
+        if not any(verdicts["checker"]):
+            raise InputError(f"{script_args.verdicts} holds no verdicts; give the output of verdicts.py")
         dataset = open_input(script_args.audio, script_args.split, CLIPS)
         schema.check_same_clips(verdicts, dataset, f"split '{script_args.split}' of {script_args.audio}")
         audio = schema.AudioById(dataset)
