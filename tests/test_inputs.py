@@ -129,10 +129,10 @@ REFUSED = {
     "an expired token on a public dataset": (
         "hf_expiredExpiredExpired", "alice/traces", {}, "Invalid credentials .*; the token of HF_TOKEN is mistyped, expired or"
     ),
-    "a dataset that is not there": (None, "alice/gone", {}, "the Hub has no dataset of that name, or it is private: set HF_TOKEN"),
-    "a private one, with another's token": (STRANGER, "alice/private", {}, "has no dataset of that name, or this token may not"),
+    "a dataset that is not there": (None, "alice/gone", {}, "no dataset of that name, or it is private: set HF_TOKEN"),
+    "a private one, with another's token": (STRANGER, "alice/private", {}, "no dataset of that name, or this token may not"),
     "a revision that is not there": (None, "alice/traces@v2", {}, "alice/traces has no revision v2 on the Hub"),
-    "no network": (None, "alice/gone", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "no folder alice/gone here, and the Hub does not"),
+    "no network": (None, "alice/gone", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "no folder alice/gone here, and the Hub"),
 }  # fmt: skip
 
 
