@@ -114,7 +114,7 @@ def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[
 class TeacherRun:
     """The questions of a run, and how the teacher is asked about some of them."""
 
-    def __init__(self, args: TracesArguments, model_commit: str | None):
+    def __init__(self, args: TracesArguments, model_commit: str | None = None):
         dataset = open_input(args.dataset, args.split, CLIPS).remove_columns("audio")
         self.rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
         self.sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)

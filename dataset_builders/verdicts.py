@@ -182,7 +182,7 @@ def verify_by_probability(rows: list[TraceRow], checker: Checker, args: Verdicts
 class CheckerRun:
     """The traces of a run, the clips that they are about, and how the checker is asked about some of them."""
 
-    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None, checker_commit: str | None):
+    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None, checker_commit: str | None = None):
         self._args, self._verifier, self._checker_commit = args, verifier, checker_commit
         traces = open_input(args.traces, "train", TRACES)
         self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
