@@ -162,6 +162,7 @@ def test_an_output_folder_that_cannot_be_one_and_mistyped_flags_are_one_line(scr
         ("recipes/sft.py", {"eval_strategy": "steps", "eval_steps": 1, "validation_split": "val"}, "cannot open split 'val'"),
         ("recipes/grpo.py", {"per_device_train_batch_size": 200}, "12 questions do not fill one batch of 25"),
         ("recipes/verifier.py", {"verdicts": "traces"}, "traces holds no verdicts"),
+        ("evaluation", {"method": "cot_distill", "traces": "avqa", "split": "train"}, "does not hold teacher traces: it lacks"),
         ("evaluation", {"benchmark": "mmau"}, "avqa is no dataset of mmau"),
     ],
 )  # fmt: skip
