@@ -32,6 +32,7 @@ from sightsound.corpus import (
     stream_rows,
 )
 from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
+from sightsound.inputs import CLIPS, open_input, pin_datasets
 from sightsound.journal import Stage, fingerprint
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
@@ -157,7 +158,7 @@ def check_inputs(args: CotCorpusArguments, dataset: Dataset) -> int:
 def build(args: CotCorpusArguments, stage: Stage) -> None:
     from tqdm import tqdm
 
-    dataset = schema.open_dataset(args.dataset, args.split)
+    dataset = open_input(args.dataset, args.split, CLIPS)
     count = check_inputs(args, dataset)
     traces, verified = stage.path / "data" / "traces", stage.path / "data" / "verified"
     for old in (traces, verified):  # of a run that was killed, perhaps before the inputs' number of rows was another
@@ -177,7 +178,12 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
     features = {"verified": schema.verified_features(), "traces": schema.traces_features()}
     write_dataset_card(
         stage.path,
-        render_card("dataset_traces.md", **card_values(funnel, traces, stage.settings)),
+        render_card(
+            "dataset_traces.md",
+            **card_values(funnel, traces, stage.settings),
+            repository=stage.path.resolve().name,
+            split="train",
+        ),
         configs,
         dataset_info=dataset_info(stage.path, configs, features),
         license=args.license,
@@ -192,12 +198,17 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
 
 def main() -> None:
     args = parse_arguments(CotCorpusArguments, __doc__)
+    pin_datasets(args, ["dataset", "traces", "verdicts"], args.output_dir)
     settings = {name: fingerprint(getattr(args, name)) for name in ("dataset", "traces", "verdicts")}
     with Stage(args.output_dir, {**settings, "split": args.split, "license": args.license}) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
         else:
-            build(args, stage)
+            try:
+                build(args, stage)
+            except InputError:
+                shutil.rmtree(stage.path / "data", ignore_errors=True)  # of other inputs, the corrected command has other rows
+                raise
         args.publish(stage.path)
 
 

@@ -45,6 +45,7 @@ from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.first_answers import check_reasoning
 from sightsound.frames import Frames, load_frames
 from sightsound.hub import write_dataset_card
+from sightsound.inputs import CLIPS, open_input, pin_datasets, pin_model
 from sightsound.journal import Journal, fingerprint
 from sightsound.media import MediaError, MediaFolder, video_name
 from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
@@ -142,25 +143,26 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
 
 
-def settings_of(args: TracesArguments) -> dict[str, Any]:
+def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
     ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
     if args.base_url:
         ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
     engine = "server" if args.base_url else "in process"
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, **recorded(args, args.frames)}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, "model_commit": model_commit}
+    settings |= recorded(args, args.frames)
     return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
 
 
 class TeacherRun:
     """The questions of a run, and how the teacher is asked about some of them."""
 
-    def __init__(self, args: TracesArguments):
-        dataset = schema.open_dataset(args.dataset, args.split).remove_columns("audio")
+    def __init__(self, args: TracesArguments, model_commit: str | None = None):
+        dataset = open_input(args.dataset, args.split, CLIPS).remove_columns("audio")
         self.rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
         self.sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)
-        self._args, self._media = args, MediaFolder(args.media_dir)
+        self._args, self._media, self._model_commit = args, MediaFolder(args.media_dir), model_commit
 
     def build(self, key: str) -> ChatRequest:
         return build_request(self.rows[key], self._media, self._args)
@@ -178,6 +180,7 @@ class TeacherRun:
             args.request_timeout_s,
             args.prime,
             options=args.options(),
+            revision=self._model_commit,
         )
         journal = Journal(journal_file)
         teacher, is_part = shown_source(args.model), args.rank is not None
@@ -209,16 +212,18 @@ def main() -> None:
     if args.num_traces > 1 and args.temperature == 0:
         raise InputError(f"--temperature 0 gives {args.num_traces} times the same trace; raise it, or give --num_traces 1")
     args.options()
+    pin_datasets(args, ["dataset"], args.output_dir)
+    model_commit = None if args.base_url else pin_model("model", args.model, args.output_dir)
     if args.dry_run:
-        teacher = TeacherRun(args)
+        teacher = TeacherRun(args, model_commit)
         notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []
         print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir, notes))
         return
-    with open_stage(args, args.output_dir, settings_of(args)) as stage:
+    with open_stage(args, args.output_dir, settings_of(args, model_commit)) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        teacher = TeacherRun(args)
+        teacher = TeacherRun(args, model_commit)
         # What the engine in this process draws is a matter of all members of a call: no rank may cut one.
         align = 1 if args.base_url else max(1, args.batch_size // args.num_traces)
         results = collect(args, args.output_dir, stage, list(teacher.rows), align, teacher.ask)

@@ -49,6 +49,7 @@ from sightsound.corpus import (
 from sightsound.costs import dry_run
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.hub import write_dataset_card
+from sightsound.inputs import CLIPS, TRACES, open_input, pin_datasets, pin_model
 from sightsound.journal import Journal, fingerprint
 from sightsound.openai_batches import BATCHES_FILE
 from sightsound.openai_engine import OpenAIEngine
@@ -191,11 +192,11 @@ def verify_by_probability(rows: list[TraceRow], checker: Checker, args: Verdicts
 class CheckerRun:
     """The traces of a run, the clips that they are about, and how the checker is asked about some of them."""
 
-    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None):
-        self._args, self._verifier = args, verifier
-        traces = schema.open_dataset(args.traces, "train")
+    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None, checker_commit: str | None = None):
+        self._args, self._verifier, self._checker_commit = args, verifier, checker_commit
+        traces = open_input(args.traces, "train", TRACES)
         self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
-        dataset = schema.open_dataset(args.dataset, args.split)
+        dataset = open_input(args.dataset, args.split, CLIPS)
         self._audio = schema.AudioById(dataset)
         clips = self._traces.select_columns(["id", "media_sha256"])
         schema.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
@@ -234,7 +235,7 @@ class CheckerRun:
         rows: list[TraceRow] = [self._traces[self._position[row_id]] for row_id in ids]
         journal = Journal(journal_file)
         if self._verifier is not None:
-            engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size)
+            engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size, self._checker_commit)
             verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
         else:
             urls = [for_rank(url, args) for url in args.base_url or []]
@@ -248,6 +249,7 @@ class CheckerRun:
                 args.request_timeout_s,
                 batches=batches_file(args),
                 options=args.options(),
+                revision=self._checker_commit,
             )
             verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
             verify(rows, Checker(engine, self, journal), args)
@@ -280,18 +282,20 @@ class CheckerRun:
 def main() -> None:
     args = parse_arguments(VerdictsArguments, __doc__)
     args.options()
-    verifier = None if args.base_url else read_verifier(args.checker)
+    pin_datasets(args, ["dataset", "traces"], args.output_dir)
+    commit = None if args.base_url else pin_model("checker", args.checker, args.output_dir)
+    verifier = None if args.base_url else read_verifier(args.checker, commit)
     if verifier is not None:
         args.verdict_mode = VERIFIER_MODE
     if args.dry_run:
-        print(CheckerRun(args, verifier).estimate())
+        print(CheckerRun(args, verifier, commit).estimate())
         return
     batches_file(args)
-    with open_stage(args, args.output_dir, settings_of(args)) as stage:
+    with open_stage(args, args.output_dir, settings_of(args, commit)) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        checked = CheckerRun(args, verifier)
+        checked = CheckerRun(args, verifier, commit)
         align = 1 if args.base_url else args.batch_size
         results = collect(args, args.output_dir, stage, checked.ids, align, checked.judge)
         if results is None:
@@ -331,13 +335,14 @@ def batches_file(args: VerdictsArguments) -> Path | None:
     return path if args.batch_api else None
 
 
-def settings_of(args: VerdictsArguments) -> dict[str, Any]:
+def settings_of(args: VerdictsArguments, checker_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides a verdict. Which servers give it, and in how many ranks, does not."""
     ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "batch_api"]
     if args.base_url:
         ignored.append("batch_size")
     settings = {name: value for name, value in asdict(args).items() if name not in ignored}
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process", **recorded(args)}
+    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
+    settings |= {"model_commit": checker_commit, **recorded(args)}
     return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
 
 

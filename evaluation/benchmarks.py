@@ -13,7 +13,6 @@ besides):
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 Row = dict[str, Any]
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
     selected = rows.select(range(min(len(rows), limit or len(rows))))
     if benchmark.counted and not any(selected[benchmark.counted]):
         raise InputError(f"none of the first {len(selected)} questions counts in {name}'s average; give a larger --limit")
-    return selected, _commit_of(rows) or fingerprint(dataset) or dataset
+    return selected, schema.commit_of(rows) or fingerprint(dataset) or dataset
 
 
 def part_asked(asked: int, questions: int | None, are_pinned: bool | None) -> str | None:
@@ -152,12 +149,6 @@ def part_asked(asked: int, questions: int | None, are_pinned: bool | None) -> st
     if questions not in (None, asked):
         return f"{asked:,} of {questions:,} questions"
     return "other questions than the pinned ones" if are_pinned is False else None
-
-
-def _commit_of(rows: Dataset) -> str | None:
-    """The commit of a dataset that came from the Hub: `datasets` keeps each in a folder of that name, online and offline."""
-    folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
-    return next((name for name in folders if COMMIT.fullmatch(name)), None)
 
 
 def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[Row], str]:

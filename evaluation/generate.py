@@ -23,13 +23,13 @@ clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import BENCHMARKS, COMMIT, Row, get_benchmark, load_benchmark
+from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark
 from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, TEXT_ONLY
 from evaluation.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.prediction_files import read_rows
@@ -53,12 +53,12 @@ from sightsound.answers import is_correct, parse_answer
 from sightsound.benchmarks.pinned import TEXTS
 from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, read_json
-from sightsound.generator import resolved_revision
 from sightsound.hub import write_dataset_card
+from sightsound.inputs import pin_dataset, pin_model
 from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
 from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.prompts import PROMPT_VERSION
-from sightsound.publishing import shown_source
+from sightsound.publishing import COMMIT, shown_source
 from sightsound.request_fields import (
     FRAMES_HELP,
     IMAGES,
@@ -175,6 +175,12 @@ def sources_of(args: RunArguments) -> list[Source]:
         if name not in given["dataset"]:
             raise InputError(f"--dataset: nothing for {name}; give {name}=FOLDER_OR_HUB_ID")
     return [Source(name, **{flag: given[flag].get(name) for flag in PER_BENCHMARK}) for name in names]
+
+
+def pinned(source: Source) -> Source:
+    """The same with the commits of its datasets on the Hub."""
+    given = {flag: name for flag in ("dataset", "traces") if (name := getattr(source, flag)) is not None}
+    return replace(source, **{flag: pin_dataset(flag, name) for flag, name in given.items()})
 
 
 def check(args: RunArguments, sources: list[Source]) -> None:
@@ -396,12 +402,12 @@ def main(argv: list[str]) -> None:
         if args.base_url:
             options = args.options()
             return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
-        return TransformersEngine.load(args.model, args.batch_size, sampling, args.model_revision, args.base_model)
+        return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
 
     # What is wrong with the last benchmark is told before hours are spent on the first.
     runs = []
-    commit = None if args.base_url else resolved_revision(args.model, args.model_revision, args.base_model)
-    for source in sources:
+    commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
+    for source in map(pinned, sources):
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
         check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None

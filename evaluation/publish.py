@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import COMMIT, get_benchmark
+from evaluation.benchmarks import get_benchmark
 from evaluation.controls import verdict
 from evaluation.finished_runs import FinishedRun, find_runs, hears, predictions_file
 from evaluation.sections import by_protocol, losses_of, part_of, trained_on_told
@@ -28,7 +28,7 @@ from sightsound.cli import InputError, parse_arguments
 from sightsound.hub import publish_model, render_card
 from sightsound.journal import fingerprint
 from sightsound.model_card import TASK, chosen_by
-from sightsound.publishing import REPO_ID, PublishArguments, is_hub_id
+from sightsound.publishing import COMMIT, REPO_ID, PublishArguments, is_hub_id, split_revision
 
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ScoredRun:
     @property
     def hub_dataset(self) -> str | None:
         """The dataset on the Hub; None for a folder, which is known by its fingerprint."""
-        dataset = self.settings["dataset"]
+        dataset, _ = split_revision(self.settings["dataset"])
         return dataset if REPO_ID.fullmatch(dataset) and COMMIT.fullmatch(self.results["benchmark_revision"]) else None
 
     @property
@@ -176,7 +176,7 @@ def check_run(run: FinishedRun, model: Path) -> ScoredRun:
         told = f"{folder} holds answers of another checkpoint than {model} ({results['model']}; {copied})"
         raise InputError(f"{told}; give the folder that was evaluated, or evaluate this one")
     split = settings["split"] or get_benchmark(results["benchmark"]).split
-    return ScoredRun(Path(folder), results, [settings["dataset"], split] in chosen_by(str(model)))
+    return ScoredRun(Path(folder), results, [split_revision(settings["dataset"])[0], split] in chosen_by(str(model)))
 
 
 def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:

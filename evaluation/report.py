@@ -38,6 +38,7 @@ from evaluation.sections import (
 )
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.journal import fingerprint, write_atomically
+from sightsound.publishing import split_revision
 
 
 PAGE = "browser"
@@ -142,8 +143,8 @@ def page_arguments(
     Raises:
         `InputError`: No run is about that dataset.
     """
-    about = fingerprint(dataset)
-    asked = [each for each in runs if each.results["settings"]["dataset"] == about]
+    about = fingerprint(split_revision(dataset)[0])
+    asked = [each for each in runs if split_revision(each.results["settings"]["dataset"])[0] == about]
     if not asked:
         raise InputError(f"none of the runs was asked the questions of {dataset}; give the dataset that they were asked")
     first = asked[0]

@@ -17,8 +17,9 @@ from evaluation.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED,
 from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Engine
 from sightsound.cli import InputError
-from sightsound.corpus import ACCEPT, read_parquet
+from sightsound.corpus import ACCEPT, parquet_schema, read_parquet
 from sightsound.frames import load_frames
+from sightsound.inputs import TRACES, check_kind
 from sightsound.media import Clip
 from sightsound.prompts import (
     COT_DISTILL_INSTRUCTION,
@@ -29,6 +30,7 @@ from sightsound.prompts import (
     ZERO_SHOT_COT_INSTRUCTION,
     question_text,
 )
+from sightsound.publishing import split_revision
 
 
 if TYPE_CHECKING:
@@ -201,11 +203,16 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
 
 def _files_of_traces(source: str) -> Collection[Any]:
     """In a corpus they are a part of their own, beside what is published to be trained on."""
-    from datasets import get_dataset_config_names, load_dataset_builder
+    import pyarrow as pa
+    from datasets import Features, get_dataset_config_names, load_dataset_builder
 
+    name, revision = split_revision(source)
     try:
-        config = "traces" if "traces" in get_dataset_config_names(source) else None
-        return load_dataset_builder(source, config).config.data_files["train"]
-    except (FileNotFoundError, ValueError, ConnectionError, KeyError) as error:
+        config = "traces" if "traces" in get_dataset_config_names(name, revision=revision) else None
+        files = load_dataset_builder(name, config, revision=revision).config.data_files["train"]
+        found = Features.from_arrow_schema(parquet_schema(files[0]))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--traces: {source} cannot be opened ({reason}); expected a folder or a Hub id of traces") from error
+    check_kind(found, source, TRACES)
+    return files

@@ -12,7 +12,7 @@ going on after a kill, publishing: as in `sft.py`. Validation questions are answ
 
 from dataclasses import asdict, dataclass, field
 
-from sightsound.cli import InputError, run, show_help_and_exit
+from sightsound.cli import run, show_help_and_exit
 from sightsound.recipe import ValidationArguments
 
 
@@ -36,6 +36,7 @@ def main() -> None:
 
     from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
     from sightsound.collator import CompletionCollator
+    from sightsound.grpo_batches import check_fills_a_batch
     from sightsound.grpo_trainer import AudioGRPOTrainer
     from sightsound.journal import fingerprint
     from sightsound.model_card import chosen_by, count_outcomes, write_student_card
@@ -53,6 +54,7 @@ def main() -> None:
         callbacks_of,
         lora_of,
         parse_config,
+        pin_inputs,
         refuse_what_would_be_ignored,
         take_publication,
         training_settings,
@@ -67,10 +69,13 @@ def main() -> None:
         publication = take_publication(training_args)
         refuse_another_launch_than_asked(training_args)
         refuse_what_would_be_ignored(training_args, model_args)
+    commit = pin_inputs(script_args, model_args, training_args.output_dir, ("traces", "audio"))
+    with together():
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
-        settings["base_chosen_by"] = chosen_by(model_args.model_name_or_path) or None
+        settings |= {"base_chosen_by": chosen_by(model_args.model_name_or_path) or None, "model_commit": commit}
+    model_args.model_revision = commit or model_args.model_revision
     with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
             if is_main_process():
@@ -86,11 +91,7 @@ def main() -> None:
                 script_args, CompletionCollator(processor), stage.path / "ledger.parquet", samples_its_own=True
             )
             validation = validation_of(script_args, training_args, COT_INSTRUCTION)
-            prompts_per_step = training_args.generation_batch_size // training_args.num_generations
-            if len(dataset) < prompts_per_step:
-                raise InputError(
-                    f"{len(dataset)} questions do not fill one batch of {prompts_per_step}: TRL would train on none"
-                )
+            check_fills_a_batch(len(dataset), training_args)
             training_args.model_init_kwargs = {
                 "revision": model_args.model_revision,
                 "dtype": model_args.dtype,

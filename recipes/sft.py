@@ -57,6 +57,7 @@ def main() -> None:
         callbacks_of,
         lora_of,
         parse_config,
+        pin_inputs,
         refuse_what_would_be_ignored,
         take_publication,
         training_settings,
@@ -70,10 +71,13 @@ def main() -> None:
         publication = take_publication(training_args)
         refuse_another_launch_than_asked(training_args)
         refuse_what_would_be_ignored(training_args, model_args)
+    commit = pin_inputs(script_args, model_args, training_args.output_dir, ("traces", "audio"))
+    with together():
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
-        settings["base_chosen_by"] = chosen_by(model_args.model_name_or_path) or None
+        settings |= {"base_chosen_by": chosen_by(model_args.model_name_or_path) or None, "model_commit": commit}
+    model_args.model_revision = commit or model_args.model_revision
     with SharedStage(training_args.output_dir, settings) as stage:
         if stage.complete:
             if is_main_process():

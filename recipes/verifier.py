@@ -45,12 +45,13 @@ def main() -> None:
 
     from sightsound import schema
     from sightsound.checkpoints import last_complete_checkpoint, load_processor, safetensors_only, save_checkpoint
+    from sightsound.inputs import CLIPS, VERDICTS, open_input
     from sightsound.journal import Stage, fingerprint
     from sightsound.model_card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.processes import refuse_several_processes
     from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
     from sightsound.publishing import shown_source
-    from sightsound.recipe import parse_config, refuse_what_would_be_ignored, take_publication, training_settings
+    from sightsound.recipe import parse_config, pin_inputs, refuse_what_would_be_ignored, take_publication, training_settings
     from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
     from sightsound.verifier_trainer import VerifierTrainer
 
@@ -60,16 +61,21 @@ def main() -> None:
     refuse_what_would_be_ignored(training_args, model_args)
     if not model_args.use_peft:
         raise InputError("the verifier is a LoRA on the language model: set use_peft and lora_target_modules")
+    commit = pin_inputs(script_args, model_args, training_args.output_dir, ("verdicts", "audio"))
     settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
     for name in ("verdicts", "audio", "model_name_or_path"):
         settings[name] = fingerprint(settings[name])
+    settings["model_commit"] = commit
+    model_args.model_revision = commit or model_args.model_revision
     with Stage(training_args.output_dir, settings) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             publication.publish_model(stage.path / "model")
             return
-        verdicts = schema.open_dataset(script_args.verdicts, "train")
-        dataset = schema.open_dataset(script_args.audio, script_args.split)
+        verdicts = open_input(script_args.verdicts, "train", VERDICTS)
+        if not any(verdicts["checker"]):
+            raise InputError(f"{script_args.verdicts} holds no verdicts; give the output of verdicts.py")
+        dataset = open_input(script_args.audio, script_args.split, CLIPS)
         schema.check_same_clips(verdicts, dataset, f"split '{script_args.split}' of {script_args.audio}")
         audio = schema.AudioById(dataset)
         parts = calibration_parts(verdicts, script_args.max_clips)

@@ -123,6 +123,8 @@ def write_card(
         overlaps=overlaps,
         sample=as_json(sample_row(folder, splits)),
         min_duration_s=MIN_DURATION_S,
+        repository=folder.resolve().name,
+        split=splits[0],
         shortest_s=f"{min(durations_s):.1f}",
         longest_s=f"{max(durations_s):.1f}",
         **provenance(),

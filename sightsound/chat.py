@@ -233,13 +233,15 @@ def make_engine(
     prime: bool = False,
     batches: Path | None = None,
     options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
+    revision: str | None = None,
 ) -> Engine:
     """
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
-    them, `OpenAIBatchEngine` at the first `base_url`. `options` are what its requests hold otherwise.
+    them, `OpenAIBatchEngine` at the first `base_url`. `options` are what its requests hold otherwise, `revision` is of a model
+    in this process: `generator.load_generator`.
     """
     if not base_url:
-        return TransformersEngine.load(model, batch_size, sampling)
+        return TransformersEngine.load(model, batch_size, sampling, revision)
     from .openai_batches import OpenAIBatchEngine
     from .openai_engine import TIMEOUT_S, OpenAIEngine
 

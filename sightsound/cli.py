@@ -6,28 +6,60 @@ Command lines: a dataclass becomes flags, bad input becomes one line and exit co
 
 import argparse
 import dataclasses
+import difflib
+import errno
 import json
 import os
 import select
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
+
+from .launchers import repeat_below_traceback
 
 
 T = TypeVar("T")
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse prints the whole usage before the one line that matters."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one most resembles, if any does."""
+    by_form: dict[str, str] = {}
+    for each in known:  # TRL has two spellings of each flag: the first is the field's name
+        by_form.setdefault(_plain(each), each)
+    found = difflib.get_close_matches(_plain(word), by_form, n=1, cutoff=0.7)
+    return by_form[found[0]] if found else None
 
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
+
+def _plain(word: str) -> str:
+    """Without what is confused most often: case, and `-` for `_`."""
+    return word.lower().replace("-", "_")
 
 
 class InputError(Exception):
     """What the user gave cannot be used. The message says what was expected, what was seen and what to do."""
+
+
+def unknown_flags(argv: Iterable[str], known: Iterable[str]) -> str:
+    """What to add to a parser's message: each flag that it does not know, with the one that may have been meant; or nothing."""
+    flags = [flag for flag in known if flag.startswith("--")]
+    unknown = dict.fromkeys(part.split("=")[0] for part in argv if part.startswith("--") and part != "--")
+    meant = {flag: nearest(flag, flags) for flag in unknown if flag not in flags}
+    return "".join(f"; {flag}: did you mean {found}?" for flag, found in meant.items() if found)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints the whole usage before the one line that matters."""
+
+    argv: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.argv = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"error: {message}{unknown_flags(self.argv, self._option_string_actions)}; see --help\n")
 
 
 def _element_type(annotation: Any) -> tuple[type, bool]:
@@ -109,6 +141,12 @@ def _reader_has_left() -> bool:
     return bool(poll.poll(0))
 
 
+def _end_with(message: str) -> typing.NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    repeat_below_traceback(f"\nerror: {message}\n")
+    sys.exit(2)
+
+
 def run(main: Callable[[], None]) -> None:
     """
     Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, a traceback and 1 otherwise.
@@ -128,8 +166,12 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
         sys.exit(1)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end_with(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        _end_with(f"the disk is full{where} ({error.strerror}); free space and run the same command again")
 
 
 def read_json(path: str) -> Any:

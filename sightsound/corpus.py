@@ -19,6 +19,7 @@ from . import schema
 from .answers import has_trace_format
 from .cli import InputError
 from .prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text, render_label
+from .publishing import split_revision
 
 
 TraceRow = dict[str, Any]
@@ -187,15 +188,30 @@ def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[T
     Raises:
         `InputError`: There is no such dataset.
     """
-    from datasets import load_dataset_builder
+    import pyarrow as pa
+    from datasets import Features, load_dataset_builder
 
+    from .inputs import TRACES, check_kind
+
+    name, revision = split_revision(source)
     try:
-        files = load_dataset_builder(source).config.data_files["train"]
-    except (FileNotFoundError, ValueError, ConnectionError, KeyError) as error:
+        files = load_dataset_builder(name, revision=revision).config.data_files["train"]
+        found = Features.from_arrow_schema(parquet_schema(files[0]))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         told = f"cannot open split 'train' of {source} ({reason}); expected a dataset folder or a Hub dataset id"
         raise InputError(told) from error
+    check_kind(found, source, TRACES)
     return read_parquet(files, columns)
+
+
+def parquet_schema(file: str | Path) -> Any:
+    """The Arrow schema of a parquet file, here or on the Hub."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    with fsspec.open(str(file), "rb") as opened:
+        return pq.read_schema(opened)
 
 
 def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

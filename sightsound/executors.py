@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from .cli import InputError
+from .journal import RANKS_FOLDER
 
 
 LOCAL, RAY, SLURM = "local", "ray", "slurm"
-RANKS_FOLDER = ".ranks"
 # What a finished rank leaves. Not `.parquet`: nothing that looks for data may find them before they are joined.
 ROWS_PART, LEDGER_PART = "rows.part", "ledger.part"
 JOB_FILE = "slurm_job"
@@ -155,6 +155,8 @@ def run_ranks(args: ScaleArguments, output_dir: str) -> bool:
     missing = _missing(args, output_dir)
     if not missing:
         return True
+    if args.executor == SLURM and shutil.which("sbatch") is None:
+        raise InputError("--executor slurm: there is no sbatch here; run this command where jobs are submitted")
     logs = Path(output_dir).resolve() / RANKS_FOLDER / f"datatrove-of-{args.num_tasks}"
     # datatrove's marks would keep a rank from running whose folder was deleted, or made by hand; the parts are what counts.
     for rank in range(args.num_tasks):
@@ -248,12 +250,9 @@ def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
     _refuse_while_queued(logs)
     try:
         executor.run()
-        (logs / JOB_FILE).write_text(str(executor.job_id))
-    except FileNotFoundError as error:
-        if error.filename != "sbatch":
-            raise
-        told = f"{logs / 'launch_script.slurm'} is written, but there is no sbatch here"
-        raise InputError(f"{told}; run this command where jobs are submitted") from error
+    except subprocess.CalledProcessError as error:  # its own words are on the terminal already
+        raise InputError(f"sbatch refused the job (exit code {error.returncode}); mend --slurm_... and run again") from error
+    (logs / JOB_FILE).write_text(str(executor.job_id))
 
 
 def _refuse_while_queued(logs: Path) -> None:

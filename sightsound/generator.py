@@ -29,7 +29,7 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
 
     Args:
         model (`str`): Local folder or Hub id.
-        revision (`str`, *optional*): Of the Hub model.
+        revision (`str`, *optional*): Of the Hub model; or what `resolved_revision` gave, so that a LoRA's base is the same too.
         base_model (`str`, *optional*): Where the base of a LoRA is now, if the folder that it names is gone.
 
     Returns:
@@ -40,10 +40,12 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
     """
     import transformers
 
+    revision, of_base = _split_revisions(model, revision)
     adapter = _read_adapter(model, revision)
     if adapter is None and base_model is not None:
         raise InputError(f"{model} is no adapter, and --base_model is the base of one; leave it out")
     source, of = (model, revision) if adapter is None else _base_of(model, adapter, base_model)
+    of = of_base or of
     processor = load_processor(source, of)
     if getattr(processor, "chat_template", None) is None:
         told = "nothing says how it wants to be asked"
@@ -61,6 +63,14 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
         return loaded, processor, told
     merged, of_adapter = _merge_adapter(loaded, model, revision)
     return merged, processor, f"{of_adapter} on {shown_source(source)} {told}"
+
+
+def _split_revisions(model: str, revision: str | None) -> tuple[str | None, str | None]:
+    """Of the model and of a LoRA's base, from what `resolved_revision` gave; of a folder there is only the base's."""
+    if Path(model).is_dir():
+        return None, revision
+    own, _, of_base = (revision or "").partition(" on ")
+    return own or None, of_base or None
 
 
 def resolved_revision(model: str, revision: str | None = None, base_model: str | None = None) -> str | None:

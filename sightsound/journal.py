@@ -6,7 +6,6 @@ complete) and, while it runs, `journal.jsonl` (one line per finished request). A
 rerun of a complete stage does nothing; other settings are refused, because half of each would be neither.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -18,14 +17,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .cli import InputError
+from .locks import FolderLock
 
 
 STAGE_FILE = "stage.json"
 JOURNAL_FILE = "journal.jsonl"
-_LOCK_FILE = ".lock"
+LEDGER_FILE = "ledger.parquet"
+RANKS_FOLDER = ".ranks"
+_RANK_LOG = re.compile(r"\.ranks/(?:\d+-of-\d+\.log|datatrove-of-\d+/.*)")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
@@ -152,7 +154,7 @@ class Stage:
     def __init__(self, output_dir: str | Path, settings: dict[str, Any]):
         self.path = Path(output_dir)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
         self._new_folders: list[Path] = []
         self.complete = False
 
@@ -162,19 +164,17 @@ class Stage:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {self.path} cannot be made a folder ({error}); choose another") from error
-        self._lock = open(self.path / _LOCK_FILE, "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise InputError(f"{self.path} is being written by another process; wait for it or stop it") from error
+            self._lock = FolderLock(self.path)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path} cannot be written to ({error}); choose another") from error
         file = self.path / STAGE_FILE
         recorded = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if recorded is not None and recorded["settings"] is not None:
             try:
                 self._refuse_other_settings(recorded["settings"])
             except InputError:
-                self._lock.close()
+                self._lock.release()
                 raise
             self.complete = recorded["complete"]
         elif recorded is not None:
@@ -182,22 +182,34 @@ class Stage:
         else:
             foreign = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
             if foreign:
-                self._lock.close()
+                self._lock.release()
                 raise InputError(f"{self.path} holds files already (first: {foreign[0]}); choose a new or empty folder")
             self._write(complete=False)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._lock is not None:
-            made = [path for path in self.path.rglob("*") if path.is_file() and path.stat().st_size and path.name[0] != "."]
-            if isinstance(error, InputError) and [path.name for path in made] == [STAGE_FILE]:
-                self._leave_nothing()  # nothing was made of them: the corrected command may use this folder
-            self._lock.close()
+            if isinstance(error, InputError) and not self._has_results():
+                self._leave_nothing(str(error))  # the corrected command may use this folder
+            self._lock.release()
 
-    def _leave_nothing(self) -> None:
+    def _has_results(self) -> bool:
+        """Whether there is anything that a rerun would go on with; a ledger and the logs of ranks only tell of the start."""
+        files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file() and file.stat().st_size]
+        left = [file for file in files if str(file) not in (STAGE_FILE, LEDGER_FILE) and file.name[0] != "."]
+        return self.complete or not all(_RANK_LOG.match(file.as_posix()) for file in left)
+
+    def _leave_nothing(self, message: str) -> None:
         """Take away what entering made, which others would find and count as a stage that was started."""
-        for name in (STAGE_FILE, JOURNAL_FILE, _LOCK_FILE):
-            (self.path / name).unlink(missing_ok=True)
+        ranks, ledger = self.path / RANKS_FOLDER, self.path / LEDGER_FILE
+        if any(str(file) in message for file in (ledger, *ranks.rglob("*.log")) if file.is_file()):
+            self.forget_settings()  # the message sends its reader to that file
+            return
+        for file in (self.path / STAGE_FILE, self.path / JOURNAL_FILE, ledger):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(ranks, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release(delete=True)
         with suppress(OSError):  # somebody else's files are there by now
             for folder in self._new_folders:
                 folder.rmdir()

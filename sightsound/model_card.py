@@ -12,7 +12,7 @@ from .corpus import Funnel
 from .hub import render_card
 from .journal import read_settings, write_atomically
 from .prompts import PROMPT_VERSION
-from .publishing import REPO_ID, is_hub_id, provenance, shown_source
+from .publishing import REPO_ID, is_hub_id, provenance, shown_source, split_revision
 
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def chosen_by(model: str) -> list[list[str]]:
     Every stage hands on those of its base, which may be gone when the last checkpoint is published.
     """
     settings = read_settings(Path(model).parent) or {}
-    own = [[settings["audio"], settings["validation_split"]]] if settings.get("load_best_model_at_end") else []
+    own = (
+        [[split_revision(settings["audio"])[0], settings["validation_split"]]] if settings.get("load_best_model_at_end") else []
+    )
     return [*(settings.get("base_chosen_by") or []), *own]
 
 
@@ -112,7 +114,7 @@ def write_model_card(
     """
     origin = origin_on_hub(base)
     licence = LICENSES.get(origin or "")
-    on_hub = [source for source in sources.values() if source and is_hub_id(source)]
+    on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
     front = {
         "library_name": "peft" if relation == "adapter" else "transformers",
         "pipeline_tag": TASK,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli import InputError
+from .journal import write_atomically
 
 
 if TYPE_CHECKING:
@@ -25,13 +26,21 @@ if TYPE_CHECKING:
 # What the bytes of a dataset depend on.
 PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio", "numpy", "soundfile")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # nothing asks for one on the command line, but it may stand there
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
 
 
+def split_revision(source: str) -> tuple[str, str | None]:
+    """`ORG/NAME@REVISION` -> its parts; a folder, or an id alone, has no revision."""
+    name, _, revision = source.partition("@")
+    return (source, None) if Path(source).exists() or not revision else (name, revision)
+
+
 def is_hub_id(source: str) -> bool:
-    """Whether it has the form of a repository's id, and is nothing on this machine."""
-    return REPO_ID.fullmatch(source) is not None and not source.startswith(".") and not Path(source).exists()
+    """Whether it has the form of a repository's id, with or without a revision, and is nothing on this machine."""
+    name, _ = split_revision(source)
+    return REPO_ID.fullmatch(name) is not None and not source.startswith(".") and not Path(source).exists()
 
 
 def shown_source(source: str) -> str:
@@ -63,6 +72,10 @@ class PublishArguments:
         if self.push_to_hub is not None:
             from .hub import publish_dataset
 
+            card = folder / "README.md"
+            if card.is_file():  # its lines that load the dataset name the folder until then
+                named = f'load_dataset("{self.push_to_hub}"'
+                write_atomically(card, re.sub(r'load_dataset\("[^"]*"', named, card.read_text(encoding="utf-8")))
             revision = publish_dataset(folder, self.push_to_hub, self.private)
             print(f"published: {self.push_to_hub}, revision {revision}")
 

@@ -13,7 +13,6 @@ Folders have to be on a file system that every rank sees.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from .cli import InputError
 from .corpus import Funnel, read_parquet
 from .executors import LEDGER_PART, RANKS_FOLDER, ROWS_PART, ScaleArguments, end_with_parent, rank_folder, run_ranks
 from .journal import JOURNAL_FILE, Journal, Stage, read_journal, read_settings
+from .locks import is_locked
 
 
 Row = dict[str, Any]
@@ -145,22 +145,13 @@ def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str], stage: St
     wanted = set(ids)
     journal = Journal(own / JOURNAL_FILE)
     for file in others:
-        if file.parent != output_dir and _is_locked(file.parent):
+        if file.parent != output_dir and is_locked(file.parent):
             raise InputError(f"{file.parent} is being written by a rank of an earlier command; wait for it or stop it")
         _check_settings(file.parent, stage)
         # A question's own request, or one of several whose keys begin with its id ("id/0#1").
         found = ((key, value) for key, value, _ in read_journal(file) if key in wanted or key.rpartition("/")[0] in wanted)
         journal.append((key, value) for key, value in found if key not in journal)
     journal.close()
-
-
-def _is_locked(folder: Path) -> bool:
-    with open(folder / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look do not keep each other out
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _join(args: ScaleArguments, output_dir: str, ids: Sequence[str]) -> Iterator[Result]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .cli import InputError
+from .cli import InputError, unknown_flags
 from .corpus import GROUND_TRUTH, SELECTIONS, gold_labels, select
-from .processes import describe_processes, is_main_process, whole_models
+from .processes import describe_processes, is_main_process, on_main_process, whole_models
 from .prompts import COT_INSTRUCTION, PROMPT_VERSION
 from .publishing import REPO_ID, PublishArguments
 
@@ -66,11 +68,46 @@ def parse_config(dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
         def error(self, message: str) -> NoReturn:  # argparse would print every field there is
             raise ValueError(message)
 
+        def set_defaults_with_config(self, **fields: Any) -> list[str]:
+            if unknown := [part for part in super().set_defaults_with_config(**fields) if part.startswith("--")]:
+                names = ", ".join(unknown).replace("--", "")
+                meant = unknown_flags(unknown, flags).replace("--", "")
+                raise ValueError(f"the file of --config has fields that this recipe does not know: {names}{meant}")
+            return []
+
+    # An abbreviation that is clear today is another field's once there is one more.
+    parser = Parser(dataclasses, allow_abbrev=False)
+    flags = ["--config", *parser._option_string_actions]
+    if sys.argv[-1] == "--config":
+        raise InputError("--config is without a value; give a YAML file, such as one of recipes/miniature/")
     try:
-        return Parser(dataclasses).parse_args_and_config()
-    except (ValueError, TypeError, FileNotFoundError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
+        return parser.parse_args_and_config()
+    except (ValueError, TypeError, OSError, IndexError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split()) + unknown_flags(sys.argv[1:], flags)
         raise InputError(f"{told}; see --help for the fields that this recipe accepts") from error
+
+
+def pin_inputs(script_args: Any, model_args: ModelConfig, output_dir: str, flags: Sequence[str]) -> str | None:
+    """
+    Look up on the Hub what training reads: by the main process, for all. Datasets are pinned in place.
+
+    Args:
+        flags (`Sequence[str]`): The fields of `script_args` that name datasets.
+
+    Returns:
+        `str` or `None`: The model's commit, of a Hub model.
+    """
+    from .inputs import pin_datasets, pin_model
+
+    def look_up() -> tuple[list[str | None], str | None]:
+        pin_datasets(script_args, flags, output_dir)
+        commit = pin_model("model_name_or_path", model_args.model_name_or_path, output_dir, model_args.model_revision)
+        return [getattr(script_args, flag) for flag in flags], commit
+
+    pinned, commit = on_main_process(look_up)
+    for flag, source in zip(flags, pinned, strict=True):
+        setattr(script_args, flag, source)
+    return commit
 
 
 def training_settings(arguments: TrainingArguments) -> dict[str, Any]:
@@ -176,6 +213,7 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
     Raises:
         `InputError`: The best checkpoint is asked for without an evaluation, or by another metric; or FSDP shards the model.
     """
+    from .inputs import CLIPS, open_input
     from .validation import METRIC, ValidationSet
 
     if training_args.eval_strategy == "no":
@@ -195,7 +233,7 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
     training_args.metric_for_best_model, training_args.greater_is_better = METRIC, True
     # What early stopping has counted so far.
     training_args.restore_callback_states_from_checkpoint = True
-    rows = open_avqa_audio(script_args.audio, script_args.validation_split)
+    rows = open_input(script_args.audio, script_args.validation_split, CLIPS)
     size = training_args.per_device_eval_batch_size
     return ValidationSet.evenly_spaced(rows, script_args.num_validation, instruction, size, script_args.validation_max_tokens)
 
@@ -208,34 +246,10 @@ def callbacks_of(script_args: Any) -> list[Any]:
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
-# What training reads of avqa-audio.
-_AVQA_COLUMNS = ("id", "audio", "duration_s", "question", "choices", "answer", "media_sha256")
-
-
-def open_avqa_audio(source: str, split: str) -> Dataset:
-    """
-    A split of avqa-audio, audio undecoded.
-
-    Raises:
-        `InputError`: There is no such dataset, or it is one of another kind, such as one without sound.
-    """
-    from datasets import Audio
-
-    from .schema import open_dataset
-
-    dataset = open_dataset(source, split)
-    missing = [name for name in _AVQA_COLUMNS if name not in dataset.column_names]
-    if not missing and not isinstance(dataset.features["audio"], Audio):
-        missing = ["audio of type Audio"]
-    if missing:
-        told = f"split '{split}' of {source} has no column {', '.join(missing)} (only {', '.join(dataset.column_names)})"
-        raise InputError(f"{told}; expected avqa-audio, as dataset_builders/avqa_audio.py writes it")
-    return dataset
-
-
 def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list[dict[str, Any]]:
     """The rows of an arm, without their clips."""
-    from .schema import check_same_clips, open_dataset
+    from .inputs import CORPUS, open_input
+    from .schema import check_same_clips
 
     if script_args.selection == GROUND_TRUTH:
         if samples_its_own:
@@ -249,7 +263,7 @@ def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list
     if script_args.traces is None:
         raise InputError(f"selection {script_args.selection} is one of a corpus: give it with --traces FOLDER_OR_HUB_ID")
     try:
-        rows = open_dataset(script_args.traces, "train", "traces")
+        rows = open_input(script_args.traces, "train", CORPUS, "traces")
     except InputError as error:
         raise InputError(f"--traces: {error} with the config `traces`, as dataset_builders/cot_corpus.py writes it") from error
     selected = select(rows, script_args.selection, COT_INSTRUCTION if samples_its_own else None)
@@ -286,9 +300,10 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
 
     from datasets import Dataset
 
+    from .inputs import CLIPS, open_input
     from .schema import AudioById, write_ledger
 
-    dataset = open_avqa_audio(script_args.audio, script_args.split)
+    dataset = open_input(script_args.audio, script_args.split, CLIPS)
     selected = _selected(script_args, dataset, samples_its_own)
     audio = AudioById(dataset)
     duration_s = dict(zip(dataset["id"], dataset["duration_s"], strict=True))

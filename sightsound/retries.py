@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -44,7 +45,7 @@ def retrying(call: Callable[[], T]) -> T:
             return call()
         # RuntimeError is how the LFS and Xet clients tell of a failed transfer; ValueError, of a bad repo id or card.
         except (httpx.HTTPError, OSError, RuntimeError, ValueError, Conflict) as error:
-            seen = _what_happened(error)
+            seen = what_happened(error)
             if attempt == TRIES or not _is_transient(error):
                 raise InputError(seen) from error
             delay = _retry_after_s(error)
@@ -81,8 +82,8 @@ def _retry_after_s(error: BaseException) -> float | None:
     return min(LONGEST_RETRY_AFTER_S, float(told)) if told.isdigit() else None
 
 
-def _what_happened(error: BaseException) -> str:
-    """One line. Of an address only the path."""
+def what_happened(error: BaseException) -> str:
+    """One line about a failure of the Hub, without a token. Of an address only the path."""
     if (answered := _answered(error)) is None:
         *_, root = _causes(error)
         told = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
@@ -91,7 +92,21 @@ def _what_happened(error: BaseException) -> str:
     seen = f"the Hub answered {response.status_code} to {response.request.method} {response.request.url.path}"
     if message:
         seen += f" ({' '.join(message.split())[:300]})"
-    if response.status_code not in (401, 403):
-        return seen
-    other = ", or use an organisation that you may write to" if response.status_code == 403 else ""
-    return f"{seen}; set HF_TOKEN to a token with write access{other}"
+    if response.status_code == 401:
+        return f"{seen}; {_about_token()}"
+    if response.status_code == 403 and response.request.method not in ("GET", "HEAD"):
+        return f"{seen}; set HF_TOKEN to a token with write access, or use an organisation that you may write to"
+    return seen
+
+
+def _about_token() -> str:
+    """What to do about a 401, which the Hub answers to a token that it does not know, also where none is needed."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        return "set HF_TOKEN to a token, or run `hf auth login`"
+    where = "HF_TOKEN" if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") else "`hf auth login`"
+    return (
+        f"the token of {where} is mistyped, expired or deleted: make a new one (with write access to publish) and set HF_TOKEN "
+        "or run `hf auth login`; what is public can be read without a token"
+    )

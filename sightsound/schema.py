@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import InputError
+from .locks import NO_FLOCK
+from .publishing import COMMIT, split_revision
 
 
 if TYPE_CHECKING:
@@ -294,15 +296,19 @@ def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
         `InputError`: There is no such dataset, config or split.
     """
     from datasets import Audio, disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     disable_progress_bars()
+    name, revision = split_revision(source)
     try:
-        dataset = load_dataset(source, config, split=split)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"cannot open split '{split}' of {source} ({reason}); expected a dataset folder or a Hub dataset id"
-        ) from error
+        options = {"revision": revision} if revision else {}
+        dataset = load_dataset(name, config, split=split, **options)
+    except (OSError, ValueError, DatasetsError, ArrowException, NotImplementedError) as error:
+        raise InputError(f"cannot open split '{split}' of {source} ({_reason(error)}); {_remedy(error)}") from error
+    if COMMIT.fullmatch(revision or "") and (found := commit_of(dataset)) not in (None, revision):
+        # Offline, and where the token is refused, `datasets` silently takes whichever commit is in its cache.
+        raise InputError(f"{source} cannot be read: the cache has commit {found} only; unset HF_HUB_OFFLINE, check HF_TOKEN")
     for name, feature in dataset.features.items():
         if isinstance(feature, Audio):
             dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
@@ -326,6 +332,24 @@ def _check_paths(dataset: Dataset, column: str, source: str) -> None:
                 f"{source} holds no sound in '{column}' but the path {path}, which is no file of that dataset; ask its author "
                 "to publish it with `push_to_hub`, which embeds the sound"
             )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom: `datasets` wraps it."""
+    root = error.__cause__ if type(error).__name__.startswith("DatasetGeneration") and error.__cause__ else error
+    return next(iter(str(root).splitlines()), type(root).__name__)
+
+
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in NO_FLOCK:
+        return "its cache is on a file system without flock: set HF_HOME to a folder on a local disk"
+    return "expected a dataset folder or a Hub dataset id, and one of its splits"
+
+
+def commit_of(rows: Dataset) -> str | None:
+    """The commit of a dataset that came from the Hub: `datasets` keeps each in a folder of that name, online and offline."""
+    folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
+    return next((name for name in folders if COMMIT.fullmatch(name)), None)
 
 
 def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: str) -> None:

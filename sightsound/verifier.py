@@ -305,12 +305,12 @@ def score(
     return np.array(evidence)
 
 
-def read_verifier(model: str) -> dict[str, Any] | None:
+def read_verifier(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """The section `verifier` of a checkpoint's config.json (folder or Hub id); None when it is no verifier, or not there."""
     from transformers import PreTrainedConfig
 
     try:
-        return PreTrainedConfig.get_config_dict(model)[0].get("verifier")
+        return PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("verifier")
     except OSError:  # loading it as a checker says what is wrong
         return None
 
@@ -323,17 +323,20 @@ class VerifierEngine:
         model (`str`): Local folder or Hub id.
         verifier (`dict`): Of `read_verifier`.
         batch_size (`int`): Traces scored at once.
+        revision (`str`, *optional*): Of a Hub model.
     """
 
-    def __init__(self, model: str, verifier: dict[str, Any], batch_size: int):
+    def __init__(self, model: str, verifier: dict[str, Any], batch_size: int, revision: str | None = None):
         import torch
         from transformers import Qwen2AudioForConditionalGeneration
 
-        processor = load_processor(model)
+        processor = load_processor(model, revision)
         self.verifier = verifier
         self.requests_per_call = batch_size
         with safetensors_only(model):
-            self.model = Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype="auto", use_safetensors=True)
+            self.model = Qwen2AudioForConditionalGeneration.from_pretrained(
+                model, revision=revision, dtype="auto", use_safetensors=True
+            )
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.revision = (fingerprint(model) if Path(model).is_dir() else self.model.config._commit_hash) or ""
         self._collator = PairCollator(processor, verifier["prompt"])

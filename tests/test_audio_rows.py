@@ -13,8 +13,9 @@ from sightsound.audio import encode_flac
 from sightsound.cli import InputError
 from sightsound.collator import CompletionCollator
 from sightsound.hub import write_dataset_card
+from sightsound.inputs import CLIPS, open_input
 from sightsound.prompts import COT_INSTRUCTION, render_trace
-from sightsound.recipe import audio_rows, open_avqa_audio
+from sightsound.recipe import audio_rows
 from tests.support import tiny
 
 
@@ -119,7 +120,6 @@ def test_nothing_but_empty_targets_is_refused(collator, questions, tmp_path) -> 
 def test_a_dataset_of_another_kind_is_refused(column, questions, tmp_path) -> None:
     rows = [{name: value for name, value in questions[0].items() if name != column}]
     folder = write_dataset(rows, tmp_path / "audio", without=column)
-    with pytest.raises(
-        InputError, match=rf"split 'train' of {folder} has no column {column} \(only id, .*; expected avqa-audio"
-    ):
-        open_avqa_audio(str(folder), "train")
+    told = rf"split 'train' of {folder} does not hold clips .*: it lacks the column {column} \(it has: id, .*avqa_audio.py"
+    with pytest.raises(InputError, match=told):
+        open_input(str(folder), "train", CLIPS)

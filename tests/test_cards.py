@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sightsound import schema
 from sightsound.journal import Stage
 from sightsound.model_card import chosen_by
 from sightsound.prompts import LETTERS
+from sightsound.publishing import PublishArguments
 from tests.support import tiny
 from tests.support.card_rules import validate
 from tests.support.openai_server import OpenAIServer
@@ -184,3 +187,28 @@ def test_results_on_a_dataset_of_the_hub_are_in_eval_results_with_its_revision(m
     assert indexed == [("alice/mmau", commit, entry.value) for entry in entries]
     assert entries[0].source_url.endswith("/alice/student/blob/main/predictions/mmau-audio-direct.parquet")
     assert "95 % interval [" in entries[0].notes and "n = 3 (asked: 3 of 1,000 questions)" in entries[0].notes
+
+
+READING = re.compile(r"^## Reading it$.*?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def test_a_dataset_cards_lines_read_the_audio_without_ffmpeg(tiny_dataset, tmp_path) -> None:
+    """In a process of its own, as written, where the card's dataset is a folder; torchcodec would fail without ffmpeg."""
+    card = (tiny_dataset / "README.md").read_text()
+    assert 'pip install "datasets>=4" soundfile' in card
+    lines = READING.search(card)[1]
+    assert f'load_dataset("{tiny_dataset.name}"' in lines
+    (tmp_path / tiny_dataset.name).symlink_to(tiny_dataset)
+    check = "\nimport sys\nassert 'torchcodec' not in sys.modules\nprint(sampling_rate, len(waveform), waveform.ndim)"
+    done = subprocess.run([sys.executable, "-c", lines + check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["16000", "32000", "1"], done.stderr
+
+
+def test_publishing_puts_the_repositorys_name_into_the_lines_of_the_card(monkeypatch, tmp_path) -> None:
+    from sightsound import hub
+
+    monkeypatch.setattr(hub, "publish_dataset", lambda folder, name, private: "build-0")
+    (tmp_path / "README.md").write_text('load_dataset("avqa-audio", split="train")')
+    for name in ("my-lab/avqa-audio", "my-lab/other"):
+        PublishArguments(push_to_hub=name).publish(tmp_path)
+        assert (tmp_path / "README.md").read_text() == f'load_dataset("{name}", split="train")'

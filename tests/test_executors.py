@@ -253,10 +253,7 @@ def test_the_slurm_job_script_runs_every_rank(one_run, tmp_path, monkeypatch):
     done = run_stage(tmp_path, **flags)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].endswith("there is no sbatch here; run this command where jobs are submitted")
-    script = (tmp_path / "out" / ".ranks" / "datatrove-of-3" / "launch_script.slurm").read_text()
-    for line in ("partition=gpu", "account=lab", "array=0-2%2", "gpus=1", "time=02:00:00", "job-name=sightsound-ranked_stage"):
-        assert f"#SBATCH --{line}\n" in script
-    assert "\nexport SERVER=started\n" in script
+    assert not (tmp_path / "out").exists(), "the corrected command may use the folder"
     (tmp_path / "bin").mkdir()
     for name, body in FAKE_SLURM.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -266,6 +263,10 @@ def test_the_slurm_job_script_runs_every_rank(one_run, tmp_path, monkeypatch):
     done = run_stage(tmp_path, **flags)
     assert_done(done)
     assert "submitted; once the jobs have ended, the same command joins what they wrote" in done.stdout
+    script = (tmp_path / "out" / ".ranks" / "datatrove-of-3" / "launch_script.slurm").read_text()
+    for line in ("partition=gpu", "account=lab", "array=0-2%2", "gpus=1", "time=02:00:00", "job-name=sightsound-ranked_stage"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "\nexport SERVER=started\n" in script
     assert not (tmp_path / "out" / "ledger.parquet").exists()
     shutil.rmtree(rank_folder(tmp_path / "out", 1, 3))  # as if its job had not run yet
     squeue = tmp_path / "bin" / "squeue"

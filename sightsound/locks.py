@@ -1,0 +1,200 @@
+"""
+One writer per folder, also where the file system has no flock.
+
+Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. There a file is made
+that only one process can make, and its owner renews it every few seconds. A file that nobody renews is left over from a
+killed run and is taken over. An owner whose file was taken over, because it was suspended for so long, ends: no two processes
+write to one folder.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from .cli import InputError
+
+
+LOCK_FILE, OWNER_FILE = ".lock", ".lock.owner"
+# ENOSYS and ENOLCK: Lustre and NFS; EOPNOTSUPP and EINVAL: file systems in user space.
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+RENEW_EVERY_S = 5.0
+ABANDONED_AFTER_S = 60.0  # several times what a busy network file system delays a write
+
+
+class FolderLock:
+    """
+    A folder that this process alone writes to, until `release`.
+
+    Raises:
+        `InputError`: Another process writes to it.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._file: IO[str] | None = open(folder / LOCK_FILE, "w")  # noqa: SIM115 - stays open until `release`
+        self._owner: _OwnerFile | None = None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise InputError(f"{folder} is being written by another process; wait for it or stop it") from error
+            if error.errno not in NO_FLOCK:
+                raise
+            told = f"flock does not work there ({error.strerror}), so {OWNER_FILE} in it keeps other processes out"
+            print(f"warning: {folder}: {told}", file=sys.stderr, flush=True)
+            self._owner = _OwnerFile(folder / OWNER_FILE)
+
+    def release(self, delete: bool = False) -> None:
+        """
+        Let others write to the folder.
+
+        Args:
+            delete (`bool`): Leave no file of the lock behind.
+        """
+        if delete:
+            (self._folder / LOCK_FILE).unlink(missing_ok=True)
+        if self._owner is not None:
+            self._owner.release()
+        if self._file is not None:
+            self._file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes to the folder just now."""
+    with open(folder / LOCK_FILE, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two processes that look do not keep each other out
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            return _is_renewed(folder / OWNER_FILE)
+    return False
+
+
+def _machine() -> str:
+    """Where process ids mean the same: this boot of this machine, and in it this container."""
+    ids = []
+    with suppress(OSError):
+        ids = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(ids) or secrets.token_hex(8)
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started; None where there is no such process, or it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # gone just now, or cut off by a full disk
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _is_renewed(path: Path) -> bool:
+    """Whether the owner of the file is alive: on this machine its process is looked up, elsewhere the file's age tells."""
+    owner = _read(path)
+    if owner.get("machine") == _machine():
+        return owner.get("started") == _started(int(owner.get("pid", 0)))
+    try:
+        renewed_at = path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return _now_at(path.parent) - renewed_at < ABANDONED_AFTER_S
+
+
+def _now_at(folder: Path) -> float:
+    """The time by the clock of the file system's server, which is what times of change are given by."""
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+class _OwnerFile:
+    """A file that names the process that may write, renewed until `release`."""
+
+    def __init__(self, path: Path):
+        self._path, self._released = path, threading.Event()
+        pid = os.getpid()
+        self._me = {"host": socket.gethostname(), "pid": str(pid), "id": secrets.token_hex(8)}
+        self._me |= {"machine": _machine(), "started": _started(pid) or ""}
+        if not self._make() and not (self._is_left_over() and self._take_over()):
+            owner = _read(path)
+            told = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown machine')}"
+            raise InputError(
+                f"{path.parent} is being written by {told}; wait for it or stop it (if it was killed on another machine, "
+                f"{path.name} expires {ABANDONED_AFTER_S:.0f} s after that)"
+            )
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _make(self) -> bool:
+        """Make the file with its content at once, if there is none: a link is atomic also on NFS."""
+        mine = self._path.with_name(f"{self._path.name}.{self._me['id']}")
+        mine.write_text(json.dumps(self._me), encoding="utf-8")
+        try:
+            os.link(mine, self._path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            try:
+                with open(self._path, "x", encoding="utf-8") as file:
+                    file.write(json.dumps(self._me))
+            except FileExistsError:
+                return False
+        finally:
+            mine.unlink(missing_ok=True)
+        return True
+
+    def _is_left_over(self) -> bool:
+        return not _is_renewed(self._path)
+
+    def _take_over(self) -> bool:
+        """Replace a file that nobody renews. Two that try at once: the later one's file stays, the other one sees it."""
+        self._path.unlink(missing_ok=True)
+        if not self._make():
+            return False
+        time.sleep(1.0)
+        return self._is_mine()
+
+    def _is_mine(self) -> bool:
+        return _read(self._path).get("id") == self._me["id"]
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEW_EVERY_S):
+            with suppress(OSError):  # a passing failure of the server
+                owner = _read(self._path)
+                if owner.get("id") == self._me["id"] or (not owner and self._make()):
+                    os.utime(self._path)
+                elif owner and not self._released.is_set():
+                    self._end(owner)
+
+    def _end(self, owner: dict[str, str]) -> None:
+        told = f"process {owner.get('pid')} on {owner.get('host')} took the folder over while this one was suspended"
+        print(f"error: {self._path.parent}: {told}; stopped", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    def release(self) -> None:
+        """Let another process make the file."""
+        self._released.set()
+        if self._is_mine():
+            self._path.unlink(missing_ok=True)
