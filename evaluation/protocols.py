@@ -38,16 +38,19 @@ def _paper(answer_text: str, row: Row) -> Decision:
     return Decision(is_correct(answer, row["answer"], row["choices"]), answer.matched_by, choice)
 
 
-def _by_rule(decision: bool | None, rule: str) -> Decision:
-    return Decision(bool(decision), UNANSWERED if decision is None else rule)
+def _by_rule(rule: str) -> dict[bool | None, Decision]:
+    return {None: Decision(False, UNANSWERED), False: Decision(False, rule), True: Decision(True, rule)}
+
+
+_BY_WORDS, _BY_VOCABULARY = _by_rule("words"), _by_rule("vocabulary")
 
 
 def _mmau(answer_text: str, row: Row) -> Decision:
-    return _by_rule(mmau_matcher.decide(answer_text, row["answer_text"], row["choices"]), "words")
+    return _BY_WORDS[mmau_matcher.decide(answer_text, row["answer_text"], row["choices"])]
 
 
 def _music_avqa(answer_text: str, row: Row) -> Decision:
-    return _by_rule(music_avqa_matcher.decide(answer_text, row["answer_text"]), "vocabulary")
+    return _BY_VOCABULARY[music_avqa_matcher.decide(answer_text, row["answer_text"])]
 
 
 # By `Benchmark.official`; `decide_all` asks for none where a benchmark has none.

@@ -23,7 +23,7 @@ def words(text: str) -> set[str]:
 def _expected(reference: str, choices: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
     """Words that must be there, and words that must not."""
     wanted = words(reference)
-    return frozenset(wanted), frozenset().union(*(words(choice) for choice in choices)) - wanted
+    return frozenset(wanted), frozenset(words(" ".join(choices)) - wanted)
 
 
 def decide(answer_text: str, reference: str, choices: Sequence[str]) -> bool | None:
