@@ -82,6 +82,7 @@ class _Run:
     last_answer: float | None = None
     num_answers: int = 0
     failed_since: float | None = None  # since when nobody has been answered
+    num_fresh: int = 0  # requests in flight whose last reply was no 429
     # Requests that were put off, and how many answers there had been when each was first sent.
     deferred: deque[str] = field(default_factory=deque)
     answers_before: dict[str, int] = field(default_factory=dict)
@@ -91,6 +92,10 @@ class _Run:
     def answered(self) -> None:
         with self.lock:
             self.last_answer, self.num_answers, self.failed_since = time.monotonic(), self.num_answers + 1, None
+
+    def count_fresh(self, change: int) -> None:
+        with self.lock:
+            self.num_fresh += change
 
     def defer(self, key: str, answers_before: int) -> None:
         with self.lock:
@@ -294,11 +299,12 @@ class OpenAIEngine:
             `_Deferred`: It should be put off.
         """
         started, tries, avoided = time.monotonic(), 0, None
-        num_busy, num_answers = 0, run.num_answers
+        num_busy, num_answers, is_fresh = 0, run.num_answers, answers_before is None
         for attempt in itertools.count():
             if run.stopped.is_set():
                 return None, None
             replica, is_well = self._replicas.take(preferred, avoided), None
+            run.count_fresh(is_fresh)
             try:
                 completions, usage, drawn = self._send(replica, key, content, fps, sampling, replica.neutral.offered())
                 is_well = True
@@ -309,14 +315,16 @@ class OpenAIEngine:
                 seen = failure
             finally:
                 self._replicas.done(replica, is_well)
+                run.count_fresh(-is_fresh)
+            is_fresh = not seen.is_busy
             since = max(started, run.last_answer or 0.0)
             is_outage = seen.is_busy or (seen.is_down and since == started and not is_alive(replica.client))
             tries += not is_outage
             is_starved = False
             if seen.is_busy:
-                # A long answer to another request may be what this one has to wait for.
-                is_alone = self._replicas.num_in_flight() == 0
-                num_busy = num_busy + is_alone if num_answers == run.num_answers else 0
+                # A long answer to another request may be what this one has to wait for; another that waits too is not.
+                may_wait = run.num_fresh > 0
+                num_busy = num_busy + (not may_wait) if num_answers == run.num_answers else 0
                 num_answers = run.num_answers
                 is_starved = answers_before is not None and num_answers > answers_before and num_busy >= BUSY_TRIES
             if seen.is_final or is_starved or (tries >= TRIES and not is_outage):

@@ -59,10 +59,6 @@ class Replicas:
             chosen.in_flight += 1
             return chosen
 
-    def num_in_flight(self) -> int:
-        with self._lock:
-            return sum(replica.in_flight for replica in self._all)
-
     def done(self, replica: Replica, is_well: bool | None) -> None:
         """None: the answer says nothing about the server's health."""
         with self._lock:
