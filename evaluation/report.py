@@ -64,10 +64,10 @@ def to_entry(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "arm": results["arm"],
         "seed": results["seed"],
-        "split": split_of(results),
-        "trained_on": results.get("trained_on"),
         **{name: scored[name] for name in ("n", "accuracy", "low", "high", "unanswered")},
         **{f"{name}_accuracy": controls[name]["accuracy"] if name in answered else None for name in OF_SOUND},
+        "split": split_of(results),
+        "trained_on": results.get("trained_on"),
     }
 
 

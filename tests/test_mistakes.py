@@ -92,6 +92,7 @@ def start(place, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [script, *(["run"] if module else []), *given, *further])
         with pytest.raises(SystemExit) as ended:
             if module:
+                monkeypatch.delitem(sys.modules, "evaluation.__main__", raising=False)  # runpy warns of one that is imported
                 runpy.run_module("evaluation", run_name="__main__")
             else:
                 runpy.run_path(str(REPO / script), run_name="__main__")

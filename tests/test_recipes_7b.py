@@ -100,13 +100,21 @@ def test_the_verifier_has_a_recipe_too(parse, tmp_path) -> None:
     assert model.use_peft and model.lora_target_modules == REGEX and training.bf16
 
 
-# What run.sh calls, in place of the programs: each writes down its arguments and succeeds.
+# What run.sh calls, in place of the programs: each writes down its arguments and succeeds. A server is ready once it has.
 STUB = """#!{python}
-import json, os, sys
+import json, os, sys, time
+
+def calls_with(program, port):
+    lines = open(os.environ["CALLS"]).read().splitlines()
+    return sum(line.startswith('["' + program) and port in line for line in lines)
+
+if os.path.basename(sys.argv[0]) == "curl" and "/health" in sys.argv[-1]:
+    port = sys.argv[-1].split(":")[-1].split("/")[0]
+    while calls_with("vllm", port) <= calls_with("curl", port):
+        time.sleep(0.01)
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
 if os.path.basename(sys.argv[0]) == "vllm":
-    import time
     time.sleep(60)
 """
 BUILDERS = {
