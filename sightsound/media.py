@@ -144,10 +144,6 @@ class MediaFolder:
     def __len__(self) -> int:
         return sum(map(len, self._by_stem.values()))
 
-    def find(self, name: str) -> Clip | None:
-        """The first of `candidates`."""
-        return next(iter(self.candidates(name)), None)
-
     def candidates(self, name: str, sha256: str | None = None) -> list[Clip]:
         """
         The files of a clip in the order in which they are tried: one that cannot be used gives way to the next.

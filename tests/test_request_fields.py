@@ -11,7 +11,7 @@ from dataset_builders import traces
 from dataset_builders.traces import TracesArguments, settings_of
 from dataset_builders.verdicts import VerdictsArguments
 from evaluation import generate
-from evaluation.generate import RunArguments
+from evaluation.run_arguments import RunArguments
 from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, ChatResult, Sampling
 from sightsound.cli import InputError, parse_arguments
