@@ -12,10 +12,10 @@ from evaluation.controls import CONTROLS, consistency, deaf_by, gains_over, shuf
 from evaluation.protocols import Decision
 from sightsound import schema
 from sightsound.audio import encode_flac
-from sightsound.chat import TransformersEngine
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
 from sightsound.prompts import DIRECT_INSTRUCTION, question_text, render_label
+from sightsound.transformers_engine import TransformersEngine
 
 
 @pytest.mark.parametrize("count", [2, 4, 26])
