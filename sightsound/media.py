@@ -40,9 +40,9 @@ _AUDIO_EXTENSIONS = (
 MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
-class MediaError(Exception):
+class MediaError(InputError):
     """
-    A clip cannot be used.
+    A clip cannot be used. It is the outcome of a row where a stage keeps a ledger; elsewhere it ends the script in one line.
 
     Args:
         outcome (`str`): The ledger's word for it (see `schema`).
