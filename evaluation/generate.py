@@ -7,7 +7,7 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
 The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
-times, for replicas; what its requests hold otherwise is a matter of `--request_field`, `--omit_field` and `--frames`, as for
+times, for replicas; `--request_field`, `--omit_field` and `--frames` change its requests as those of
 `dataset_builders/traces.py`. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
 `--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
 
@@ -71,7 +71,7 @@ def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[st
         **{name: row[name] for name in ("id", "video_id", "question_type", "question_relation", "choices", "duration_s")},
         "control": key.split("/")[1],
         "prompt": entry.get("prompt", ""),
-        "output": completion["text"] if "completions" in entry else None,  # the model did not say nothing: it was not heard
+        "output": completion["text"] if "completions" in entry else None,  # None: no answer came, which is not an empty answer
         "finish_reason": completion["finish_reason"],
         "answer": answer.index,
         "matched_by": answer.matched_by,
@@ -143,14 +143,13 @@ class BenchmarkRun:
         args, engine = self.args, open_engine()
         asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_videos(), self.reasoning)
-        told = f"{args.name}, {self.source.benchmark}"
         run_requests(
             engine,
             build.keys(),
             build,
             self.sampling,
             journal,
-            told,
+            f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
             may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
@@ -160,7 +159,7 @@ class BenchmarkRun:
         return build, engine.revision + served
 
     def _num_trained_on(self, split: str) -> int | None:
-        """Of a served model only a folder's name tells: the server may call anything by a Hub id."""
+        """None of a served model that is no local folder: a server may give any model the name of a Hub id."""
         if self.args.base_url and not Path(self.args.model).is_dir():
             return None
         return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
@@ -237,7 +236,7 @@ def main(argv: list[str]) -> None:
             return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
         return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
 
-    # What is wrong with the last benchmark is told before hours are spent on the first.
+    # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
     for source in map(pinned, sources):

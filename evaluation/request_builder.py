@@ -61,7 +61,7 @@ class Asking:
 
     @property
     def instruction(self) -> str:
-        """Who sees a silent video is asked for its sound, as the teacher is."""
+        """What ends a prompt: about a silent video, the teacher's own instruction."""
         return TEACHER_INSTRUCTION if (self.modality, self.method) == (VIDEO, COT) else METHODS[self.method]
 
 
@@ -137,7 +137,7 @@ class RequestBuilder:
         return ChatRequest(key, text, audio=waveform, video=video, note={"heard_s": heard.heard_s})
 
     def _text(self, row: Row) -> str:
-        """What is only heard is asked of the audio, what is seen as well of the video."""
+        """The prompt: it says "audio" where the model gets only sound, and "video" where it gets the video."""
         question = row["question"] if self._asking.modality == AUDIO else row["video_question"]
         instruction = self._asking.instruction
         if self._reasoning is not None:

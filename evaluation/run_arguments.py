@@ -27,11 +27,19 @@ class RunArguments(request_fields.RequestFieldArguments):
     benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
     modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
-    method: str = field(default="direct", metadata={"help": "how it is asked", "choices": list(METHODS)})
-    controls: list[str] | None = field(default=None, metadata={"help": "what else it is given", "choices": list(CONTROLS)})
-    media_dir: list[str] | None = field(default=None, metadata={"help": "folder with the videos, for those who see them"})
-    traces: list[str] | None = field(default=None, metadata={"help": "a teacher's, folder or Hub id, for cot_distill"})
-    model_revision: str | None = field(default=None, metadata={"help": "of a Hub model; of a served one it is noted"})
+    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    controls: list[str] | None = field(
+        default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
+    )
+    media_dir: list[str] | None = field(
+        default=None, metadata={"help": "folder with the videos, for --modality video and audio_video"}
+    )
+    traces: list[str] | None = field(
+        default=None, metadata={"help": "a teacher's traces, folder or Hub id, for --method cot_distill"}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "of a Hub model; for a served model it is recorded only"}
+    )
     base_model: str | None = field(default=None, metadata={"help": "where the base of a LoRA is now, if it was moved"})
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})

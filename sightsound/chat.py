@@ -72,7 +72,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request as the server counts them; `cached_tokens` of its prompt needed no computing, None if untold."""
+    """Tokens of one request as the server counts them; `cached_tokens` came from its cache (None: not reported)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -163,7 +163,7 @@ def make_engine(
     return OpenAIEngine(model, urls, concurrency, timeout_s or TIMEOUT_S, prime, options)
 
 
-# So many clips in a row without completions, and the server is set up for something else than these requests.
+# Stop after more consecutive clips without an answer than this: the server is misconfigured.
 MAX_UNANSWERED = 20
 
 
@@ -201,8 +201,8 @@ def run_requests(
         check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; an `InputError` stops
             the run, once what is in flight is journaled.
 
-    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where a
-    server told it and `sampling` where something was drawn, or `{"outcome", "detail"}`.
+    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where the
+    server reports it and `sampling` where the engine records it, or `{"outcome", "detail"}`.
     """
     check(journal)
     missing = [key for key in keys if key not in journal]

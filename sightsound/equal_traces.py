@@ -1,5 +1,5 @@
 """
-Traces of a question that are all equal: the teacher's draws were none, and that they agree says nothing.
+Detect traces that are all equal: the teacher did not sample, so their agreement is no evidence.
 
 At a temperature above 0 this happens when a server keeps the likeliest token only (top_k 1 in its defaults), or answers from a
 cache. It is noticed after the first questions, before the rest is paid for.
@@ -28,7 +28,7 @@ def equal_traces(journal: Journal) -> tuple[int, int]:
 
 def check_traces_differ(journal: Journal) -> None:
     """
-    Stop a run whose traces are not drawn, before it is paid for; a rerun finds the same in the journal.
+    Stop a run whose traces are not sampled, before all of it is paid for; a rerun finds the same in the journal.
 
     Raises:
         `InputError`: The traces of nearly every one of the first questions are all equal.
@@ -49,5 +49,5 @@ def _not_drawn(journal: Journal, total: int, alike: int) -> str:
     sent = f" (sent: {json.dumps(sampling)})" if sampling else ""
     return (
         f"the traces of {alike} of the first {total} questions are all equal{sent}: unanimity would mean nothing. Expected "
-        "different traces of a question; raise --temperature, or see whether the server draws at all"
+        "different traces of a question; raise --temperature, or check that the server samples"
     )

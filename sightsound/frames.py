@@ -35,7 +35,7 @@ class Frames:
 
     def metadata(self) -> dict[str, float]:
         """
-        What a Qwen2.5-VL processor is told of the clip, as `video_metadata`.
+        The `video_metadata` that a Qwen2.5-VL processor gets with the clip.
 
         transformers 5.17 cuts the seconds between two pairs of frames to an integer before it computes their positions:
         above 2 frames per second every frame would stand at time zero and their order be lost. So faster sampling is

@@ -143,7 +143,7 @@ def test_own_clips_are_built_and_the_card_says_what_they_are(clips, monkeypatch,
     card = (folder / "out" / "README.md").read_text()
     assert validate(card, "dataset") == ([], [])
     assert leak in card and "counted from 0" in card
-    assert "The 3 rows" not in card and "The 5 rows are about clips of whoever built this dataset" in card
+    assert "The 3 rows" not in card and "The 5 rows are about other clips, chosen by the people who built this dataset" in card
     assert "0.6 to 11.0 s" in card
     for untrue in ("YouTube", "10 s", "extended|other-avqa", "avqa-states-none", "The audio variant of AVQA"):
         assert untrue not in card, untrue
