@@ -180,8 +180,8 @@ class TeacherRun:
         teacher, is_part = shown_source(args.model), args.rank is not None
 
         def check(journal: Journal) -> None:
-            check_reasoning(journal, teacher)
-            check_traces_differ(journal)
+            check_reasoning(journal, teacher, args.output_dir)
+            check_traces_differ(journal, args.output_dir)
 
         try:
             run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)

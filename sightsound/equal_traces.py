@@ -26,16 +26,20 @@ def equal_traces(journal: Journal) -> tuple[int, int]:
     return len(texts), sum(len(each) == 1 for each in texts)
 
 
-def check_traces_differ(journal: Journal) -> None:
+def check_traces_differ(journal: Journal, output_dir: str) -> None:
     """
     Stop a run whose traces are not sampled, before all of it is paid for; a rerun finds the same in the journal.
+
+    Args:
+        journal (`Journal`): Of the run, or of one of its ranks.
+        output_dir (`str`): Of the whole run, for the message.
 
     Raises:
         `InputError`: The traces of nearly every one of the first questions are all equal.
     """
     total, alike = equal_traces(journal)
     if total == FIRST and alike >= ALIKE:
-        raise InputError(f"{_not_drawn(journal, total, alike)}, delete {journal.path.parent} and start again")
+        raise InputError(f"{_not_drawn(journal, total, alike)}, delete {output_dir} and start again")
 
 
 def warning_of_equal_traces(journal: Journal) -> str | None:

@@ -12,13 +12,14 @@ from .journal import Journal
 NUM_FIRST = 20
 
 
-def check_reasoning(journal: Journal, model: str) -> None:
+def check_reasoning(journal: Journal, model: str, output_dir: str) -> None:
     """
     Stop a teacher that does not reason, before all of its traces are paid for: the student learns from the reasoning.
 
     Args:
         journal (`Journal`): Of the run so far; the answers of an earlier start count too.
         model (`str`): The teacher, for the message.
+        output_dir (`str`): Of the whole run, for the message.
 
     Raises:
         `InputError`: None of the first answers holds any reasoning.
@@ -35,7 +36,7 @@ def check_reasoning(journal: Journal, model: str) -> None:
         remedy = "all of them were cut: raise --max_tokens"
     else:
         remedy = "choose a teacher that shows its reasoning, or have its server send it"
-    raise InputError(f"{found}; {remedy}; delete the folder of the traces and start again")
+    raise InputError(f"{found}; {remedy}; delete {output_dir} and start again")
 
 
 def _holds_reasoning(text: str) -> bool:
