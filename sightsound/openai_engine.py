@@ -81,7 +81,7 @@ class _Run:
     results: queue.SimpleQueue[ChatResult | Exception | None] = field(default_factory=queue.SimpleQueue)
     last_answer: float | None = None
     num_answers: int = 0
-    failed_since: float | None = None  # since when no request has been answered
+    failed_since: float | None = None  # since when nobody has been answered
     # Requests that were put off, and how many answers there had been when each was first sent.
     deferred: deque[str] = field(default_factory=deque)
     answers_before: dict[str, int] = field(default_factory=dict)
