@@ -34,14 +34,7 @@ from evaluation.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.prediction_files import read_rows
 from evaluation.protocols import OFFICIAL, PAPER, protocols_of
-from evaluation.request_builder import (
-    AUDIO,
-    NO_TRACE,
-    Asking,
-    RequestBuilder,
-    check_controls,
-    read_reasoning,
-)
+from evaluation.request_builder import AUDIO, NO_TRACE, Asking, RequestBuilder, check_controls, read_reasoning
 from evaluation.run_arguments import RunArguments, Source, check, pinned, settings_of, sources_of
 from evaluation.scoring import ANSWERED, score_run
 from evaluation.sections import summary_line

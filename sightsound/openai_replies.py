@@ -18,12 +18,7 @@ import json
 from typing import Any
 
 from .chat import Completion, Usage
-from .openai_protocol import (
-    BUSY,
-    RequestFailure,
-    encodable,
-    failure_of_reported,
-)
+from .openai_protocol import BUSY, RequestFailure, encodable, failure_of_reported
 from .prompts import open_reasoning
 from .schema import BAD_RESPONSE, SERVER_ERROR
 
