@@ -207,7 +207,9 @@ def main() -> None:
             try:
                 build(args, stage)
             except InputError:
-                shutil.rmtree(stage.path / "data", ignore_errors=True)  # of other inputs, the corrected command has other rows
+                shutil.rmtree(
+                    stage.path / "data", ignore_errors=True
+                )  # the corrected command may read other inputs and make other rows
                 raise
         args.publish(stage.path)
 

@@ -43,7 +43,7 @@ from sightsound.costs import dry_run
 from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.first_answers import check_reasoning
-from sightsound.frames import Frames, load_frames
+from sightsound.frames import Frames, frames_of_first
 from sightsound.hub import write_dataset_card
 from sightsound.inputs import CLIPS, open_input, pin_datasets, pin_model
 from sightsound.journal import Journal, fingerprint
@@ -104,16 +104,10 @@ def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) 
     Raises:
         `MediaError`: There is no such file, or none with a video that can be decoded.
     """
-    failures: list[MediaError] = []
-    for clip in media.candidates(video_name(row), row["media_sha256"]):
-        try:
-            return load_frames(clip.path, args.num_frames, args.max_pixels, clip.start_s, clip.max_duration_s)
-        except MediaError as error:
-            failures.append(error)
-    if not failures:
+    clips = media.candidates(video_name(row), row["media_sha256"])
+    if not clips:
         raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
-    # Of a broken video and a sound beside it, the video is what has to be mended.
-    raise next((failure for failure in failures if failure.outcome != schema.NO_VIDEO), failures[0])
+    return frames_of_first(clips, args.num_frames, args.max_pixels)
 
 
 def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:
@@ -186,8 +180,8 @@ class TeacherRun:
         teacher, is_part = shown_source(args.model), args.rank is not None
 
         def check(journal: Journal) -> None:
-            check_reasoning(journal, teacher)
-            check_traces_differ(journal)
+            check_reasoning(journal, teacher, args.output_dir)
+            check_traces_differ(journal, args.output_dir)
 
         try:
             run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)

@@ -63,7 +63,7 @@ from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability
 
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
 
-# Why a text is no whole answer, by its finish reason.
+# Why a text is not a complete answer, by its finish reason.
 UNFINISHED = {"length": CUT, "refusal": schema.REFUSED, "content_filter": schema.REFUSED}
 
 
@@ -139,7 +139,7 @@ class Checker:
         run_requests(self._engine, list(asked), build, sampling, self._journal, description, clip_of, block_of, is_part)
 
     def reply(self, key: str) -> tuple[str | None, str | None]:
-        """What the checker said, None for nothing; and why that is no whole answer, None where it is one."""
+        """The checker's reply, None if there is none; and why it is not a complete answer, None if it is one."""
         entry = self._journal[key]
         if "outcome" in entry:
             return None, entry["outcome"]
@@ -255,7 +255,7 @@ class CheckerRun:
             verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
         heard_s, unread = {}, {}
-        drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # how it was sampled: first greedily, then not
+        drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # sampling of each attempt: greedy first
         for key, entry in journal.entries.items():
             row_id = key if key in self._position else key.rpartition("/")[0]
             heard_s.setdefault(row_id, entry.get("heard_s"))
@@ -311,7 +311,7 @@ def main() -> None:
 
 
 def summary(funnel: Funnel, max_tokens: int) -> str:
-    """How many traces have which verdict; what to do where that is none."""
+    """How many traces have which verdict, and the remedy where they have none."""
     lines = [f"{funnel.verdicts.total()} traces: {counted(funnel.verdicts)}"]
     if set(funnel.verdicts) <= {NO_REASONING}:
         lines.append("The checker was asked nothing: no trace has reasoning inside <think></think>.")

@@ -26,8 +26,9 @@ from sightsound import schema
 from sightsound.audio import stored_bytes
 from sightsound.cli import InputError, parse_arguments
 from sightsound.corpus import shown
+from sightsound.frames import load_frames
 from sightsound.journal import write_atomically
-from sightsound.media import MediaFolder
+from sightsound.media import Clip, MediaError, MediaFolder
 from sightsound.publishing import shown_source
 
 
@@ -102,15 +103,27 @@ class Clips:
         if self._clip_name is None:
             return {"no_video": "This benchmark has sounds only."}
         name = self._clip_name(row)
-        found = self._media.find(name)
-        if found is None:
-            return {"no_video": f"No video named {name} in the media folder."}
-        path = Path(found.path)
-        if found.max_duration_s is not None:
-            return {"no_video": f"The video {path.name} is longer than the clip and is not cut here."}
-        if path.suffix.lower() not in VIDEO_TYPES:
-            return {"no_video": f"Browsers do not show {path.name}."}
-        return {"video": base64.b64encode(path.read_bytes()).decode(), "video_type": VIDEO_TYPES[path.suffix.lower()]}
+        reasons = []
+        for found in self._media.candidates(name, row["media_sha256"]):
+            path = Path(found.path)
+            if (reason := _why_not_shown(found)) is None:
+                return {"video": base64.b64encode(path.read_bytes()).decode(), "video_type": VIDEO_TYPES[path.suffix.lower()]}
+            reasons.append(reason)
+        return {"no_video": next(iter(reasons), f"No video named {name} in the media folder.")}
+
+
+def _why_not_shown(clip: Clip) -> str | None:
+    """Why the page cannot show a file; None where it can."""
+    path = Path(clip.path)
+    if clip.max_duration_s is not None:
+        return f"The video {path.name} is longer than the clip and is not cut here."
+    if path.suffix.lower() not in VIDEO_TYPES:
+        return f"Browsers do not show {path.name}."
+    try:
+        load_frames(clip.path, num_frames=2, max_pixels=64 * 64)
+    except MediaError as error:
+        return f"The video {path.name} cannot be shown: {error}"
+    return None
 
 
 def to_question(row: dict[str, Any], split: str) -> Question:

@@ -80,7 +80,7 @@ def gains_over(
 
 
 def answers_nothing(scored: dict[str, Any]) -> bool:
-    """Whether no question was answered with the clip: such a run shows nothing of what the model hears."""
+    """Whether the model answered no question with the clip: such a run cannot show whether it uses the sound."""
     return bool(scored["results"][NO_CONTROL].get("unanswered") == 100)
 
 
@@ -127,7 +127,7 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         told = "run does better with the clip than under each control of its sound, beyond the 95 % interval"
         lines.append(f"Not deaf: every {'other ' if mute else ''}{told}.")
     if mute:
-        told = "That says nothing of what it hears: look at the outputs, at --max_tokens and at the prompt"
+        told = "That does not show whether it uses the sound: look at the outputs, at --max_tokens and at the prompt"
         lines.append(f"ANSWERS NOTHING: {'; '.join(mute)}. {told}.")
     if parts:
         lines.append(f"Only questions to which a text came back both ways are compared: {'; '.join(parts)}.")

@@ -117,8 +117,8 @@ def answers_in(file: str) -> dict[str, dict[str, Row]]:
     answers: dict[str, dict[str, Row]] = {}
     for row in read_rows(file):
         if missing := [name for name in JUDGED if name not in row]:
-            told = f"{file} does not tell what is right (it lacks {', '.join(missing)})"
-            raise InputError(f"{told}; give the questions: --benchmark, and --annotations or --dataset")
+            lacking = f"{file} does not hold the right answers (it lacks {', '.join(missing)})"
+            raise InputError(f"{lacking}; give the questions: --benchmark, and --annotations or --dataset")
         if row["control"] == NO_CONTROL:
             of_benchmark = answers.setdefault(row["benchmark"], {})
             if row["id"] in of_benchmark:

@@ -7,7 +7,7 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
 The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
-times, for replicas; what its requests hold otherwise is a matter of `--request_field`, `--omit_field` and `--frames`, as for
+times, for replicas; `--request_field`, `--omit_field` and `--frames` change its requests as those of
 `dataset_builders/traces.py`. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
 `--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
 
@@ -23,211 +23,37 @@ clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_benchmark
-from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, TEXT_ONLY
+from evaluation.benchmarks import Row, get_benchmark, load_benchmark
+from evaluation.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.prediction_files import read_rows
 from evaluation.protocols import OFFICIAL, PAPER, protocols_of
-from evaluation.request_builder import (
-    AUDIO,
-    AUDIO_VIDEO,
-    COT_DISTILL,
-    METHODS,
-    NO_TRACE,
-    VIDEO,
-    Asking,
-    RequestBuilder,
-    check_controls,
-    read_reasoning,
-)
+from evaluation.request_builder import AUDIO, NO_TRACE, Asking, RequestBuilder, check_controls, read_reasoning
+from evaluation.run_arguments import RunArguments, Source, check, pinned, settings_of, sources_of
 from evaluation.scoring import ANSWERED, score_run
 from evaluation.sections import summary_line
 from sightsound import schema
 from sightsound.answers import is_correct, parse_answer
 from sightsound.benchmarks.pinned import TEXTS
-from sightsound.chat import Engine, Sampling, TransformersEngine, make_engine, run_requests
-from sightsound.cli import InputError, parse_arguments, read_json
+from sightsound.chat import Engine, Sampling, make_engine, run_requests
+from sightsound.cli import parse_arguments, read_json
 from sightsound.hub import write_dataset_card
-from sightsound.inputs import pin_dataset, pin_model
-from sightsound.journal import JOURNAL_FILE, Journal, Stage, fingerprint, write_atomically
-from sightsound.media import Clip, MediaError, MediaFolder
+from sightsound.inputs import pin_model
+from sightsound.journal import JOURNAL_FILE, Journal, Stage, write_atomically
 from sightsound.prompts import PROMPT_VERSION
-from sightsound.publishing import COMMIT, shown_source
-from sightsound.request_fields import (
-    FRAMES_HELP,
-    IMAGES,
-    RequestFieldArguments,
-    RequestOptions,
-    options_of,
-    recorded,
-)
-from sightsound.request_fields import (
-    VIDEO as ONE_VIDEO,
-)
+from sightsound.publishing import shown_source
 from sightsound.trained_on import count_trained_on
+from sightsound.transformers_engine import TransformersEngine
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass
-class RunArguments(RequestFieldArguments):
-    model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
-    output_dir: str = field(metadata={"help": "where to write predictions and results"})
-    dataset: list[str] = field(metadata={"help": "the benchmark's rows, folder or Hub id; of several: NAME=VALUE each"})
-    benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
-    split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
-    modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
-    method: str = field(default="direct", metadata={"help": "how it is asked", "choices": list(METHODS)})
-    controls: list[str] | None = field(default=None, metadata={"help": "what else it is given", "choices": list(CONTROLS)})
-    media_dir: list[str] | None = field(default=None, metadata={"help": "folder with the videos, for those who see them"})
-    traces: list[str] | None = field(default=None, metadata={"help": "a teacher's, folder or Hub id, for cot_distill"})
-    model_revision: str | None = field(default=None, metadata={"help": "of a Hub model; of a served one it is noted"})
-    base_model: str | None = field(default=None, metadata={"help": "where the base of a LoRA is now, if it was moved"})
-    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
-    arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
-    max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
-    num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
-    max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
-    frames: str = field(default=ONE_VIDEO, metadata={"help": FRAMES_HELP, "choices": [ONE_VIDEO, IMAGES]})
-    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
-    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each benchmark", "minimum": 1})
-    seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
-
-    def options(self) -> RequestOptions:
-        return options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
-
-    @property
-    def name(self) -> str:
-        """What the run is called in reports."""
-        return self.arm or shown_source(self.model)
-
-
-PER_BENCHMARK = ("dataset", "split", "media_dir", "traces")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One benchmark of a run, and where what belongs to it is."""
-
-    benchmark: str
-    dataset: str
-    split: str | None = None
-    media_dir: str | None = None
-    traces: str | None = None
-
-    def find_video(self) -> Callable[[Row], Clip] | None:
-        """What finds the videos of its rows; None where nobody sees them."""
-        name_of = get_benchmark(self.benchmark).clip_name
-        if self.media_dir is None or name_of is None:
-            return None
-        media = MediaFolder(self.media_dir)
-
-        def find(row: Row) -> Clip:
-            clip = media.find(name_of(row))
-            if clip is None:
-                raise MediaError(schema.MISSING_MEDIA, f"no clip named {name_of(row)}.*")
-            return clip
-
-        return find
-
-
-def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_share: bool) -> dict[str, str]:
-    """`NAME=VALUE ...`, or one value for the only benchmark, or for all of them."""
-    given: dict[str, str] = {}
-    for value in values or []:
-        name, is_named, rest = value.partition("=")
-        if is_named and name in BENCHMARKS:  # other signs of equality are a path's own
-            if name not in names:
-                raise InputError(f"--{flag} {value}: {name} is not among --benchmark {','.join(names)}")
-            found = {name: rest}
-        elif len(names) == 1 or may_share:
-            found = dict.fromkeys(names, value)
-        else:
-            raise InputError(f"--{flag} {value}: which of {', '.join(names)} is it? Give NAME={value}")
-        for target, part in found.items():
-            if target in given:
-                raise InputError(f"--{flag}: two values for {target}, {given[target]} and {part}; give one")
-            given[target] = part
-    return given
-
-
-def sources_of(args: RunArguments) -> list[Source]:
-    """
-    The benchmarks of a run.
-
-    Raises:
-        `InputError`: One is unknown, or what it needs is not given.
-    """
-    names = list(dict.fromkeys(name.strip() for name in args.benchmark.split(",")))
-    for name in names:
-        get_benchmark(name)
-    given = {flag: _by_benchmark(flag, getattr(args, flag), names, flag != "dataset") for flag in PER_BENCHMARK}
-    for name in names:
-        if name not in given["dataset"]:
-            raise InputError(f"--dataset: nothing for {name}; give {name}=FOLDER_OR_HUB_ID")
-    return [Source(name, **{flag: given[flag].get(name) for flag in PER_BENCHMARK}) for name in names]
-
-
-def pinned(source: Source) -> Source:
-    """The same with the commits of its datasets on the Hub."""
-    given = {flag: name for flag in ("dataset", "traces") if (name := getattr(source, flag)) is not None}
-    return replace(source, **{flag: pin_dataset(flag, name) for flag, name in given.items()})
-
-
-def check(args: RunArguments, sources: list[Source]) -> None:
-    """
-    Refuse combinations that cannot be what was meant.
-
-    Raises:
-        `InputError`: One of them.
-    """
-    args.options()
-    if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
-        raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
-    if args.base_url and args.base_model:
-        raise InputError("--base_model is for a LoRA that is loaded here; the server at --base_url has its own base")
-    if not args.base_url and args.model_revision and Path(args.model).is_dir():
-        raise InputError(f"--model_revision is of a Hub model, and {args.model} is a folder; leave one of them out")
-    for source in sources:
-        if args.modality != AUDIO and get_benchmark(source.benchmark).clip_name is None:
-            raise InputError(f"{source.benchmark} has no videos; ask it with --modality audio")
-        for flag, is_needed, why in (
-            ("media_dir", args.modality != AUDIO, f"--modality {args.modality}"),
-            ("traces", args.method == COT_DISTILL, f"--method {COT_DISTILL}"),
-        ):
-            if is_needed and getattr(source, flag) is None:
-                what = {"media_dir": "the folder with the videos", "traces": "the teacher's"}[flag]
-                raise InputError(f"{why} needs --{flag}, {what}, for {source.benchmark}")
-            if not is_needed and getattr(source, flag) is not None:
-                raise InputError(f"--{flag} is not read with --modality {args.modality} --method {args.method}; leave it out")
-
-
-def settings_of(args: RunArguments, source: Source, revision: str, model_commit: str | None) -> dict[str, Any]:
-    """
-    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not; nor do the
-    controls, each of which is asked by itself.
-
-    Args:
-        revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
-        model_commit (`str`, *optional*): Of a Hub model.
-    """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
-    ignored += ["batch_size"] if args.base_url else []
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
-    settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
-    settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
-    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= recorded(args, args.frames)
-    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
 
 
 def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +64,7 @@ def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[st
         **{name: row[name] for name in ("id", "video_id", "question_type", "question_relation", "choices", "duration_s")},
         "control": key.split("/")[1],
         "prompt": entry.get("prompt", ""),
-        "output": completion["text"] if "completions" in entry else None,  # the model did not say nothing: it was not heard
+        "output": completion["text"] if "completions" in entry else None,  # None: no answer came, which is not an empty answer
         "finish_reason": completion["finish_reason"],
         "answer": answer.index,
         "matched_by": answer.matched_by,
@@ -309,15 +135,14 @@ class BenchmarkRun:
         """All requests are in the journal after this. Returns what made them, and which model answered."""
         args, engine = self.args, open_engine()
         asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
-        build = RequestBuilder(self.rows, asking, engine, self.source.find_video(), self.reasoning)
-        told = f"{args.name}, {self.source.benchmark}"
+        build = RequestBuilder(self.rows, asking, engine, self.source.find_videos(), self.reasoning)
         run_requests(
             engine,
             build.keys(),
             build,
             self.sampling,
             journal,
-            told,
+            f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
             may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
@@ -327,7 +152,7 @@ class BenchmarkRun:
         return build, engine.revision + served
 
     def _num_trained_on(self, split: str) -> int | None:
-        """Of a served model only a folder's name tells: the server may call anything by a Hub id."""
+        """None of a served model that is no local folder: a server may give any model the name of a Hub id."""
         if self.args.base_url and not Path(self.args.model).is_dir():
             return None
         return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
@@ -404,7 +229,7 @@ def main(argv: list[str]) -> None:
             return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
         return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
 
-    # What is wrong with the last benchmark is told before hours are spent on the first.
+    # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
     for source in map(pinned, sources):

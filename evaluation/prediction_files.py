@@ -157,17 +157,17 @@ def output_key(rows: list[Row], path: str) -> str:
     Under which key the outputs of a file stand.
 
     Raises:
-        `InputError`: Under none that is known, or under two of which nothing tells which counts.
+        `InputError`: No known key holds them, or two keys do, and it is unclear which of them counts.
     """
     found = [key for key in OUTPUT_KEYS if any(key in row for row in rows)]
     if not found:
-        told = f"none, but {_some(rows[0])}"
-        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, found {told}")
+        found_keys = f"none, but {_some(rows[0])}"
+        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, found {found_keys}")
     filled = [key for key in found if any(row.get(key) is not None for row in rows)] or found
     whole = [key for key in WRITTEN if key in filled]
     if len(whole) > 1:
-        told = f"found both {' and '.join(whole[:2])}; leave only the one that counts"
-        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, {told}")
+        both = f"found both {' and '.join(whole[:2])}; leave only the one that counts"
+        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, {both}")
     return filled[0]
 
 

@@ -18,7 +18,7 @@ from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Engine
 from sightsound.cli import InputError
 from sightsound.corpus import ACCEPT, parquet_schema, read_parquet
-from sightsound.frames import load_frames
+from sightsound.frames import Frames, frames_of_first
 from sightsound.inputs import TRACES, check_kind
 from sightsound.media import Clip
 from sightsound.prompts import (
@@ -61,7 +61,7 @@ class Asking:
 
     @property
     def instruction(self) -> str:
-        """Who sees a silent video is asked for its sound, as the teacher is."""
+        """What ends a prompt: about a silent video, the teacher's own instruction."""
         return TEACHER_INSTRUCTION if (self.modality, self.method) == (VIDEO, COT) else METHODS[self.method]
 
 
@@ -72,8 +72,8 @@ class RequestBuilder:
     Args:
         rows (`Dataset`): The benchmark, audio undecoded.
         asking (`Asking`): How they are asked.
-        engine (`Engine`): Who is asked; its window is what a clip is cut to.
-        find_video (`Callable`, *optional*): A row's video, for the modalities that show it.
+        engine (`Engine`): Clips are cut to its window.
+        find_videos (`Callable`, *optional*): From a row to the files of its video, for the modalities that show it.
         reasoning (`dict`, *optional*): A teacher's, by id, for `cot_distill`.
     """
 
@@ -82,7 +82,7 @@ class RequestBuilder:
         rows: Dataset,
         asking: Asking,
         engine: Engine,
-        find_video: Callable[[Row], Clip] | None = None,
+        find_videos: Callable[[Row], list[Clip]] | None = None,
         reasoning: dict[str, str] | None = None,
     ):
         self.rows = rows
@@ -90,7 +90,7 @@ class RequestBuilder:
         self._audio = rows.select_columns(["audio"])
         self._clips = list(rows["video_id"])
         self._asking, self._engine = asking, engine
-        self._find_video, self._reasoning = find_video, reasoning
+        self._find_videos, self._reasoning = find_videos, reasoning
 
     def controls(self) -> list[str]:
         return list(dict.fromkeys([NO_CONTROL, *self._asking.controls]))
@@ -137,7 +137,7 @@ class RequestBuilder:
         return ChatRequest(key, text, audio=waveform, video=video, note={"heard_s": heard.heard_s})
 
     def _text(self, row: Row) -> str:
-        """What is only heard is asked of the audio, what is seen as well of the video."""
+        """The prompt: it says "audio" where the model gets only sound, and "video" where it gets the video."""
         question = row["question"] if self._asking.modality == AUDIO else row["video_question"]
         instruction = self._asking.instruction
         if self._reasoning is not None:
@@ -152,10 +152,9 @@ class RequestBuilder:
                 return (number + step) % count
         raise AssertionError("`check_controls` refuses a single clip")
 
-    def _frames(self, row: Row) -> Any:
-        assert self._find_video is not None, "who shows videos says where they are"
-        clip, asking = self._find_video(row), self._asking
-        return load_frames(clip.path, asking.num_frames, asking.max_pixels, clip.start_s, clip.max_duration_s)
+    def _frames(self, row: Row) -> Frames:
+        assert self._find_videos is not None, "a modality that shows videos needs `find_videos`"
+        return frames_of_first(self._find_videos(row), self._asking.num_frames, self._asking.max_pixels)
 
 
 def check_controls(rows: Dataset, controls: Collection[str]) -> None:

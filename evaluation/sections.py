@@ -84,7 +84,7 @@ def trained_lines(runs: Sequence[Results]) -> list[str]:
 
 
 def summary_line(run: Results) -> str:
-    """What a run says when it ends."""
+    """The line that a run prints when it ends."""
     figures, part = run["results"][NO_CONTROL], part_of(run)
     asked = f"{figures['n']}{f' (asked: {part})' if part else ''}"
     told = [f"{run['arm']}, {run['benchmark']}, split {split_of(run)}: {with_interval(figures)} on {asked}"]

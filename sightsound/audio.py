@@ -337,14 +337,16 @@ def decode_audio(audio: dict[str, Any], window_s: float | None = None) -> Heard:
     """
     import soundfile
 
+    name = f" ({audio['path']})" if audio.get("path") else ""
     if audio.get("bytes") is None and audio.get("path") and os.path.isfile(audio["path"]):
         waveform = load_clip(audio["path"])
     else:
         try:
             waveform, rate = soundfile.read(io.BytesIO(stored_bytes(audio)), dtype="float32")
         except soundfile.LibsndfileError as error:
-            raise MediaError(CORRUPT_MEDIA, f"the audio column cannot be decoded: {error}") from error
+            raise MediaError(CORRUPT_MEDIA, f"the audio column cannot be decoded{name}: {error}") from error
         if rate != SAMPLING_RATE or waveform.ndim != 1:
-            raise MediaError(CORRUPT_MEDIA, f"expected mono at {SAMPLING_RATE} Hz, found shape {waveform.shape} at {rate} Hz")
+            found = f"found shape {waveform.shape} at {rate} Hz{name}"
+            raise MediaError(CORRUPT_MEDIA, f"expected mono at {SAMPLING_RATE} Hz, {found}")
     cut = waveform if window_s is None else waveform[: round(window_s * SAMPLING_RATE)]
     return Heard(cut, len(waveform) / SAMPLING_RATE, len(cut) / SAMPLING_RATE)

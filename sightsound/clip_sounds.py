@@ -82,7 +82,7 @@ def _decode(clip: Clip) -> Sound:
             raise MediaError(schema.TOO_SHORT, message)
     try:
         waveform = load_clip(clip.path, start_s=clip.start_s, max_duration_s=clip.max_duration_s)
-    except (av.FFmpegError, ValueError, MemoryError) as error:  # what PyAV and numpy raise about streams nobody foresaw
+    except (av.FFmpegError, ValueError, MemoryError) as error:  # PyAV and numpy raise these for malformed streams
         raise MediaError(schema.CORRUPT_MEDIA, f"cannot be decoded: {error or type(error).__name__}") from error
     duration_s = len(waveform) / schema.SAMPLING_RATE
     if duration_s < MIN_DURATION_S:

@@ -174,7 +174,7 @@ def _matroska_size(file: BinaryIO) -> int | None:
             return name, None
         more = 8 - lead[0].bit_length()
         size = int.from_bytes(bytes([lead[0] & (0x7F >> more)]) + file.read(more))
-        return name, None if size == (1 << 7 * (more + 1)) - 1 else size  # all ones: written live, nobody knew
+        return name, None if size == (1 << 7 * (more + 1)) - 1 else size  # all ones: unknown, the file was written live
 
     name, size = element()
     if name != b"\x1a\x45\xdf\xa3" or size is None:

@@ -80,7 +80,7 @@ def trace_outcome(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
         outcome = BAD_FORMAT
     elif any(trace["verdict"] == REJECT for trace in traces):
         outcome = schema.ALL_REJECTED
-    else:  # nobody rejected anything: the reason that most traces share
+    else:  # no trace has a verdict: the reason that most traces share
         outcome = next(iter(lacking_verdicts(traces)))
     return {"teacher_answer": majority(answers), "unanimous": is_unanimous(answers), "outcome": outcome}
 

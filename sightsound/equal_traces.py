@@ -1,5 +1,5 @@
 """
-Traces of a question that are all equal: the teacher's draws were none, and that they agree says nothing.
+Detect traces that are all equal: the teacher did not sample, so their agreement is no evidence.
 
 At a temperature above 0 this happens when a server keeps the likeliest token only (top_k 1 in its defaults), or answers from a
 cache. It is noticed after the first questions, before the rest is paid for.
@@ -26,16 +26,20 @@ def equal_traces(journal: Journal) -> tuple[int, int]:
     return len(texts), sum(len(each) == 1 for each in texts)
 
 
-def check_traces_differ(journal: Journal) -> None:
+def check_traces_differ(journal: Journal, output_dir: str) -> None:
     """
-    Stop a run whose traces are not drawn, before it is paid for; a rerun finds the same in the journal.
+    Stop a run whose traces are not sampled, before all of it is paid for; a rerun finds the same in the journal.
+
+    Args:
+        journal (`Journal`): Of the run, or of one of its ranks.
+        output_dir (`str`): Of the whole run, for the message.
 
     Raises:
         `InputError`: The traces of nearly every one of the first questions are all equal.
     """
     total, alike = equal_traces(journal)
     if total == FIRST and alike >= ALIKE:
-        raise InputError(f"{_not_drawn(journal, total, alike)}, delete {journal.path.parent} and start again")
+        raise InputError(f"{_not_drawn(journal, total, alike)}, delete {output_dir} and start again")
 
 
 def warning_of_equal_traces(journal: Journal) -> str | None:
@@ -49,5 +53,5 @@ def _not_drawn(journal: Journal, total: int, alike: int) -> str:
     sent = f" (sent: {json.dumps(sampling)})" if sampling else ""
     return (
         f"the traces of {alike} of the first {total} questions are all equal{sent}: unanimity would mean nothing. Expected "
-        "different traces of a question; raise --temperature, or see whether the server draws at all"
+        "different traces of a question; raise --temperature, or check that the server samples"
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .containers import MIN_SEEK_S, all_packets, check_decoder, check_whole, first_of_any, sought_packets, streams_of
-from .media import MediaError, open_media
+from .media import Clip, MediaError, open_media
 from .schema import CORRUPT_MEDIA, NO_VIDEO
 
 
@@ -35,7 +35,7 @@ class Frames:
 
     def metadata(self) -> dict[str, float]:
         """
-        What a Qwen2.5-VL processor is told of the clip, as `video_metadata`.
+        The `video_metadata` that a Qwen2.5-VL processor gets with the clip.
 
         transformers 5.17 cuts the seconds between two pairs of frames to an integer before it computes their positions:
         above 2 frames per second every frame would stand at time zero and their order be lost. So faster sampling is
@@ -44,6 +44,26 @@ class Frames:
         declared_fps = min(self.fps, 2.0)
         num_frames = len(self.pixels)
         return {"fps": declared_fps, "total_num_frames": num_frames, "duration": num_frames / declared_fps}
+
+
+def frames_of_first(clips: Sequence[Clip], num_frames: int, max_pixels: int) -> Frames:
+    """
+    Frames of the first file of a clip that has any; for the other arguments see `load_frames`.
+
+    Args:
+        clips (`Sequence[Clip]`): At least one, from `MediaFolder.candidates`.
+
+    Raises:
+        `MediaError`: None of them has a video that can be decoded.
+    """
+    failures: list[MediaError] = []
+    for clip in clips:
+        try:
+            return load_frames(clip.path, num_frames, max_pixels, clip.start_s, clip.max_duration_s)
+        except MediaError as error:
+            failures.append(error)
+    # Of a broken video and a sound beside it, the video is what has to be mended.
+    raise next((failure for failure in failures if failure.outcome != NO_VIDEO), failures[0])
 
 
 def load_frames(

@@ -30,9 +30,9 @@ def check_fills_a_batch(num_questions: int, training_args: GRPOConfig) -> None:
         "steps_per_generation": training_args.steps_per_generation,
         "num_generations": per_question,
     }
-    told = ", ".join(f"{name} {value}" for name, value in has.items())
+    settings = ", ".join(f"{name} {value}" for name, value in has.items())
     raise InputError(
-        f"{num_questions} questions do not fill one batch of {needed} ({told}, {processes} process(es)), and "
+        f"{num_questions} questions do not fill one batch of {needed} ({settings}, {processes} process(es)), and "
         f"TRL would train on none; {_remedy(num_questions, processes, rows, per_question)}"
     )
 

@@ -2,7 +2,7 @@
 One writer per folder, also where the file system has no flock.
 
 Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. There a file is made
-that only one process can make, and its owner renews it every few seconds. A file that nobody renews is left over from a
+that only one process can make, and its owner renews it every few seconds. A file that is not renewed is left over from a
 killed run and is taken over. An owner whose file was taken over, because it was suspended for so long, ends: no two processes
 write to one folder.
 """
@@ -50,8 +50,8 @@ class FolderLock:
                 raise InputError(f"{folder} is being written by another process; wait for it or stop it") from error
             if error.errno not in NO_FLOCK:
                 raise
-            told = f"flock does not work there ({error.strerror}), so {OWNER_FILE} in it keeps other processes out"
-            print(f"warning: {folder}: {told}", file=sys.stderr, flush=True)
+            reason = f"flock does not work there ({error.strerror}), so {OWNER_FILE} in it keeps other processes out"
+            print(f"warning: {folder}: {reason}", file=sys.stderr, flush=True)
             self._owner = _OwnerFile(folder / OWNER_FILE)
 
     def release(self, delete: bool = False) -> None:
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _is_renewed(path: Path) -> bool:
-    """Whether the owner of the file is alive: on this machine its process is looked up, elsewhere the file's age tells."""
+    """Whether the owner of the file is alive: on this machine its process is looked up, elsewhere the file's age decides."""
     owner = _read(path)
     if owner.get("machine") == _machine():
         return owner.get("started") == _started(int(owner.get("pid", 0)))
@@ -140,9 +140,9 @@ class _OwnerFile:
         self._me |= {"machine": _machine(), "started": _started(pid) or ""}
         if not self._make() and not (self._is_left_over() and self._take_over()):
             owner = _read(path)
-            told = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown machine')}"
+            writer = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown machine')}"
             raise InputError(
-                f"{path.parent} is being written by {told}; wait for it or stop it (if it was killed on another machine, "
+                f"{path.parent} is being written by {writer}; wait for it or stop it (if it was killed on another machine, "
                 f"{path.name} expires {ABANDONED_AFTER_S:.0f} s after that)"
             )
         threading.Thread(target=self._renew, daemon=True).start()
@@ -169,7 +169,7 @@ class _OwnerFile:
         return not _is_renewed(self._path)
 
     def _take_over(self) -> bool:
-        """Replace a file that nobody renews. Two that try at once: the later one's file stays, the other one sees it."""
+        """Replace a file that is not renewed. Of two processes that try at once, the later one wins."""
         self._path.unlink(missing_ok=True)
         if not self._make():
             return False
@@ -189,8 +189,8 @@ class _OwnerFile:
                     self._end(owner)
 
     def _end(self, owner: dict[str, str]) -> None:
-        told = f"process {owner.get('pid')} on {owner.get('host')} took the folder over while this one was suspended"
-        print(f"error: {self._path.parent}: {told}; stopped", file=sys.stderr, flush=True)
+        reason = f"process {owner.get('pid')} on {owner.get('host')} took the folder over while this one was suspended"
+        print(f"error: {self._path.parent}: {reason}; stopped", file=sys.stderr, flush=True)
         os._exit(2)
 
     def release(self) -> None:

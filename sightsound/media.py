@@ -40,9 +40,9 @@ _AUDIO_EXTENSIONS = (
 MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
-class MediaError(Exception):
+class MediaError(InputError):
     """
-    A clip cannot be used.
+    A clip cannot be used. It is the outcome of a row where a stage keeps a ledger; elsewhere it ends the script in one line.
 
     Args:
         outcome (`str`): The ledger's word for it (see `schema`).
@@ -143,10 +143,6 @@ class MediaFolder:
 
     def __len__(self) -> int:
         return sum(map(len, self._by_stem.values()))
-
-    def find(self, name: str) -> Clip | None:
-        """The first of `candidates`."""
-        return next(iter(self.candidates(name)), None)
 
     def candidates(self, name: str, sha256: str | None = None) -> list[Clip]:
         """

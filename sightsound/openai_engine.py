@@ -1,14 +1,14 @@
 """
 Ask OpenAI-compatible servers: several replicas, bounded concurrency, and every way in which a server fails.
 
-What happens to a request, and who is to blame for it:
+What happens to a request after a failure:
 
 - 429 means "later": asked again, after `Retry-After` where the server gives one. A request that gets nothing else is put off
   until the others have been sent. Then 429 is its outcome, if the server has answered others since it was first sent, and
   answers no request while it is tried again: no rate limit is to blame.
 - Any other passing failure (500, 502, 503, 504, a reset connection, no answer within `timeout_s`, a body that is not a chat
-  completion) is asked again up to `TRIES` times; then it is the request's outcome. Not where no server answers anybody at all:
-  an outage is waited for, up to `PATIENCE_S`.
+  completion) is asked again up to `TRIES` times; then it is the request's outcome. If no server answers any request,
+  that is an outage: it is waited for, up to `PATIENCE_S`.
 - 400, 413 and 422 refuse this request and not the next: its outcome at once. Not where they refuse a sampling field that only
   some servers know (see `sampling.NeutralFields`): the request is made again without it.
 - Anything else (401, 403, 404: the key, the address, the model's name) will not get better: the run stops at once.
@@ -54,7 +54,7 @@ TIMEOUT_S = 600.0
 TRIES = 6  # five waits of 0.5 to 8 s
 # So many 429 in a row after it was put off: without a hint of the server the waits are a minute, over which rates are counted.
 BUSY_TRIES = 8
-# How long nobody may be answered before the run stops; less where nobody ever was: the address is probably wrong.
+# How long all requests may stay unanswered before the run stops; less before the first answer: the address is probably wrong.
 PATIENCE_S, FIRST_PATIENCE_S = 600.0, 15.0
 
 # A completion of `max_tokens` is far shorter: tokens of 16 characters, each escaped as \uXXXX, are 96 bytes.
@@ -103,7 +103,7 @@ class _Run:
             self.deferred.append(key)
 
     def stop(self) -> None:
-        """Nothing more is sent; who waits for a slot gets one to see that."""
+        """Send nothing more. Workers that wait for a slot get one, and then end."""
         self.stopped.set()
         self.slots.release(self.num_workers)
 
@@ -368,8 +368,8 @@ class OpenAIEngine:
                 for part in response.iter_bytes():
                     body += part
                     if len(body) > limit:
-                        told = f"more than {limit} bytes for {sampling.n} completions"
-                        raise RequestFailure(f"{replica.url} answered with {told}", BAD_RESPONSE)
+                        size = f"more than {limit} bytes for {sampling.n} completions"
+                        raise RequestFailure(f"{replica.url} answered with {size}", BAD_RESPONSE)
         except APIStatusError as error:
             fewer = replica.neutral.without(neutral, error)
             if fewer is not None:

@@ -55,7 +55,7 @@ def look_up(model: str, client: Any, url: str) -> str | None:
         url (`str`): Of the server, for messages.
 
     Returns:
-        `str` or `None`: What the user should know beforehand: the day on which the model ends.
+        `str` or `None`: A warning with the day on which the model ends, if the server names one.
 
     Raises:
         `InputError`: The server does not serve the model, or not any more.
@@ -88,7 +88,7 @@ def is_alive(client: Any) -> bool:
 
 def look_up_all(model: str, base_urls: Sequence[str], is_needed: bool = False) -> Iterator[str]:
     """
-    What to know about a model at each of its servers, a line each, before the run. Nothing is asked of the model.
+    Look a model up at each of its servers: yields one line for each. The model itself gets no request.
 
     Args:
         is_needed (`bool`): A server that is not there, or does not take the key, is an error.
@@ -98,12 +98,12 @@ def look_up_all(model: str, base_urls: Sequence[str], is_needed: bool = False) -
     """
     for url in base_urls:
         try:
-            told = look_up(model, make_client(url, TIMEOUT_S), url)
+            line = look_up(model, make_client(url, TIMEOUT_S), url)
         except NotAnswered as reason:
             if is_needed and reason.is_unusable:
                 raise InputError(f"{model} cannot be looked up at {url}: {reason}") from reason
-            told = f"{model} was not looked up at {url}: {reason}."
-        yield told or f"{url} lists {model}."
+            line = f"{model} was not looked up at {url}: {reason}."
+        yield line or f"{url} lists {model}."
 
 
 def make_client(url: str, timeout_s: float) -> Any:
@@ -137,10 +137,10 @@ def _get(client: Any, path: str) -> Any:
     try:
         return json.loads(_request(client, path))
     except APIStatusError as error:
-        told = f"GET {path} was answered {error.status_code}"
+        reply = f"GET {path} was answered {error.status_code}"
         if error.status_code == 401:
-            raise NotAnswered(f"{told}; set OPENAI_API_KEY to a key of that server", is_unusable=True) from error
-        raise NotAnswered(told, is_unusable=error.status_code >= 500 and error.status_code != 501) from error
+            raise NotAnswered(f"{reply}; set OPENAI_API_KEY to a key of that server", is_unusable=True) from error
+        raise NotAnswered(reply, is_unusable=error.status_code >= 500 and error.status_code != 501) from error
     except (APIConnectionError, httpx.HTTPError) as error:
         raise NotAnswered("no answer (is the server running?)", is_unusable=True) from error
     except (ValueError, RecursionError) as error:
@@ -194,12 +194,12 @@ def _end_of(entry: dict[str, Any], model: str, url: str) -> str | None:
 def _dates(values: Iterable[Any]) -> Iterator[date]:
     """Of ISO dates, and of seconds since 1970; Azure has several of them in a dictionary, of which inference counts."""
     for value in values:
-        told = value.get("inference") if isinstance(value, dict) else value
+        day = value.get("inference") if isinstance(value, dict) else value
         try:
-            if isinstance(told, str):
-                yield date.fromisoformat(told[:10])
-            elif isinstance(told, int | float) and told > 1:  # True is 1
-                yield datetime.fromtimestamp(told, UTC).date()
+            if isinstance(day, str):
+                yield date.fromisoformat(day[:10])
+            elif isinstance(day, int | float) and day > 1:  # True is 1
+                yield datetime.fromtimestamp(day, UTC).date()
         except (ValueError, OverflowError, OSError):  # in words, or no date at all
             continue
 
@@ -221,8 +221,8 @@ class LookUpArguments:
 
 def main() -> None:
     args = parse_arguments(LookUpArguments, __doc__)
-    for told in look_up_all(args.model, args.base_url, is_needed=True):
-        print(told)
+    for line in look_up_all(args.model, args.base_url, is_needed=True):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ class Replicas:
         """
         for replica in self._all:
             with suppress(NotAnswered):
-                if told := look_up(model, replica.client, replica.url):
-                    print(f"warning: {told}", file=sys.stderr)
+                if warning := look_up(model, replica.client, replica.url):
+                    print(f"warning: {warning}", file=sys.stderr)
 
     def take(self, preferred: Replica | None, avoided: Replica | None) -> Replica:
         """Which one to ask, to be given back with `done`: not one that just failed this request, if there is another."""
@@ -60,7 +60,7 @@ class Replicas:
             return chosen
 
     def done(self, replica: Replica, is_well: bool | None) -> None:
-        """None: the answer says nothing about the server's health."""
+        """Give a server back; `is_well` is None where the answer does not show whether the server works."""
         with self._lock:
             replica.in_flight -= 1
             if is_well:

@@ -18,12 +18,7 @@ import json
 from typing import Any
 
 from .chat import Completion, Usage
-from .openai_protocol import (
-    BUSY,
-    RequestFailure,
-    encodable,
-    failure_of_reported,
-)
+from .openai_protocol import BUSY, RequestFailure, encodable, failure_of_reported
 from .prompts import open_reasoning
 from .schema import BAD_RESPONSE, SERVER_ERROR
 
@@ -121,8 +116,8 @@ def _completion(choice: Any) -> Completion:
     text, refusal = _text_of(content), _text_of(message.get("refusal"))
     if refusal and not text:
         return Completion(encodable(refusal), "refusal")
-    told = (_text_of(message.get(name)) for name in ("reasoning_content", "reasoning", "reasoning_details"))
-    reasoning = next((each for each in told if each.strip()), "") or _thinking_of(content)
+    fields = (_text_of(message.get(name)) for name in ("reasoning_content", "reasoning", "reasoning_details"))
+    reasoning = next((each for each in fields if each.strip()), "") or _thinking_of(content)
     return Completion(encodable(_joined(reasoning, text, is_cut=reason == "length")), reason)
 
 
@@ -156,13 +151,13 @@ def _joined(reasoning: str, content: str, is_cut: bool) -> str:
     return f"<think>{reasoning}</think>{content}"
 
 
-def _usage(told: Any) -> Usage | None:
+def _usage(usage: Any) -> Usage | None:
     """What the server counted; None where it did not."""
-    if not isinstance(told, dict):
+    if not isinstance(usage, dict):
         return None
-    details = told.get("prompt_tokens_details")
+    details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    counts = (told.get("prompt_tokens"), told.get("completion_tokens"), cached)
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)
     prompt, completion, cached = (count if isinstance(count, int) else None for count in counts)
     return None if prompt is None or completion is None else Usage(prompt, completion, cached)
 

@@ -63,10 +63,10 @@ class RequestOptions:
 
     def summary(self) -> str:
         """What differs from the default, for the rows that it makes; "" where nothing does."""
-        told = [f"{name}={json.dumps(value)}" for name, value in sorted(self.fields.items())]
-        told += [f"no {name}" for name in sorted(self.omitted)]
-        told += ["frames as images"] if self.frames == IMAGES else []
-        return ", ".join(told)
+        parts = [f"{name}={json.dumps(value)}" for name, value in sorted(self.fields.items())]
+        parts += [f"no {name}" for name in sorted(self.omitted)]
+        parts += ["frames as images"] if self.frames == IMAGES else []
+        return ", ".join(parts)
 
 
 def options_of(

@@ -28,8 +28,8 @@ def question_digests(rows: Dataset) -> Iterable[tuple[str, str]]:
     """Id and digest of each question: of its clip's file, of where in the file it starts, and of its text."""
     columns = [name for name in ("id", "media_sha256", "start_s", "question") if name in rows.column_names]
     for row in rows.select_columns(columns):
-        told = json.dumps([row["media_sha256"], float(row.get("start_s") or 0.0), row["question"]])
-        yield row["id"], hashlib.sha256(told.encode()).hexdigest()[:16]
+        identity = json.dumps([row["media_sha256"], float(row.get("start_s") or 0.0), row["question"]])
+        yield row["id"], hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def write_trained_on(folder: Path, audio: str, split: str, used: set[str], base: str) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import is_correct, parse_answer
 from .audio import decode_audio
-from .chat import ChatRequest, Sampling, TransformersEngine
+from .chat import ChatRequest, Sampling
 from .checkpoints import load_full_weights
 from .cli import InputError
 from .prompts import question_text
+from .transformers_engine import TransformersEngine
 
 
 if TYPE_CHECKING:

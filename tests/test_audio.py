@@ -1,6 +1,7 @@
 """Sound where its time stamps say, of any rate and number of channels, from the middle of a long file, from a stored path."""
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from test_media import outcome_of, pitch_hz
 
 from sightsound import audio, containers
 from sightsound.audio import decode_audio, load_clip
+from sightsound.cli import run
 from sightsound.frames import load_frames
 from sightsound.resampling import resample
 
@@ -284,3 +286,16 @@ def test_an_audio_column_may_hold_a_path(tmp_path):
     ):
         with pytest.raises(audio.MediaError, match=r"cannot be read|neither bytes nor a path"):
             decode_audio(cell)
+
+
+def test_a_clip_that_cannot_be_read_ends_a_script_without_a_ledger_in_one_line(tmp_path, capsys):
+    """Training and the page have no row to record it in."""
+    cells = {
+        "gone.wav": {"bytes": None, "path": str(tmp_path / "gone.wav")},
+        "5.flac": {"bytes": b"no sound", "path": "5.flac"},
+    }
+    for name, cell in cells.items():
+        with pytest.raises(SystemExit) as ended:
+            run(partial(decode_audio, cell))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and line.startswith("error: the audio column ") and name in line

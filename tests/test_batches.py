@@ -24,6 +24,7 @@ from sightsound.journal import Journal
 from sightsound.media import MediaError
 from sightsound.openai_batches import BATCHES_FILE, OpenAIBatchEngine
 from sightsound.openai_engine import OpenAIEngine
+from sightsound.request_fields import RequestOptions
 from tests.support.batch_server import DROPPED, MOMENTS, UNHEARD, BatchServer, Plan
 
 
@@ -92,6 +93,18 @@ def test_a_batch_whose_model_refuses_sampling_fields_is_made_again_without_them(
     for entry in entries.values():
         drawn = entry["sampling"]
         assert (drawn["temperature"], drawn["top_p"], drawn["presence_penalty"], drawn["top_k"]) == (0.0, None, None, None)
+
+
+def test_a_batch_holds_the_fields_that_were_asked_for_and_rows_record_them(tmp_path):
+    options = RequestOptions({"max_completion_tokens": 9, "temperature": 1}, ("max_tokens", "seed", "top_p"))
+    with BatchServer() as server:
+        entries = ask(batched(server, tmp_path, options=options), tmp_path, names(2))
+    for body in server.bodies.values():
+        assert (body["max_completion_tokens"], body["temperature"]) == (9, 1)
+        assert not {"max_tokens", "seed", "top_p"} & body.keys()
+    for entry in entries.values():
+        drawn = {name: value for name, value in entry["sampling"].items() if value is not None}
+        assert drawn == {"n": 1, "temperature": 1, "max_completion_tokens": 9, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 def test_frames_travel_in_a_batch_as_they_do_alone(tmp_path):

@@ -14,23 +14,14 @@ import pytest
 
 from sightsound import openai_engine, openai_protocol
 from sightsound.audio import decode_audio
-from sightsound.chat import (
-    ChatRequest,
-    ChatResult,
-    Completion,
-    Sampling,
-    StreamingEngine,
-    TransformersEngine,
-    Usage,
-    make_engine,
-    run_requests,
-)
+from sightsound.chat import ChatRequest, ChatResult, Completion, Sampling, StreamingEngine, Usage, make_engine, run_requests
 from sightsound.cli import InputError
 from sightsound.frames import Frames, load_frames
 from sightsound.journal import Journal
 from sightsound.media import MediaError
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.openai_replies import parse_completions
+from sightsound.transformers_engine import TransformersEngine
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer
 
 

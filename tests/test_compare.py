@@ -67,7 +67,10 @@ def test_what_cannot_be_paired_is_one_line(annotations, tmp_path):
     run = write_run(tmp_path / "run")
     questions = ["--annotations", str(annotations), "--allow_unpinned"]
     for flags, told in (
-        (["--runs", other, other], r"does not tell what is right \(it lacks benchmark, .*give the questions: --benchmark, and"),
+        (
+            ["--runs", other, other],
+            r"does not hold the right answers \(it lacks benchmark, .*give the questions: --benchmark, and",
+        ),
         (["--runs", other, other, "--benchmark", "mmau"], "give the questions: either --annotations"),
         (["--runs", other, other, *questions], "--benchmark: which of avqa, mmau, music_avqa are these questions of"),
         (["--runs", other, run, "--benchmark", "mmau", *questions], "holds no run on mmau, but on avqa"),

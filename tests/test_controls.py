@@ -12,10 +12,10 @@ from evaluation.controls import CONTROLS, consistency, deaf_by, gains_over, shuf
 from evaluation.protocols import Decision
 from sightsound import schema
 from sightsound.audio import encode_flac
-from sightsound.chat import TransformersEngine
 from sightsound.cli import InputError
 from sightsound.hub import write_dataset_card
 from sightsound.prompts import DIRECT_INSTRUCTION, question_text, render_label
+from sightsound.transformers_engine import TransformersEngine
 
 
 @pytest.mark.parametrize("count", [2, 4, 26])
@@ -85,7 +85,7 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
 def test_who_answers_nothing_is_not_called_deaf():
     mute = figures(40, silent=(40, -5.0))
     mute["results"]["none"]["unanswered"] = 100.0
-    told = "ANSWERS NOTHING: a answers none of its 40 questions. That says nothing of what it hears: look at the outputs, at"
+    told = "ANSWERS NOTHING: a answers none of its 40 questions. That does not show whether it uses the sound: look at the"
     assert verdict([("a", mute)]).startswith(told)
     line = verdict([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
     assert line.startswith("Not deaf: every other run does better") and told in line
@@ -155,7 +155,9 @@ def test_every_control_is_run_and_reported(student_checkpoint, tones, tmp_path):
     results, line = evaluate(student_checkpoint, tones, tmp_path / "untrained", *CONTROLS)
     assert list(results["results"]) == ["none", *CONTROLS] and list(results["gains"]) == list(CONTROLS)
     assert results["consistency"]["n"] == NUM_QUESTIONS
-    assert line.startswith("ANSWERS NOTHING: untrained (seed 0) answers none of its 22 questions. That says nothing of what it")
+    assert line.startswith(
+        "ANSWERS NOTHING: untrained (seed 0) answers none of its 22 questions. That does not show whether it"
+    )
     with pytest.raises(InputError, match="expected two folders, found 1"):
         compare.main(["--runs", str(tmp_path / "untrained" / "run")])
 

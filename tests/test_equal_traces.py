@@ -35,9 +35,9 @@ SAME, OTHER, ONE = ["a bell", "a bell", "a bell"], ["a bell", "a dog", "a bell"]
 def test_nearly_every_one_of_the_first_questions_stops_a_run(tmp_path, num_same, outcomes):
     journal = journal_of(tmp_path, [OTHER] * (FIRST - num_same) + [SAME] * num_same, outcomes)
     if num_same < ALIKE:
-        return check_traces_differ(journal)
+        return check_traces_differ(journal, str(tmp_path))
     with pytest.raises(InputError, match=rf"{num_same} of the first 20 questions are all equal.*unanimity would mean nothing"):
-        check_traces_differ(journal)
+        check_traces_differ(journal, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_nearly_every_one_of_the_first_questions_stops_a_run(tmp_path, num_same,
     ids=["one trace", "too few to tell", "easy questions later on", "none"],
 )
 def test_other_runs_go_on(tmp_path, questions):
-    check_traces_differ(journal_of(tmp_path, questions))
+    check_traces_differ(journal_of(tmp_path, questions), "out")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,14 @@ def test_a_teacher_that_does_not_draw_ends_in_one_line_and_so_does_its_rerun(for
         (told,) = [line for line in each.stderr.splitlines() if "error: " in line]
         assert re.search(r"error: the traces of 20 of the first 20 questions are all equal \(sent: .*\"top_k\": -1", told)
         assert told.endswith(f"delete {tmp_path / 'out'} and start again")
+
+
+def test_the_remedy_under_ranks_is_to_delete_the_whole_run(forty, tmp_path):
+    """The other ranks have journaled such traces, too."""
+    with OpenAIServer(good) as server:
+        flags = {**forty, "base_url": server.base_url, "num_traces": 2, "num_tasks": 2, "output_dir": tmp_path / "out"}
+        done = run_script("dataset_builders/traces.py", **flags)
+    assert done.returncode == 2 and f"delete {tmp_path / 'out'} and start again" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_a_run_of_few_questions_is_warned_and_written(forty, tmp_path):

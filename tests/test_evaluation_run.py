@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from evaluation import compare, generate
+from evaluation import compare, generate, run_arguments
 from evaluation.sections import losses_of
 from sightsound import schema
 from sightsound.cli import InputError
@@ -153,13 +153,13 @@ def test_a_model_that_moved_on_the_hub_does_not_answer_the_rest(benchmarks, stud
 
 
 def test_a_dataset_that_moved_on_the_hub_does_not_ask_the_rest(tmp_path):
-    args = generate.RunArguments(model="tiny", output_dir=str(tmp_path), dataset=["alice/mmau"], base_url=["u"])
-    (source,) = generate.sources_of(args)
-    with Stage(tmp_path / "run", generate.settings_of(args, source, "a" * 40, None)):
+    args = run_arguments.RunArguments(model="tiny", output_dir=str(tmp_path), dataset=["alice/mmau"], base_url=["u"])
+    (source,) = run_arguments.sources_of(args)
+    with Stage(tmp_path / "run", run_arguments.settings_of(args, source, "a" * 40, None)):
         pass
     with (
         pytest.raises(InputError, match="dataset_commit"),
-        Stage(tmp_path / "run", generate.settings_of(args, source, "b" * 40, None)),
+        Stage(tmp_path / "run", run_arguments.settings_of(args, source, "b" * 40, None)),
     ):
         pass
 

@@ -43,7 +43,7 @@ def journal_of(folder: Path, *answers: Any) -> Journal:
 )
 def test_a_teacher_that_reasons_or_has_not_said_enough_goes_on(tmp_path, answers):
     with closing(journal_of(tmp_path, *answers)) as journal:
-        check_reasoning(journal, "tiny")
+        check_reasoning(journal, "tiny", "traces")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_teacher_that_reasons_or_has_not_said_enough_goes_on(tmp_path, answers
 def test_twenty_answers_without_reasoning_are_told_in_one_line(tmp_path, text):
     answers = ["corrupt_media", *[[text, text]] * 20, ["<think>I hear a dog.</think>"]]
     with closing(journal_of(tmp_path, *answers)) as journal, pytest.raises(InputError) as stopped:
-        check_reasoning(journal, "lab/tiny")
+        check_reasoning(journal, "lab/tiny", "traces")
     assert str(stopped.value).startswith("the first 20 answers of lab/tiny hold no reasoning") and "\n" not in str(
         stopped.value
     )
@@ -63,7 +63,7 @@ def test_answers_that_were_all_cut_have_another_remedy(tmp_path):
         cut = {"completions": [{"text": "A dog, since", "finish_reason": "length"}]}
         journal.append((str(i), cut) for i in range(20))
         with pytest.raises(InputError, match="raise --max_tokens"):
-            check_reasoning(journal, "tiny")
+            check_reasoning(journal, "tiny", "traces")
 
 
 def test_what_is_in_flight_is_kept_and_a_rerun_asks_nothing(tmp_path):
@@ -72,7 +72,9 @@ def test_what_is_in_flight_is_kept_and_a_rerun_asks_nothing(tmp_path):
             engine = OpenAIEngine("tiny", server.base_url, CONCURRENCY)
             keys = [str(i) for i in range(200)]
             build = lambda key: ChatRequest(key, key)  # noqa: E731
-            run_requests(engine, keys, build, GREEDY, journal, "t", check=lambda journal: check_reasoning(journal, "tiny"))
+            run_requests(
+                engine, keys, build, GREEDY, journal, "t", check=lambda journal: check_reasoning(journal, "tiny", "traces")
+            )
 
     with HouseServer(lambda _: chat("dog")) as server:
         with pytest.raises(InputError, match="hold no reasoning"):
@@ -127,6 +129,6 @@ def test_an_engine_in_this_process_is_stopped_too(tmp_path):
     engine = Mute()
     with closing(Journal(tmp_path / "journal.jsonl")) as journal, pytest.raises(InputError, match="hold no reasoning"):
         keys = [str(i) for i in range(100)]
-        check = lambda journal: check_reasoning(journal, "tiny")  # noqa: E731
+        check = lambda journal: check_reasoning(journal, "tiny", "traces")  # noqa: E731
         run_requests(engine, keys, lambda key: ChatRequest(key, key), GREEDY, journal, "t", check=check)
     assert engine.calls == 5

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from evaluation.controls import CONTROLS
-from evaluation.generate import Source
 from evaluation.request_builder import METHODS, Asking, RequestBuilder, check_controls, read_reasoning
+from evaluation.run_arguments import Source
 from sightsound import schema
 from sightsound.audio import decode_audio
 from sightsound.cli import InputError
-from sightsound.media import MediaError
+from sightsound.media import MediaError, video_name
 from sightsound.prompts import TEACHER_INSTRUCTION, question_text
 from sightsound.schema import open_dataset
 from tests.support.tiny import trace, trace_row, write_corpus, write_traces
@@ -69,14 +69,14 @@ def rows(tiny_dataset):
     return open_dataset(str(tiny_dataset), "train").select(range(4))
 
 
-def find_video_in(folder):
-    return Source("avqa", "d", media_dir=str(folder)).find_video()
+def find_videos_in(folder):
+    return Source("avqa", "d", media_dir=str(folder)).find_videos()
 
 
 @pytest.mark.parametrize("modality", ["audio", "video", "audio_video"])
 def test_a_modality_gives_its_clips_and_the_wording_that_goes_with_them(rows, tiny_world, modality):
     asking = Asking(modality, controls=("silent", "text_only"), num_frames=4, max_pixels=56 * 56)
-    build = RequestBuilder(rows, asking, ENGINE, find_video_in(tiny_world / "clips"))
+    build = RequestBuilder(rows, asking, ENGINE, find_videos_in(tiny_world / "clips"))
     request, silent = build("1/none"), build("1/silent")
     assert request.media == {"audio": ("audio",), "video": ("video",), "audio_video": ("audio", "video")}[modality]
     assert ("video" in request.text) == (modality != "audio") and build("1/text_only").text == request.text
@@ -84,6 +84,17 @@ def test_a_modality_gives_its_clips_and_the_wording_that_goes_with_them(rows, ti
         assert request.video.pixels.shape == (4, 56, 56, 3) and np.array_equal(silent.video.pixels, request.video.pixels)
     if request.audio is not None:
         assert np.array_equal(request.audio, decode_audio(rows[1]["audio"], 2.0).waveform) and not silent.audio.any()
+
+
+def test_a_broken_video_gives_way_to_a_good_one_in_every_modality(rows, tiny_world, tmp_path):
+    for name, extension in ((video_name(row), extension) for row in rows for extension in (".mp4", ".m4v")):
+        (tmp_path / f"{name}{extension}").write_bytes((tiny_world / "clips" / f"{name}.mp4").read_bytes())
+    asking = Asking("audio_video", num_frames=4, max_pixels=56 * 56)
+    build = RequestBuilder(rows, asking, ENGINE, find_videos_in(tmp_path))
+    expected = build("1/none").video.pixels
+    broken = tmp_path / f"{video_name(rows[1])}.mp4"
+    broken.write_bytes(b"<html>404</html>")
+    assert np.array_equal(RequestBuilder(rows, asking, ENGINE, find_videos_in(tmp_path))("1/none").video.pixels, expected)
 
 
 def test_each_method_ends_the_question_with_its_own_instruction(rows):
@@ -133,10 +144,12 @@ def test_videos_of_music_avqa_are_found_by_their_id_and_seen_whole(write_clip, t
     """594 of its ids look like a YouTube id, of which AVQA means ten seconds."""
     for name in ("00000093", "va00003871", "-0LkeLZqjZ0"):
         write_clip(tmp_path / f"{name}.mp4")
-        found = Source("music_avqa", "d", media_dir=str(tmp_path)).find_video()({"video_id": name, "start_s": 0.0})
+        row = {"video_id": name, "start_s": 0.0, "media_sha256": ""}
+        (found,) = Source("music_avqa", "d", media_dir=str(tmp_path)).find_videos()(row)
         assert (found.path, found.start_s, found.max_duration_s) == (str(tmp_path / f"{name}.mp4"), 0.0, None)
-    avqa = Source("avqa", "d", media_dir=str(tmp_path)).find_video()
-    assert avqa({"video_id": "-0LkeLZqjZ0", "start_s": 30.0}).max_duration_s == 10.0
+    avqa = Source("avqa", "d", media_dir=str(tmp_path)).find_videos()
+    (part,) = avqa({"video_id": "-0LkeLZqjZ0", "start_s": 30.0, "media_sha256": ""})
+    assert part.max_duration_s == 10.0
     with pytest.raises(MediaError, match=r"no clip named 00000001\.\*") as told:
-        Source("music_avqa", "d", media_dir=str(tmp_path)).find_video()({"video_id": "00000001"})
+        Source("music_avqa", "d", media_dir=str(tmp_path)).find_videos()({"video_id": "00000001", "media_sha256": ""})
     assert told.value.outcome == schema.MISSING_MEDIA

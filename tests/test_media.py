@@ -214,16 +214,16 @@ def test_a_clip_is_found_by_its_avqa_name(tmp_path, name):
     for file in [*NAMES.values(), f"{name}.json"]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert MediaFolder(str(tmp_path)).find(name) == Clip(str(tmp_path / NAMES[name]))
+    assert MediaFolder(str(tmp_path)).candidates(name)[0] == Clip(str(tmp_path / NAMES[name]))
 
 
 def test_a_whole_video_is_cut_and_a_clip_goes_before_it(tmp_path):
     (tmp_path / "06GyG4-wONQ.mp4").touch()
-    found = MediaFolder(str(tmp_path)).find("06GyG4-wONQ_000006")
+    found = next(iter(MediaFolder(str(tmp_path)).candidates("06GyG4-wONQ_000006")), None)
     assert found == Clip(str(tmp_path / "06GyG4-wONQ.mp4"), start_s=6.0, max_duration_s=10.0)
     (tmp_path / "06GyG4-wONQ_6.mp4").touch()
-    assert MediaFolder(str(tmp_path)).find("06GyG4-wONQ_000006") == Clip(str(tmp_path / "06GyG4-wONQ_6.mp4"))
-    assert MediaFolder(str(tmp_path)).find("06GyG4-wONQ_000007") == Clip(found.path, 7.0, 10.0)
+    assert MediaFolder(str(tmp_path)).candidates("06GyG4-wONQ_000006")[0] == Clip(str(tmp_path / "06GyG4-wONQ_6.mp4"))
+    assert MediaFolder(str(tmp_path)).candidates("06GyG4-wONQ_000007")[0] == Clip(found.path, 7.0, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_a_name_cannot_leave_the_folder(tmp_path, name):
         (tmp_path / file).touch()
     (tmp_path / "clips" / "inside____-.mp4").touch()
     folder = MediaFolder(str(tmp_path / "clips"))
-    assert folder.find(name) is None
-    assert folder.find("06GyG4-wONQ_000006") is None
+    assert not folder.candidates(name)
+    assert not folder.candidates("06GyG4-wONQ_000006")
 
 
 def test_a_missing_media_folder_is_bad_input(tmp_path):

@@ -76,7 +76,7 @@ def test_any_file_name_is_a_clips_name_and_is_found_again_from_the_row(name, own
     row = to_row(annotation(1, name))
     assert (row["video_id"], row["start_s"]) == (name, 0.0)
     for looked_up in (row["video_name"], video_name(row | {"duration_s": 31.0})):
-        clip = own_clips.find(looked_up)
+        clip = next(iter(own_clips.candidates(looked_up)), None)
         expected = None if FOUND[name] is None else str(Path(own_clips.root) / FOUND[name])
         assert (clip and clip.path, clip and clip.max_duration_s) == (expected, None), "taken whole"
 
@@ -86,12 +86,12 @@ def test_a_name_that_fits_avqas_pattern_stays_avqas(tmp_path):
     for name in ("06GyG4-wONQ_000006", "06GyG4-wONQ_000006.mp4"):
         row = to_row(annotation(1, name))
         assert (row["video_id"], row["start_s"]) == ("06GyG4-wONQ", 6.0)
-        clip = MediaFolder(str(tmp_path)).find(row["video_name"])
+        clip = next(iter(MediaFolder(str(tmp_path)).candidates(row["video_name"])), None)
         assert clip is not None and (clip.start_s, clip.max_duration_s) == (6.0, 10.0)
 
 
 def test_files_of_one_name_in_two_folders_are_told(own_clips):
-    clip = own_clips.find("pan")
+    clip = next(iter(own_clips.candidates("pan")), None)
     assert clip is not None
     assert own_clips.namesakes("pan", clip) == [str(Path(own_clips.root) / "kitchen" / "pan.mp4")]
     assert own_clips.namesakes("garden/pan", clip) == []
@@ -143,7 +143,7 @@ def test_own_clips_are_built_and_the_card_says_what_they_are(clips, monkeypatch,
     card = (folder / "out" / "README.md").read_text()
     assert validate(card, "dataset") == ([], [])
     assert leak in card and "counted from 0" in card
-    assert "The 3 rows" not in card and "The 5 rows are about clips of whoever built this dataset" in card
+    assert "The 3 rows" not in card and "The 5 rows are about other clips, chosen by the people who built this dataset" in card
     assert "0.6 to 11.0 s" in card
     for untrue in ("YouTube", "10 s", "extended|other-avqa", "avqa-states-none", "The audio variant of AVQA"):
         assert untrue not in card, untrue

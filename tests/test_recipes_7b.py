@@ -15,8 +15,8 @@ from dataset_builders.avqa_audio import AvqaAudioArguments
 from dataset_builders.cot_corpus import CotCorpusArguments
 from dataset_builders.traces import TracesArguments
 from dataset_builders.verdicts import VerdictsArguments
-from evaluation.generate import RunArguments
 from evaluation.report import ReportArguments
+from evaluation.run_arguments import RunArguments
 from sightsound.cli import parse_arguments
 from sightsound.corpus import GROUND_TRUTH, SELECTIONS
 from sightsound.openai_models import LookUpArguments

@@ -11,15 +11,13 @@ from dataset_builders import traces
 from dataset_builders.traces import TracesArguments, settings_of
 from dataset_builders.verdicts import VerdictsArguments
 from evaluation import generate
-from evaluation.generate import RunArguments
+from evaluation.run_arguments import RunArguments
 from sightsound import openai_protocol
 from sightsound.chat import ChatRequest, ChatResult, Sampling
 from sightsound.cli import InputError, parse_arguments
 from sightsound.frames import Frames
-from sightsound.openai_batches import BATCHES_FILE, OpenAIBatchEngine
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.request_fields import IMAGES, RequestFieldArguments, RequestOptions, options_of
-from tests.support.batch_server import BatchServer
 from tests.support.house_server import HouseServer, chat, choice, text_of
 from tests.support.tiny import read_rows
 
@@ -108,15 +106,6 @@ def test_an_answer_of_as_many_tokens_as_the_fields_allow_is_read():
         with HouseServer(lambda _: chat(long)) as server:
             (result,) = ask(server, options(*flags, "--omit_field", "max_tokens"), GREEDY, ChatRequest("a", "a"))
         assert result.completions[0].text == long
-
-
-def test_the_batch_api_takes_them_too(tmp_path):
-    given = options("--request_field", "max_completion_tokens=99", "--omit_field", "max_tokens", "seed")
-    with BatchServer() as server:
-        record = tmp_path / BATCHES_FILE
-        engine = OpenAIBatchEngine("tiny", server.base_url, record, poll_s=(0.001, 0.002), settle_s=0.0, options=given)
-        assert [r.outcome for part in engine.complete([ChatRequest("a", "a")], GREEDY) for r in part] == [None]
-    assert server.bodies["a"]["max_completion_tokens"] == 99 and not {"max_tokens", "seed"} & server.bodies["a"].keys()
 
 
 def test_seeds_have_31_bits_and_stay_apart():

@@ -15,10 +15,11 @@ from test_grpo_trainer import make_rows, make_trainer
 from sightsound import validation
 from sightsound.answers import parse_answer
 from sightsound.audio import decode_audio
-from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
+from sightsound.chat import ChatRequest, Completion, Sampling
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.prompts import COT_INSTRUCTION
 from sightsound.sampling import GROUPS, NEUTRAL, OPENAI_FIELDS
+from sightsound.transformers_engine import TransformersEngine
 from sightsound.validation import ValidationSet
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import REPO

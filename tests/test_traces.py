@@ -10,10 +10,11 @@ import pytest
 
 from dataset_builders.traces import TracesArguments, settings_of
 from sightsound import schema
-from sightsound.chat import Completion, Sampling, TransformersEngine
+from sightsound.chat import Completion, Sampling
 from sightsound.cli import parse_arguments
 from sightsound.prompts import PROMPT_VERSION, TEACHER_INSTRUCTION, ZERO_SHOT_AUDIO_COT_INSTRUCTION, question_text
 from sightsound.sampling import NEUTRAL
+from sightsound.transformers_engine import TransformersEngine
 from tests.support.openai_server import Ask, OpenAIServer, model_answer
 from tests.support.tiny import kill_script_when, read_ledger, read_rows, run_script
 

@@ -14,10 +14,11 @@ import pytest
 
 from sightsound import openai_protocol
 from sightsound.audio import decode_audio
-from sightsound.chat import ChatRequest, Sampling, TransformersEngine
+from sightsound.chat import ChatRequest, Sampling
 from sightsound.corpus import ACCEPT, CUT, NO_REASONING, REJECT
 from sightsound.frames import Frames, load_frames
 from sightsound.openai_engine import OpenAIEngine
+from sightsound.transformers_engine import TransformersEngine
 from tests.support import served
 from tests.support.tiny import read_ledger, read_rows, run_script
 

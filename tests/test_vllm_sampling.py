@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from sightsound.audio import decode_audio
-from sightsound.chat import ChatRequest, Sampling, TransformersEngine
+from sightsound.chat import ChatRequest, Sampling
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.openai_protocol import content_of, request_body
 from sightsound.sampling import NEUTRAL
+from sightsound.transformers_engine import TransformersEngine
 from tests.support import served
 
 

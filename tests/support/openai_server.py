@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from sightsound.chat import ChatRequest, Completion, Sampling, TransformersEngine
+from sightsound.chat import ChatRequest, Completion, Sampling
 from sightsound.frames import Frames
 from sightsound.sampling import NEUTRAL
+from sightsound.transformers_engine import TransformersEngine
 
 
 # In place of a status code: what else a server can do wrong.
