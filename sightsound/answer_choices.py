@@ -10,9 +10,6 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 
-# Below this the closest choice is no longer an alignment but a guess.
-MIN_SIMILARITY = 0.6
-
 # Numbers keep what belongs to them (-5, 1.5, 10-20, 5%), notes their sharp (A#), contractions their end (isn't). The marks are
 # kept as words of their own, since they end what a "not" denies.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:[-.,:/]\d+)*%?(?![^\W_])|[^\W_]+(?:'[^\W\d_]+|[#+]+)?|[,;:()?!—–]")
@@ -34,7 +31,7 @@ _FALSE_PLURALS = ("ss", "us", "is")
 
 # Words that deny what follows them up to the next turn of the sentence, and those turns. A comma is none: "not a dog, a bell"
 # may be a list of what is denied.
-_DENIES = _set(
+DENIES = _set(
     "not no never neither nor without cannot hardly unlike except excluding eliminate eliminates eliminated eliminating "
     "exclude excludes excluded discard dismiss lack lacks lacking absence rule rules ruled ruling wrong incorrect "
     "unlikely against"
@@ -49,7 +46,7 @@ _DENIED_AFTER = _set(
 _OTHER_THOUGHT = _set("who which that and or because since as with but while so although whereas to")
 _MORE_OR_LESS = _set("more less fewer over under above below least most up exceeding beyond almost nearly")
 _POINTING = _set("the this that which each every other another first second last no any latter former")
-_HEDGES = _set("maybe perhaps possibly might may could unsure uncertain unclear either whether")
+HEDGES = _set("maybe perhaps possibly might may could unsure uncertain unclear either whether")
 _WHOLE = frozenset(("both", "neither", "none", "all"))
 _SMALL_WORDS = _set(
     "a an the of in on at to and or is are was were be been being by with for from as it its this that there i he she "
@@ -81,7 +78,7 @@ def _stem(word: str) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _root(word: str) -> str:
+def root_of(word: str) -> str:
     """Of "barks", "barking" and "barked" the same."""
     for end in ("ing", "ed", "es", "ly", "s"):
         if word.endswith(end) and len(word) - len(end) >= 3 and not word.endswith(_FALSE_PLURALS):
@@ -121,7 +118,7 @@ class Form(NamedTuple):
 @lru_cache(maxsize=16_384)  # yes, no, one, two: questions share their choices
 def form(choice: str) -> Form:
     words = bare_words(choice)
-    return Form(words, tuple(map(_stem, words)), _content(words))
+    return Form(words, tuple(map(_stem, words)), content_of(words))
 
 
 def beginnings_of(text: str) -> set[str]:
@@ -184,8 +181,8 @@ def forms_of(choices: tuple[str, ...]) -> Forms:
     return Forms(choices)
 
 
-def _content(words: Sequence[str]) -> frozenset[str]:
-    return frozenset([_root(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
+def content_of(words: Sequence[str]) -> frozenset[str]:
+    return frozenset([root_of(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
 
 
 class Said(NamedTuple):
@@ -238,7 +235,7 @@ def said_of(sentence: str, forms: Forms) -> Said:
 
 def _scattered(stems: list[str], at: list[int], taken: set[int], known: set[int], forms: Forms) -> list[tuple[int, int, int]]:
     """Choices whose words are all there in another form or order: "the dog is barking", "it sits in a cage"."""
-    roots = {_root(stem): place for place, stem in enumerate(stems) if place not in taken}
+    roots = {root_of(stem): place for place, stem in enumerate(stems) if place not in taken}
     found = []
     if roots.keys().isdisjoint(forms.roots):
         return []
@@ -288,7 +285,7 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
             return True
         if token in _TURNS and not (token in ("it", "they", "this") and after in ("or", "and")):
             return False
-        if (token in _DENIES or token.endswith("n't")) and after not in _NO_DENIAL:
+        if (token in DENIES or token.endswith("n't")) and after not in _NO_DENIAL:
             if after == "," and token == "no":
                 return False
             return not (token in ("rule", "rules", "ruled", "ruling") and after != "out")
@@ -315,63 +312,8 @@ def _hedged(tokens: list[str], masked: set[int]) -> bool:
             return False
         if token in ("another", "possible") and tokens[k + 1 : k + 2] in (["option"], ["choice"], ["answer"], ["possibility"]):
             return True
-        if token in _HEDGES and k not in masked:
+        if token in HEDGES and k not in masked:
             if token == "could" and ("hear" in tokens[k : k + 4] or "heard" in tokens[k : k + 4]):
                 continue
             return True
     return False
-
-
-def most_similar(text: str, forms: Forms) -> int | None:
-    """
-    The one choice that a text is similar to: the same but for small words, endings, a typing error or its last letters.
-
-    A word that stands for another makes another text ("jazz guitar" is no "bass guitar"), however many letters they share.
-    Words may be added or left out, as long as `MIN_SIMILARITY` of all are shared.
-    """
-    words = bare_words(text)
-    if not words or len(words) > 60:
-        return None
-    said = _content(words)
-    if said.isdisjoint(forms.roots) and not any(
-        word[:2] == other[:2] and _is_typing_error(word, other) for word in said for other in forms.roots
-    ):
-        return None
-    scores = [(_similarity(words, said, choice), -i) for i, choice in enumerate(forms.all) if forms.first[i] == i]
-    scores.sort(reverse=True)
-    if not scores or scores[0][0] < MIN_SIMILARITY or (len(scores) > 1 and scores[1][0] == scores[0][0]):
-        return None
-    return -scores[0][1]
-
-
-def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> float:
-    wanted = choice.roots
-    shared = said & wanted
-    added, missing = said - shared, wanted - shared
-    if added and missing:
-        if len(added) > 3 or len(missing) > 3:
-            return 0.0
-        for word in sorted(added):
-            if twin := next((other for other in sorted(missing) if _is_typing_error(word, other)), None):
-                added, missing, shared = added - {word}, missing - {twin}, shared | {twin}
-    if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(_DENIES | _HEDGES):
-        return 0.0
-    if missing & _DENIES or (missing and len(wanted) < 3):
-        return 0.0
-    # In another order the same words say something else.
-    order = [word for word in map(_root, words) if word in shared]
-    other = [word for word in map(_root, choice.words) if word in shared]
-    return 2 * len(shared) / (len(shared) * 2 + len(added) + len(missing)) - (0.01 if order != other else 0.0)
-
-
-def _is_typing_error(word: str, other: str) -> bool:
-    """Two letters swapped, one doubled or the last one cut; in a long word any one letter too much or too few."""
-    shorter, longer = sorted((word, other), key=len)
-    if len(longer) < 5 or word[0] != other[0] or not word.isalpha() or not other.isalpha() or len(longer) - len(shorter) > 1:
-        return False
-    at = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
-    if len(shorter) == len(longer):
-        return at >= 2 and shorter[at : at + 2] == longer[at : at + 2][::-1] and shorter[at + 2 :] == longer[at + 2 :]
-    if at < 2 or shorter[at:] != longer[at + 1 :]:
-        return False
-    return at == len(shorter) or longer[at] == longer[at - 1] or len(longer) >= 7

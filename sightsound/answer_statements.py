@@ -6,11 +6,21 @@ mentioned. A statement that leaves it open ("B or C", "it could be a dog") ends 
 """
 
 import re
-from typing import NamedTuple
 
-from .answer_choices import Forms, Said, bare_words, beginnings_of, most_similar, said_of
+from .answer_choices import Forms, beginnings_of, said_of
+from .answer_claims import (
+    OPEN,
+    Found,
+    about_one,
+    before_reason,
+    chosen,
+    claimed,
+    letter_of,
+    only_claim,
+    sentence_at,
+    subject_of,
+)
 from .answer_cues import (
-    AFTER_LETTER,
     ASKS,
     CHOOSES,
     CLAUSE_START,
@@ -19,50 +29,29 @@ from .answer_cues import (
     CURLY,
     END_LETTER,
     HAS_CUE,
-    INLINE_OPTION,
     IS_RIGHT,
     JOINED,
-    LAST_LETTER,
     LETTER,
-    LETTER_AFTER_LEAD,
-    LETTERS_JOINED,
     LONE_LETTER,
     MARKDOWN,
     MARKED_CORRECT,
     MARKED_LETTER,
-    MORE_LETTERS,
-    MUSICAL,
     NO_END,
     NOT_BUT,
     NOT_STATED,
     OPTION_LINE,
-    OTHER_CLAUSE,
     PLAIN_DENIAL,
     POINTS,
-    REASON,
     REFUSES,
     REJECTED,
     REPEATS_OPTIONS,
     SENTENCE_END,
-    SETS_APART,
-    SLASH_LETTER,
     SPECIAL_READING,
     STATES,
-    SUBJECT_LEAD,
     UNMARKED,
 )
 from .answer_sections import plain_latex
-from .prompts import LETTERS
-
-
-class Found(NamedTuple):
-    """A choice and how it was found; no choice where a statement leaves it open."""
-
-    choice: int | None
-    matched_by: str
-
-
-OPEN = Found(None, "none")
+from .answer_similarity import most_similar
 
 
 def read_statement(section: str, forms: Forms) -> Found:
@@ -76,7 +65,7 @@ def read_statement(section: str, forms: Forms) -> Found:
     if not SPECIAL_READING.search(section):
         if " " not in section and forms.beginnings_of_single_words.isdisjoint(beginnings_of(section.casefold())):
             return OPEN
-        return _alone(section, forms) or _mentioned(section, [section], forms) or OPEN
+        return only_claim(section, forms) or _mentioned(section, [section], forms) or OPEN
     text = section if len(section) <= 20_000 else f"{section[:2000]}\n{section[-18_000:]}"
     if UNMARKED.fullmatch(text):
         return _read(text.strip(), forms, corrected=False)
@@ -98,7 +87,7 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
         found = _read(text[corrections[-1].end() :], forms, corrected=True)
         if found.choice is not None:
             return found
-    if len(lines) == 1 and (alone := _alone(text, forms)):
+    if len(lines) == 1 and (alone := only_claim(text, forms)):
         return alone
     for read in (
         (_stated, _on_a_line, _at_start, _concluded, _at_end, _mentioned)
@@ -108,136 +97,6 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
         if stated := read(text, lines, forms):
             return stated
     return OPEN
-
-
-def _alone(line: str, forms: Forms) -> Found | None:
-    """A line that is nothing but a letter, a letter and its text, or a choice."""
-    words = bare_words(line)
-    if not words:
-        return OPEN
-    if line.rstrip().endswith("?") and not any(choice.endswith("?") for choice in forms.plains):
-        return None
-    if len(words) > 1 and (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    letter = LETTER.match(line)
-    if letter:
-        rest = line[letter.end() :]
-        tail = bare_words(rest)
-        # "A dog" where the dog is another choice begins with an article.
-        apart = not tail or letter.group(1) or rest[0] in ".):]" or rest.lstrip()[0] in "-–—:=,;("
-        if (not tail or tail in forms.by_words) and (apart or letter.group(2) not in "AaIi"):
-            return _chosen(letter, rest, forms)
-    if (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    return None
-
-
-def _chosen(letter: re.Match[str], rest: str, forms: Forms) -> Found:
-    index = LETTERS.index((letter.group(1) or letter.group(2)).upper())
-    if index < len(forms.all):
-        return Found(forms.first[index], "letter")
-    # Beyond the choices it is no option's letter: a note perhaps, or a slip before a choice's text.
-    other = forms.by_words.get(bare_words(rest) or (LETTERS[index].casefold(),))
-    return OPEN if other is None else Found(other, "choice_text")
-
-
-def _letter(claim: str, forms: Forms, *, cued: bool) -> Found | None:
-    """The letter that a statement begins with, `OPEN` for several letters, None when it begins with none."""
-    letter = (LETTER_AFTER_LEAD if cued else LETTER).match(claim)
-    if letter is None:
-        return OPEN if SLASH_LETTER.match(claim) else None
-    rest = claim[letter.end() :]
-    if _lists_options(claim):
-        return OPEN
-    name = letter.group(2)
-    if name is not None and not _stands_alone(name, rest, forms, cued=cued):
-        return None
-    if MORE_LETTERS.match(rest) or SLASH_LETTER.match(claim[letter.start(letter.lastindex or 0) :]):
-        return OPEN
-    return _chosen(letter, rest, forms)
-
-
-def _lists_options(line: str) -> bool:
-    """Whether a line repeats the options: "(A) dog (B) bell"."""
-    found = list(INLINE_OPTION.finditer(line[:400]))
-    return (
-        len(found) > 1
-        and ord(found[1].group(1)) == ord(found[0].group(1)) + 1
-        and not SETS_APART.search(line, found[0].end(), found[1].start())
-    )
-
-
-def _stands_alone(name: str, rest: str, forms: Forms, *, cued: bool) -> bool:
-    """Whether a letter without brackets is an option's, and no article, pronoun, note or initial."""
-    after = rest.lstrip()
-    if not after or not after.strip(".!"):
-        return True
-    text_follows = LETTERS.index(name.upper()) < len(forms.all) and _begins(rest, forms.all[LETTERS.index(name.upper())].words)
-    if rest[0] in ".:)]":
-        return text_follows or not rest[1:2].strip() or not (rest[1].isalnum() or rest[1] == "'") or rest[0] in ")]"
-    if after[0] in "\n(!" or after[0] in "–—=" or after.startswith("- "):
-        return name != "I" or after[0] not in "(!"
-    if after[0] in ",;":
-        return name not in "Iia"
-    if MORE_LETTERS.match(rest):
-        return name not in "ia"
-    if name in "Ii" or name == "a":
-        return False
-    if name == "A":
-        return bool(AFTER_LETTER.match(rest)) or (text_follows and rest[:1] == " " and after[:1].isupper())
-    if name.islower() and not cued:
-        return False
-    return text_follows or not MUSICAL.match(rest)
-
-
-def _begins(rest: str, words: tuple[str, ...]) -> bool:
-    return bool(words) and bare_words(rest[:200])[: len(words)] == words
-
-
-def _sentence(text: str, start: int) -> str:
-    end = SENTENCE_END.search(text, start, min(len(text), start + 600))
-    return text[start : end.end() if end else min(len(text), start + 600)]
-
-
-def _about_one(said: Said) -> int | None:
-    return next(iter(said.named)) if len(said.named) == 1 and not said.undecided else None
-
-
-def _claim(claim: str, forms: Forms) -> Found | None:
-    """
-    What stands after a cue. None: it says nothing of the choices, "the answer is clear".
-    """
-    line = claim.strip().split("\n", 1)[0].strip()
-    if turned := NOT_BUT.match(line):
-        line = line[turned.end() :]
-    sentence = _sentence(line, 0).strip(" .!,;:")
-    words = bare_words(sentence)
-    if len(words) > 1 and (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    if line.endswith("?") and sentence == line.rstrip("?").strip() and not words:
-        return None
-    begins = [i for i in forms.first if len(forms.all[i].words) > 1 and _begins(sentence, forms.all[i].words)]
-    # "The answer is A man": the choice's own article, and no letter.
-    own_article = begins and sentence[:2].strip().casefold() in ("a", "an", "i")
-    if not own_article and (found := _letter(line, forms, cued=True)):
-        rejected = None if found.choice is None or AFTER_LETTER.match(line) else REJECTED.match(line)
-        return None if rejected and rejected.end() < 40 and not OTHER_CLAUSE.search(rejected.group()) else found
-    if (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    said = said_of(_before_reason(sentence), forms)
-    if (index := _about_one(said)) is not None:
-        return Found(index, "similarity")
-    if said.named or said.undecided:
-        return OPEN
-    if said.denied:
-        return None
-    if len(words) <= 20 and not PLAIN_DENIAL.search(sentence) and (index := most_similar(sentence, forms)) is not None:
-        return Found(index, "similarity")
-    return OPEN if PLAIN_DENIAL.match(sentence) else None
-
-
-def _before_reason(sentence: str) -> str:
-    return REASON.split(sentence, 1)[0]
 
 
 def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
@@ -252,11 +111,11 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
         if before:
             if NOT_STATED.search(clause) or _asks(text, start):
                 continue
-            found = _claim(text[place : place + 600], forms)
+            found = claimed(text[place : place + 600], forms)
         else:
             if _asks(text, start):
                 continue
-            found = _subject(clause, text[max(0, start - 60) : start], forms)
+            found = subject_of(clause, text[max(0, start - 60) : start], forms)
         if found:
             return found
     return None
@@ -266,7 +125,7 @@ def _asks(text: str, at: int) -> bool:
     """Whether the sentence around a place is a question."""
     ends = [m.end() for m in SENTENCE_END.finditer(text, max(0, at - 400), at)]
     start = ends[-1] if ends else max(0, at - 400)
-    sentence = _sentence(text, at).rstrip()
+    sentence = sentence_at(text, at).rstrip()
     return sentence.endswith("?") and bool(ASKS.match(text[start : start + 80]))
 
 
@@ -274,28 +133,6 @@ def _clause_before(text: str, at: int) -> str:
     window = text[max(0, at - 200) : at]
     starts = [m.end() for m in CLAUSE_START.finditer(window)]
     return window[starts[-1] :] if starts else window
-
-
-def _subject(clause: str, before: str, forms: Forms) -> Found | None:
-    """What "is the correct answer"."""
-    if NOT_STATED.search(clause):
-        return None
-    clause = clause.strip()
-    if LETTERS_JOINED.search(before):
-        return OPEN
-    lead = SUBJECT_LEAD.match(clause)
-    rest = clause[lead.end() if lead else 0 :]
-    letter = LETTER.match(rest)
-    if letter and (letter.group(1) or letter.group(2) not in "aIi" or not rest[letter.end() :].strip()):
-        tail = rest[letter.end() :]
-        if MORE_LETTERS.match(tail):
-            return OPEN
-        if not tail.strip() or letter.group(1) or tail[0] in ".):]" or letter.group(2) not in "A" or tail[:2] in (" (", " -"):
-            return _chosen(letter, tail, forms)
-    if last := LAST_LETTER.search(rest):
-        return _chosen(last, "", forms)
-    index = _about_one(said_of(clause, forms))
-    return None if index is None else Found(index, "similarity")
 
 
 def _options_listed(lines: list[str]) -> set[int]:
@@ -314,10 +151,12 @@ def _on_a_line(text: str, lines: list[str], forms: Forms) -> Found | None:
     listed = _options_listed(lines)
     marked = [lines[i] for i in sorted(listed) if MARKED_CORRECT.search(lines[i])]
     if len(marked) == 1 and (letter := LETTER.match(marked[0])):
-        return _chosen(letter, "", forms)
+        return chosen(letter, "", forms)
     if len(listed) == len(lines):
         return OPEN
-    found = {i: alone for i, line in enumerate(lines) if i not in listed and len(line) < 300 and (alone := _alone(line, forms))}
+    found = {
+        i: alone for i, line in enumerate(lines) if i not in listed and len(line) < 300 and (alone := only_claim(line, forms))
+    }
     last = found.get(len(lines) - 1)
     if last is not None and last is not OPEN:
         return last
@@ -331,7 +170,7 @@ def _at_start(text: str, lines: list[str], forms: Forms) -> Found | None:
     """A letter that begins the section: "B because it rings", "(B) a bell", "B\\nIt is not a dog."."""
     if not LONE_LETTER.search(lines[0][:60]) or 0 in _options_listed(lines):
         return None
-    found = _letter(lines[0], forms, cued=False)
+    found = letter_of(lines[0], forms, cued=False)
     if found is None or found.choice is None:
         return found if len(_sentences(text)) == 1 and "left" not in text else None
     letter = LETTER.match(lines[0])
@@ -343,7 +182,7 @@ def _at_end(text: str, lines: list[str], forms: Forms) -> Found | None:
     """A letter that ends the section, after a comma or an adverb."""
     tail = lines[-1][-120:]
     letter = END_LETTER.search(tail)
-    return None if letter is None or NO_END.search(tail) else _chosen(letter, "", forms)
+    return None if letter is None or NO_END.search(tail) else chosen(letter, "", forms)
 
 
 def _sentences(text: str) -> list[tuple[int, str]]:
@@ -363,7 +202,7 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
     """The last sentence that concludes ("Therefore, ...", "It's ..."), if none after it names another choice."""
     places = sorted({m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}, reverse=True)[:40]
     for place in places:
-        claim = _sentence(text, place)
+        claim = sentence_at(text, place)
         start = max((m.end() for m in SENTENCE_END.finditer(text, max(0, place - 300), place)), default=max(0, place - 300))
         whole = text[start:place] + claim
         if (
@@ -373,11 +212,11 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
         ):
             continue
         turned = NOT_BUT.match(claim)
-        found = _letter(claim[turned.end() :] if turned else claim, forms, cued=False)
+        found = letter_of(claim[turned.end() :] if turned else claim, forms, cued=False)
         if found is None or (found.choice is not None and REJECTED.match(claim, 1) and "," not in claim):
-            index = _about_one(said_of(_before_reason(whole), forms))
+            index = about_one(said_of(before_reason(whole), forms))
             if index is None and re.search(r"\bbut\b", text[start:place]):  # "I thought of jazz, but it is rock"
-                index = _about_one(said_of(_before_reason(claim), forms))
+                index = about_one(said_of(before_reason(claim), forms))
             if index is None:
                 continue
             found = Found(index, "similarity")
@@ -402,9 +241,9 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
             return Found(index, "similarity")
         if len(sentence) < 50 and JOINED.match(sentence):
             return OPEN  # "guitar and piano": one of the two may be no choice
-        index = _about_one(said)
+        index = about_one(said)
         if index is None and len(said.named) > 1:
-            index = _about_one(said_of(_before_reason(sentence), forms))
+            index = about_one(said_of(before_reason(sentence), forms))
         refused = index is not None and REFUSES.search(sentence) and not any(REFUSES.search(choice) for choice in forms.plains)
         return OPEN if index is None or refused else Found(index, "similarity")
     if len(text) > 200 and text.rstrip()[-1:] not in ".!?)]\"'":
