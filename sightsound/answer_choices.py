@@ -14,6 +14,8 @@ from typing import NamedTuple
 # kept as words of their own, since they end what a "not" denies.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:[-.,:/]\d+)*%?(?![^\W_])|[^\W_]+(?:'[^\W\d_]+|[#+]+)?|[,;:()?!—–]")
 _LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
+# "A minor" is a key, and its "A" no article.
+_A_KEY = re.compile(r"a (?:major|minor)(?![^\W_])")
 _PLAIN_WORDS = re.compile(r"[a-z ]+")
 
 
@@ -34,9 +36,13 @@ _FALSE_PLURALS = ("ss", "us", "is")
 DENIES = _set(
     "not no never neither nor without cannot hardly unlike except excluding eliminate eliminates eliminated eliminating "
     "exclude excludes excluded discard dismiss lack lacks lacking absence rule rules ruled ruling wrong incorrect "
-    "unlikely against"
+    "unlikely against besides"
 )
 _TURNS = _set("but however though instead so therefore thus hence it they this that's leaves leaving ; : — – ? !")
+_DENIES_ONE = _set("not neither nor isn't wasn't aren't")
+_EVERY = _set("anything everything all any every everyone anyone")
+_EXCEPT = _set("unlike except excluding besides")
+_NO_VERB = _MARKS | {"and", "or"}
 _NO_DENIAL = _set("only just doubt question matter problem")
 # "The dog is not heard": what denies a choice after it, and what begins another thought before that.
 _DENIED_AFTER = _set(
@@ -99,6 +105,8 @@ def plain(choice: str) -> str:
 def bare_words(text: str) -> tuple[str, ...]:
     """Words without marks and a leading article."""
     folded = text.casefold()
+    if _A_KEY.match(folded.lstrip(" \t\n\"'([*`_")):
+        return tuple(word for word in words_of(text) if word not in _MARKS)
     if folded.isascii() and folded.replace(" ", "").isalpha():  # most choices; the same as below, and quicker
         words = tuple([_NUMBERS.get(word, word) for word in folded.split()])
         return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
@@ -182,6 +190,8 @@ def forms_of(choices: tuple[str, ...]) -> Forms:
 
 
 def content_of(words: Sequence[str]) -> frozenset[str]:
+    if words[:1] == ("a",) and words[1:] in (("major",), ("minor",)):
+        return frozenset(words)
     return frozenset([root_of(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
 
 
@@ -210,6 +220,8 @@ def said_of(sentence: str, forms: Forms) -> Said:
         for place in places[choice.stems[0]]:
             span = range(place, place + size)
             if tuple(stems[place : place + size]) == choice.stems and taken.isdisjoint(span):
+                if choice.words[0] == "a" and "A " not in sentence:
+                    continue  # "in a minor key"
                 if choice.words == ("1",) and place and tokens[at[place] - 1] in _POINTING:
                     continue
                 if choice.words[0].isdigit() and _is_part_of_number(tokens, at[place], at[place + size - 1]):
@@ -222,7 +234,7 @@ def said_of(sentence: str, forms: Forms) -> Said:
     named, denied, undecided = set[int](), set[int](), False
     masked = {k for start, end, _ in found for k in range(start, end + 1)}
     for start, end, i in sorted(found):
-        if _is_denied(tokens, masked, start, end):
+        if _is_denied(tokens, masked, start, end) and not _is_set_against(tokens, sorted(found), (start, end, i)):
             denied.add(i)
         elif _is_compared(tokens, start):
             undecided = True
@@ -277,11 +289,19 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
     article = start > 0 and tokens[start - 1] in _ARTICLES
     if tokens[start - 1 - article : start - article] == ["over"] and not tokens[start][0].isdigit():
         return True  # "I choose the bell over the dog"
+    comma = False  # between another choice and this one
     for k in range(start - 1, max(-1, start - 26), -1):
         token, after = tokens[k], tokens[k + 1] if k + 1 < len(tokens) else ""
         if k in masked:
             continue
-        if token in ("than", "of") and tokens[k - 1] in ("rather", "other", "instead"):
+        comma |= token == "," and k - 1 in masked
+        if (token in ("than", "of") and tokens[k - 1] in ("rather", "other", "instead")) or token == "opposed":
+            return not comma
+        if token == "but" and (tokens[max(0, k - 1)] in _EVERY or tokens[max(0, k - 2)] in _EVERY):
+            return True  # "anything but rain"
+        if token in _EXCEPT and k < 2 and comma and end + 1 < len(tokens) and tokens[end + 1] not in _NO_VERB:
+            return False  # "unlike the dog, the bell rings"
+        if token in ("apart", "aside") and after == "from":
             return True
         if token in _TURNS and not (token in ("it", "they", "this") and after in ("or", "and")):
             return False
@@ -296,6 +316,20 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
         if token in _DENIED_AFTER or token.endswith("n't"):
             return k + 1 >= len(tokens) or tokens[k + 1] not in _NO_DENIAL
     return False
+
+
+def _is_set_against(tokens: list[str], found: list[tuple[int, int, int]], mention: tuple[int, int, int]) -> bool:
+    """ "not a dog, a bell" says bell: the last of a list whose others are each denied by a word of their own."""
+    start, end, _ = mention
+    if len(found) < 2 or mention != found[-1] or tokens[end + 1 : end + 2] not in ([], ["because"], ["since"]):
+        return False
+    if tokens[found[-2][1] + 1 : start] not in ([","], [",", "a"], [",", "an"], [",", "the"]) or "there" in tokens:
+        return False
+    befores = (tokens[max(0, at - 2) : at] for at, *_ in found[:-1])
+    return all(
+        (words[-1:] and words[-1] in _DENIES_ONE) or (words[-1:] and words[-1] in _ARTICLES and words[0] in _DENIES_ONE)
+        for words in befores
+    )
 
 
 def _is_compared(tokens: list[str], start: int) -> bool:

@@ -21,6 +21,7 @@ from .answer_cues import (
     NOT_STATED,
     OTHER_CLAUSE,
     PLAIN_DENIAL,
+    PREFERS,
     REASON,
     REJECTED,
     SENTENCE_END,
@@ -28,7 +29,7 @@ from .answer_cues import (
     SLASH_LETTER,
     SUBJECT_LEAD,
 )
-from .answer_similarity import most_similar
+from .answer_similarity import OF_THESE, most_similar, short_form
 from .prompts import LETTERS
 
 
@@ -61,7 +62,10 @@ def only_claim(line: str, forms: Forms) -> Found | None:
             return chosen(letter, rest, forms)
     if (index := forms.by_words.get(words)) is not None:
         return Found(index, "choice_text")
-    return None
+    if (index := short_form(words, forms)) is not None:
+        return Found(index, "similarity")
+    # None of the choices, or the choice "none"?
+    return OPEN if words[0] == "none" and OF_THESE.fullmatch(" ".join(words[1:])) else None
 
 
 def chosen(letter: re.Match[str], rest: str, forms: Forms) -> Found:
@@ -177,7 +181,7 @@ def subject_of(clause: str, before: str, forms: Forms) -> Found | None:
     if NOT_STATED.search(clause):
         return None
     clause = clause.strip()
-    if LETTERS_JOINED.search(before):
+    if LETTERS_JOINED.search(before) and not PREFERS.search(before):
         return OPEN
     lead = SUBJECT_LEAD.match(clause)
     rest = clause[lead.end() if lead else 0 :]

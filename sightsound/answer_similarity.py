@@ -1,10 +1,20 @@
 """Which choice a text is similar to, when it names none as it stands: other small words, endings, or a typing error."""
 
+import re
+from collections.abc import Iterator
+
 from .answer_choices import DENIES, HEDGES, Form, Forms, bare_words, content_of, root_of
 
 
 # Below this the closest choice is no longer an alignment but a guess.
 MIN_SIMILARITY = 0.6
+_OF_ALL = frozenset(("none", "all", "both", "neither"))
+OF_THESE = re.compile(r"of (?:(?:the|these|those) )?(?:them|these|those|above|below|options?|choices|answers)")
+_YES_AND_NO = (frozenset(("yes",)), frozenset(("no",)))
+# "robot" is "robot voice".
+_KINDS = frozenset(("voice", "voices", "speech", "music", "sound", "sounds", "noise"))
+# Words without which a part says something else than its whole.
+_NO_PART = DENIES | HEDGES | frozenset(("and", "or", "with", "than", "then", "more", "less", "fewer", "before", "after", "of"))
 
 
 def most_similar(text: str, forms: Forms) -> int | None:
@@ -29,6 +39,42 @@ def most_similar(text: str, forms: Forms) -> int | None:
     return -scores[0][1]
 
 
+def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
+    """
+    The one choice that a word or two say in short: "none" is "None of the above", "dog" is "dog barking".
+
+    "female" is "female speech" only beside "male speech": both must share the rest. A part that is a thing of its own is not
+    its whole: "bass" is no "double bass".
+    """
+    if words[0] in _OF_ALL and (len(words) == 1 or OF_THESE.fullmatch(" ".join(words[1:]))):
+        return _only(i for i, one in _longer(forms) if one.words[:2] == (words[0], "of"))
+    said = frozenset(words)
+    if len(words) > 2 or not said.isdisjoint(_NO_PART) or any(len(word) == 1 and not word.isdigit() for word in words):
+        return None
+    holding = [i for i, one in _longer(forms) if not said.isdisjoint(one.words)]
+    index = _only(iter(holding))
+    if index is None:
+        return None
+    wanted = frozenset(forms.all[index].words)
+    rest = wanted - said
+    if len(wanted) > 3 or not said < wanted or not wanted.isdisjoint(_NO_PART):
+        return None
+    shared = any(i != index and rest <= frozenset(one.words) for i, one in _longer(forms))
+    in_short = len(wanted) == 2 and (any(word.endswith("ing") for word in wanted) or not rest.isdisjoint(_KINDS))
+    return index if shared or in_short else None
+
+
+def _longer(forms: Forms) -> Iterator[tuple[int, Form]]:
+    """Choices of more than one word, each of equal ones once."""
+    return ((i, one) for i, one in enumerate(forms.all) if forms.first[i] == i and len(one.words) > 1)
+
+
+def _only(found: Iterator[int]) -> int | None:
+    """The one that there is; None for none and for several."""
+    first = next(found, None)
+    return first if next(found, None) is None else None
+
+
 def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> float:
     wanted = choice.roots
     shared = said & wanted
@@ -41,6 +87,8 @@ def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> f
                 added, missing, shared = added - {word}, missing - {twin}, shared | {twin}
     if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(DENIES | HEDGES):
         return 0.0
+    if wanted in _YES_AND_NO and added:
+        return 0.0  # "there is no violin" may answer yes
     if missing & DENIES or (missing and len(wanted) < 3):
         return 0.0
     # In another order the same words say something else.

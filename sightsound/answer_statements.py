@@ -7,7 +7,7 @@ mentioned. A statement that leaves it open ("B or C", "it could be a dog") ends 
 
 import re
 
-from .answer_choices import Forms, beginnings_of, said_of
+from .answer_choices import Forms, bare_words, beginnings_of, said_of
 from .answer_claims import (
     OPEN,
     Found,
@@ -24,22 +24,26 @@ from .answer_cues import (
     ASKS,
     CHOOSES,
     CLAUSE_START,
+    COMPARES_LETTERS,
+    AFFIRMS,
     CONCLUDES,
     CORRECTS,
-    CURLY,
     END_LETTER,
+    ENDS_IN_YES_OR_NO,
     HAS_CUE,
     IS_RIGHT,
     JOINED,
     LETTER,
+    LETTER_SENTENCE,
     LONE_LETTER,
-    MARKDOWN,
     MARKED_CORRECT,
-    MARKED_LETTER,
+    NAMES_NOTE,
     NO_END,
     NOT_BUT,
     NOT_STATED,
     OPTION_LINE,
+    PAST_BELIEF,
+    PAST_CLAIM,
     PLAIN_DENIAL,
     POINTS,
     REFUSES,
@@ -48,9 +52,11 @@ from .answer_cues import (
     SENTENCE_END,
     SPECIAL_READING,
     STATES,
+    SUBJECT_IS,
+    TURNS,
     UNMARKED,
 )
-from .answer_sections import plain_latex
+from .answer_marks import closed, without_marks
 from .answer_similarity import most_similar
 
 
@@ -58,21 +64,17 @@ def read_statement(section: str, forms: Forms) -> Found:
     """The choice that the final statement of an answer's section names."""
     if (
         len(section) < 200
+        and section.isascii()
         and not LONE_LETTER.search(section)
         and forms.beginnings.isdisjoint(beginnings_of(section.casefold()))
     ):
         return OPEN
     if not SPECIAL_READING.search(section):
-        if " " not in section and forms.beginnings_of_single_words.isdisjoint(beginnings_of(section.casefold())):
-            return OPEN
         return only_claim(section, forms) or _mentioned(section, [section], forms) or OPEN
     text = section if len(section) <= 20_000 else f"{section[:2000]}\n{section[-18_000:]}"
     if UNMARKED.fullmatch(text):
-        return _read(text.strip(), forms, corrected=False)
-    if "\\" in text:
-        text = plain_latex(text)
-    text = text.translate(CURLY)
-    text = MARKDOWN.sub("", MARKED_LETTER.sub(r"(\1)", text)).strip()
+        return _read(closed(text.strip()), forms, corrected=False)
+    text = closed(without_marks(text))
     return _read(text, forms, corrected=False) if text else OPEN
 
 
@@ -89,11 +91,7 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
             return found
     if len(lines) == 1 and (alone := only_claim(text, forms)):
         return alone
-    for read in (
-        (_stated, _on_a_line, _at_start, _concluded, _at_end, _mentioned)
-        if cued
-        else (_on_a_line, _at_start, _at_end, _mentioned)
-    ):
+    for read in _READ_IN_TURN if cued else _READ_WITHOUT_CUE:
         if stated := read(text, lines, forms):
             return stated
     return OPEN
@@ -109,7 +107,7 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
         start = min(place, other)
         clause = _clause_before(text, start)
         if before:
-            if NOT_STATED.search(clause) or _asks(text, start):
+            if NOT_STATED.search(clause) or _asks(text, start) or _is_past_belief(text, start, place):
                 continue
             found = claimed(text[place : place + 600], forms)
         else:
@@ -119,6 +117,13 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
         if found:
             return found
     return None
+
+
+def _is_past_belief(text: str, start: int, end: int) -> bool:
+    """Whether a cue is about what was believed before: "at first I thought the answer was A"."""
+    before = text[max(0, start - 200) : start]
+    turns = [m.end() for m in TURNS.finditer(before)]
+    return bool(PAST_BELIEF.search(before[turns[-1] :] if turns else before) or PAST_CLAIM.match(text, end))
 
 
 def _asks(text: str, at: int) -> bool:
@@ -170,19 +175,29 @@ def _at_start(text: str, lines: list[str], forms: Forms) -> Found | None:
     """A letter that begins the section: "B because it rings", "(B) a bell", "B\\nIt is not a dog."."""
     if not LONE_LETTER.search(lines[0][:60]) or 0 in _options_listed(lines):
         return None
+    if COMPARES_LETTERS.match(lines[0]):
+        return OPEN
     found = letter_of(lines[0], forms, cued=False)
     if found is None or found.choice is None:
         return found if len(_sentences(text)) == 1 and "left" not in text else None
     letter = LETTER.match(lines[0])
+    if letter and lines[0][letter.end() :].lstrip(" .)]")[:1] in ("?", "？") and not AFFIRMS.match(lines[0], letter.end()):
+        return None
     rejected = REJECTED.match(lines[0], letter.end() if letter else 0)
     return None if rejected and not re.search(r"[,;]|because|since", lines[0][: rejected.end()]) else found
 
 
 def _at_end(text: str, lines: list[str], forms: Forms) -> Found | None:
-    """A letter that ends the section, after a comma or an adverb."""
+    """A letter that ends the section, after a comma or an adverb, or as a sentence of its own; or ", so yes"."""
     tail = lines[-1][-120:]
     letter = END_LETTER.search(tail)
-    return None if letter is None or NO_END.search(tail) else chosen(letter, "", forms)
+    if letter is not None and not NO_END.search(tail):
+        return chosen(letter, "", forms)
+    if letter := LETTER_SENTENCE.search(tail):
+        return chosen(letter, "", forms)
+    said = ENDS_IN_YES_OR_NO.search(tail)
+    index = forms.by_words.get((said.group(1).casefold(),)) if said else None
+    return None if index is None else Found(index, "choice_text")
 
 
 def _sentences(text: str) -> list[tuple[int, str]]:
@@ -200,7 +215,9 @@ def _is_question(sentence: str) -> bool:
 
 def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
     """The last sentence that concludes ("Therefore, ...", "It's ..."), if none after it names another choice."""
-    places = sorted({m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}, reverse=True)[:40]
+    subjects = {m.end(): m.group() for m in SUBJECT_IS.finditer(text)}
+    ends = {m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}
+    places = sorted(ends | subjects.keys(), reverse=True)[:40]
     for place in places:
         claim = sentence_at(text, place)
         start = max((m.end() for m in SENTENCE_END.finditer(text, max(0, place - 300), place)), default=max(0, place - 300))
@@ -208,14 +225,21 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
         if (
             _is_question(claim)
             or NOT_STATED.search(_clause_before(text, place))
+            or (PAST_BELIEF.search(text[start:place]) and _is_past_belief(text, place, place))
             or REFUSES.search(_clause_before(text, place) + claim)
         ):
             continue
         turned = NOT_BUT.match(claim)
         found = letter_of(claim[turned.end() :] if turned else claim, forms, cued=False)
+        if found and (subject := subjects.get(place)) and NAMES_NOTE.search(subject):
+            return found if found.choice == forms.by_words.get(bare_words(claim)) else OPEN
+        if found is None and place in subjects:
+            if (index := forms.by_words.get(bare_words(claim))) is None:
+                continue
+            return Found(index, "choice_text")
         if found is None or (found.choice is not None and REJECTED.match(claim, 1) and "," not in claim):
             index = about_one(said_of(before_reason(whole), forms))
-            if index is None and re.search(r"\bbut\b", text[start:place]):  # "I thought of jazz, but it is rock"
+            if index is None and re.search(r"\bbut\b|;|\bturn(?:s|ed) out\b", text[start:place]):  # "I thought of jazz, but it is rock"
                 index = about_one(said_of(before_reason(claim), forms))
             if index is None:
                 continue
