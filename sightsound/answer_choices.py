@@ -36,12 +36,13 @@ _FALSE_PLURALS = ("ss", "us", "is")
 DENIES = _set(
     "not no never neither nor without cannot hardly unlike except excluding eliminate eliminates eliminated eliminating "
     "exclude excludes excluded discard dismiss lack lacks lacking absence rule rules ruled ruling wrong incorrect "
-    "unlikely against besides"
+    "unlikely against exception"
 )
 _TURNS = _set("but however though instead so therefore thus hence it they this that's leaves leaving ; : — – ? !")
 _DENIES_ONE = _set("not neither nor isn't wasn't aren't")
 _EVERY = _set("anything everything all any every everyone anyone")
-_EXCEPT = _set("unlike except excluding besides")
+_EXCEPT = _set("unlike except excluding")
+_EXCEPT_IN_TWO = frozenset((("save", "for"), ("none", "of"), ("apart", "from"), ("aside", "from")))
 _NO_VERB = _MARKS | {"and", "or"}
 _NO_DENIAL = _set("only just doubt question matter problem")
 # "The dog is not heard": what denies a choice after it, and what begins another thought before that.
@@ -253,7 +254,12 @@ def _scattered(stems: list[str], at: list[int], taken: set[int], known: set[int]
         return []
     for i in sorted(set(forms.first) - known, key=lambda i: -len(forms.all[i].roots)):
         wanted = forms.all[i].roots
-        if wanted and wanted <= roots.keys() and max(map(len, wanted)) > 2 and not _is_no_mention(forms.all[i]):
+        if (
+            "a" not in wanted
+            and wanted <= roots.keys()
+            and max(map(len, wanted), default=0) > 2
+            and not _is_no_mention(forms.all[i])
+        ):
             places = sorted(roots.pop(root) for root in wanted)
             found.append((at[places[0]], at[places[-1]], i))
     return found
@@ -301,7 +307,7 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
             return True  # "anything but rain"
         if token in _EXCEPT and k < 2 and comma and end + 1 < len(tokens) and tokens[end + 1] not in _NO_VERB:
             return False  # "unlike the dog, the bell rings"
-        if token in ("apart", "aside") and after == "from":
+        if (token, after) in _EXCEPT_IN_TWO:
             return True
         if token in _TURNS and not (token in ("it", "they", "this") and after in ("or", "and")):
             return False

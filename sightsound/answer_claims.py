@@ -26,6 +26,7 @@ from .answer_cues import (
     REJECTED,
     SENTENCE_END,
     SETS_APART,
+    SHORT_QUESTION,
     SLASH_LETTER,
     SUBJECT_LEAD,
 )
@@ -146,6 +147,8 @@ def claimed(claim: str, forms: Forms) -> Found | None:
     line = claim.strip().split("\n", 1)[0].strip()
     if turned := NOT_BUT.match(line):
         line = line[turned.end() :]
+    if SHORT_QUESTION.match(line) and not any(choice.endswith("?") for choice in forms.plains):
+        return OPEN
     sentence = sentence_at(line, 0).strip(" .!,;:")
     words = bare_words(sentence)
     if len(words) > 1 and (index := forms.by_words.get(words)) is not None:

@@ -57,8 +57,9 @@ BE = (
 STATES = re.compile(
     r"(?<!other )(?<!\bone )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bfourth )(?<!\blast )(?<!\bnext )(?<!\beach )"
     r"(?<!\bwrong )(?<!\bevery )(?<!\bno )(?<!\bany )(?<!\bpossible )(?<!\bincorrect )(?<!\btempting )(?<!\bplausible )"
-    r"(?<!\bwhich )(?<!\bwhat )(?<!unlikely )(?<!less likely )(?<!least likely )(?<!least plausible )"
-    r"\b(?:(?:correct|final|(?<!the )best|fitting|likely|suitable|appropriate|plausible|probable) [a-z]{3,20}"
+    r"(?<!\bwhich )(?<!\bwhat )(?<!unlikely )(?<!least )(?<!less )"
+    r"\b(?:(?:correct|final|(?<!the )best|fitting|likely|suitable|appropriate|plausible|probable)"
+    r" (?!(?:notes?|keys?|chords?|strings?|pitch|tone|scale|root|tonic)\b)[a-z]{3,20}"
     r"|answer|option|choice|ans\.?|letter|conclusion|selection|response|prediction|pick|guess|bet|verdict|decision"
     r"|match|fit|"
     r"réponse|respuesta|antwort|risposta|resposta|答案)"
@@ -101,7 +102,7 @@ CLAUSE_START = re.compile(
 # Before a cue in its clause: what is said is not stated.
 NOT_STATED = re.compile(
     r"\b(?:not|\w{2,7}n't|doubt|whether|if|unless|unclear|unsure|never|cannot|neither|nor|might|may|maybe|perhaps"
-    r"|possibly|could)\b",
+    r"|possibly|could|initial|original|previous|unlikely|(?:least|less) \w+)\b",
     re.IGNORECASE,
 )
 ASKS = re.compile(
@@ -123,7 +124,8 @@ POINTS = re.compile(
     r"|(?:this|that|it)'d be"
     r"|turn(?:s|ed) out (?:to be|it (?:is|was))|comes down to|they are"
     r"|it was|it sounds like|it seems to be|"
-    r"this sounds like|I think|I believe|I hear|the sound is)(?!\w))[\s:]{0,4}(?:(?:actually|really|definitely|clearly|simply|rather)\s)?",
+    r"this sounds like|I think|I believe|I hear|the sound is)(?!\w))[\s:]{0,4}"
+    r"(?:(?:actually|really|definitely|clearly|simply|rather)\s)?",
     re.IGNORECASE,
 )
 # "The answer is A. Wait, no, C.": only what comes after counts, if it answers.
@@ -174,14 +176,16 @@ SETS_APART = re.compile(r"\b(?:not|unlike|than|whereas|instead|while|but)\b", re
 # "not B but C" and "not A, not B, C" say C.
 NOT_BUT = re.compile(
     r"(?:definitely |actually )?not\b[^.;\n]{1,80}?\bbut (?:rather |instead )?"
-    r"|not [(\[]?[A-Z][)\]]?(?:,? (?:and )?(?:not|nor) [(\[]?[A-Z][)\]]?){0,24},? (?=[(\[]?[A-Z][)\]]?[.!]?$)",
+    r"|not [(\[]?[A-Z][)\]]?(?:,? (?:and )?(?:not|nor) [(\[]?[A-Z][)\]]?){0,24}[,;]? (?=[(\[]?[A-Z][)\]]?[.!]?$)",
     re.IGNORECASE,
 )
 # "At first I thought the answer was A": what was believed before is no answer. A belief lasts up to a turn of the sentence.
 PAST_BELIEF = re.compile(
-    r"\b(?:thought(?! (?:about|carefully|hard|it))|believed|assumed|suspected|(?<!as )expected|used to|at first|initially"
+    r"\b(?:thought(?! (?:about|carefully|hard|it (?:through|over)))|believed|assumed|suspected|(?<!as )expected"
+    r"|used to (?:think|believe|say)|at first|initially"
     r"|originally|my first|first (?:guess|impression|thought|instinct|idea)|(?:would|can|you|one) (?:think|expect|assume)"
-    r"|tempt(?:ed|ing)|was (?:going|about) to)\b",
+    r"|tempt(?:ed|ing)|was (?:going|about) to"
+    r"|(?:everyone|everybody|someone|somebody|people|others) (?:\w{1,9} )?(?:says?|thinks?|believes?|chooses?|picks?))\b",
     re.IGNORECASE,
 )
 PAST_CLAIM = re.compile(
@@ -193,6 +197,7 @@ TURNS = re.compile(
     r"\b(?:but|however|now|so|therefore|thus|hence|yet|though|although|still|actually|then|finally|in fact|and)\b|[.!?;\n—–]",
     re.IGNORECASE,
 )
+TAKES_BACK = re.compile(r"\bbut\b|;|\bturn(?:s|ed) out\b")
 # "The sound in the clip is C." A choice's text is a claim there only as the last words of all.
 SUBJECT_IS = re.compile(
     r"\b(?:the|my)(?:\s(?!wrong|incorrect|other|first|second|third|next|last|not\b|never|least|less|un|(?:there|it|he|she|they|if|when)\b)[a-z][\w'-]{0,24}){1,8}?"
@@ -208,12 +213,13 @@ COMPARES_LETTERS = re.compile(
     r"(?:option |choice )?[(\[]?[A-Z](?![\w'])"
 )
 # "D? Yes."
-AFFIRMS = re.compile(r"[\s.)\]]{0,3}[?？]\s{1,3}(?:yes|yeah|right|correct|exactly|definitely|indeed)\b", re.IGNORECASE)
+AFFIRMED = re.compile(r"([^?？\n]{1,80})[?？]\s{1,3}(?:yes|yeah|right|correct|exactly|definitely|indeed)[.!]?", re.IGNORECASE)
 # "Which one? B."
 LETTER_SENTENCE = re.compile(r"(?:[?!]|[a-z][\w')\]]\.)\s{1,3}(?:[Oo]ption |[Cc]hoice )?(?:[(\[]([A-Z])[)\]]|([A-HJ-Z]))[.!]?$")
 ENDS_IN_YES_OR_NO = re.compile(
-    r"^(?!.*\b(?:if|whether|or|unless)\b).*\b(?:so|hence|therefore|thus)[,:]?\s(yes|no)[.!]?$", re.IGNORECASE
+    r"^(?!.*\b(?:if|whether|or|unless)\b).*\b(?<!not )(?:so|hence|therefore|thus)[,:]?\s(yes|no)(?:[.!]?$|,\s)", re.IGNORECASE
 )
+SHORT_QUESTION = re.compile(r"[^.!?\n]{1,60}\?")
 REASON = re.compile(
     r",?\s(?:because|since|as (?:the|it|there|he|she|they|i)|due to|given that|based on|considering|judging|unlike"
     r"|even though|although)\b",

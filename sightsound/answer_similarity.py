@@ -12,7 +12,7 @@ _OF_ALL = frozenset(("none", "all", "both", "neither"))
 OF_THESE = re.compile(r"of (?:(?:the|these|those) )?(?:them|these|those|above|below|options?|choices|answers)")
 _YES_AND_NO = (frozenset(("yes",)), frozenset(("no",)))
 # "robot" is "robot voice".
-_KINDS = frozenset(("voice", "voices", "speech", "music", "sound", "sounds", "noise"))
+_KINDS = frozenset(map(root_of, ("voice", "speech", "music", "sound", "noise")))
 # Words without which a part says something else than its whole.
 _NO_PART = DENIES | HEDGES | frozenset(("and", "or", "with", "than", "then", "more", "less", "fewer", "before", "after", "of"))
 
@@ -48,20 +48,24 @@ def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
     """
     if words[0] in _OF_ALL and (len(words) == 1 or OF_THESE.fullmatch(" ".join(words[1:]))):
         return _only(i for i, one in _longer(forms) if one.words[:2] == (words[0], "of"))
-    said = frozenset(words)
-    if len(words) > 2 or not said.isdisjoint(_NO_PART) or any(len(word) == 1 and not word.isdigit() for word in words):
+    if len(words) > 2 or not _NO_PART.isdisjoint(words) or any(len(word) == 1 and not word.isdigit() for word in words):
         return None
-    holding = [i for i, one in _longer(forms) if not said.isdisjoint(one.words)]
-    index = _only(iter(holding))
+    said = frozenset(map(root_of, words))
+    index = _only(i for i, one in _longer(forms) if not said.isdisjoint(_roots(one)))
     if index is None:
         return None
-    wanted = frozenset(forms.all[index].words)
-    rest = wanted - said
-    if len(wanted) > 3 or not said < wanted or not wanted.isdisjoint(_NO_PART):
+    whole = forms.all[index].words
+    rest = _roots(forms.all[index]) - said
+    if len(whole) > 3 or not rest or not said < _roots(forms.all[index]) or not _NO_PART.isdisjoint(whole):
         return None
-    shared = any(i != index and rest <= frozenset(one.words) for i, one in _longer(forms))
-    in_short = len(wanted) == 2 and (any(word.endswith("ing") for word in wanted) or not rest.isdisjoint(_KINDS))
+    shared = any(i != index and rest <= _roots(one) for i, one in _longer(forms))
+    in_short = len(whole) == 2 and (any(word.endswith("ing") for word in whole) or not rest.isdisjoint(_KINDS))
     return index if shared or in_short else None
+
+
+def _roots(one: Form) -> frozenset[str]:
+    """Those of small words too."""
+    return frozenset(map(root_of, one.words))
 
 
 def _longer(forms: Forms) -> Iterator[tuple[int, Form]]:
@@ -87,7 +91,7 @@ def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> f
                 added, missing, shared = added - {word}, missing - {twin}, shared | {twin}
     if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(DENIES | HEDGES):
         return 0.0
-    if wanted in _YES_AND_NO and added:
+    if wanted in _YES_AND_NO and len(words) > 1:
         return 0.0  # "there is no violin" may answer yes
     if missing & DENIES or (missing and len(wanted) < 3):
         return 0.0

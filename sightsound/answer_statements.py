@@ -21,11 +21,11 @@ from .answer_claims import (
     subject_of,
 )
 from .answer_cues import (
+    AFFIRMED,
     ASKS,
     CHOOSES,
     CLAUSE_START,
     COMPARES_LETTERS,
-    AFFIRMS,
     CONCLUDES,
     CORRECTS,
     END_LETTER,
@@ -53,6 +53,7 @@ from .answer_cues import (
     SPECIAL_READING,
     STATES,
     SUBJECT_IS,
+    TAKES_BACK,
     TURNS,
     UNMARKED,
 )
@@ -84,6 +85,8 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return OPEN
+    if (affirmed := AFFIRMED.fullmatch(text)) and (found := only_claim(affirmed.group(1), forms)):
+        return found
     cued = HAS_CUE.search(text)
     if cued and not corrected and (corrections := list(CORRECTS.finditer(text))):
         found = _read(text[corrections[-1].end() :], forms, corrected=True)
@@ -176,12 +179,12 @@ def _at_start(text: str, lines: list[str], forms: Forms) -> Found | None:
     if not LONE_LETTER.search(lines[0][:60]) or 0 in _options_listed(lines):
         return None
     if COMPARES_LETTERS.match(lines[0]):
-        return OPEN
+        return None
     found = letter_of(lines[0], forms, cued=False)
     if found is None or found.choice is None:
         return found if len(_sentences(text)) == 1 and "left" not in text else None
     letter = LETTER.match(lines[0])
-    if letter and lines[0][letter.end() :].lstrip(" .)]")[:1] in ("?", "？") and not AFFIRMS.match(lines[0], letter.end()):
+    if letter and lines[0][letter.end() :].lstrip(" .)]")[:1] in ("?", "？"):
         return None
     rejected = REJECTED.match(lines[0], letter.end() if letter else 0)
     return None if rejected and not re.search(r"[,;]|because|since", lines[0][: rejected.end()]) else found
@@ -239,7 +242,7 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
             return Found(index, "choice_text")
         if found is None or (found.choice is not None and REJECTED.match(claim, 1) and "," not in claim):
             index = about_one(said_of(before_reason(whole), forms))
-            if index is None and re.search(r"\bbut\b|;|\bturn(?:s|ed) out\b", text[start:place]):  # "I thought of jazz, but it is rock"
+            if index is None and TAKES_BACK.search(text, start, place):  # "I thought of jazz, but it is rock"
                 index = about_one(said_of(before_reason(claim), forms))
             if index is None:
                 continue
@@ -255,7 +258,7 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
     sentences = _sentences(text)
     if len(sentences) == 1:
         sentence = sentences[0][1]
-        if _is_question(sentence):
+        if _is_question(sentence) or _is_past_belief(sentence, len(sentence.rstrip(" .!")), len(sentence)):
             return OPEN
         said = said_of(sentence, forms)
         if not said.named and not said.denied and not said.undecided:

@@ -49,10 +49,15 @@ def test_an_article_is_not_an_option_letter(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["B or C", "B, C", "It is not option B.", "The answer is not B.", "It is C rather than option B."]
+    "text", ["B or C", "B, C", "It is not option B.", "The answer is not B.", "Rather than option B."]
 )
 def test_a_letter_that_is_not_chosen_is_unanswered(text):
     assert match_choice(text, CHOICES) == Answer(None, "none", text)
+
+
+@pytest.mark.parametrize("text", ["It is B rather than option C.", "B, rather than A", "not A, B", "not a dog, a bell"])
+def test_what_is_set_against_another_choice_is_an_answer(text):
+    assert match_choice(text, CHOICES).index == 1
 
 
 def test_a_letter_beyond_the_choices_is_unanswered():
@@ -102,7 +107,7 @@ def test_a_choice_with_something_in_front_is_another_word(text, choices):
     assert match_choice(text, choices).index is None
 
 
-@pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell"])
+@pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell or a fire engine"])
 def test_a_tie_is_unanswered(text):
     assert match_choice(text, CHOICES) == Answer(None, "none", text)
 
