@@ -14,8 +14,6 @@ from typing import NamedTuple
 # kept as words of their own, since they end what a "not" denies.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:[-.,:/]\d+)*%?(?![^\W_])|[^\W_]+(?:'[^\W\d_]+|[#+]+)?|[,;:()?!—–]")
 _LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
-# "A minor" is a key, and its "A" no article.
-_A_KEY = re.compile(r"a (?:major|minor)(?![^\W_])")
 _PLAIN_WORDS = re.compile(r"[a-z ]+")
 
 
@@ -106,14 +104,17 @@ def plain(choice: str) -> str:
 def bare_words(text: str) -> tuple[str, ...]:
     """Words without marks and a leading article."""
     folded = text.casefold()
-    if _A_KEY.match(folded.lstrip(" \t\n\"'([*`_")):
-        return tuple(word for word in words_of(text) if word not in _MARKS)
     if folded.isascii() and folded.replace(" ", "").isalpha():  # most choices; the same as below, and quicker
         words = tuple([_NUMBERS.get(word, word) for word in folded.split()])
-        return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+        return words[1:] if len(words) > 1 and words[0] in _ARTICLES and not _is_key(words) else words
     words = tuple(word for word in words_of(text) if word not in _MARKS)
     article = len(words) > 1 and words[0] in _ARTICLES and text.lstrip(" \t\n\"'([*`_").casefold().startswith(words[0] + " ")
-    return words[1:] if article else words
+    return words[1:] if article and not _is_key(words) else words
+
+
+def _is_key(words: tuple[str, ...]) -> bool:
+    """ "A minor" is a key, and its "A" no article."""
+    return words[1] in ("major", "minor") and words[0] == "a"
 
 
 class Form(NamedTuple):
@@ -145,8 +146,8 @@ class Forms:
     def __init__(self, choices: tuple[str, ...]) -> None:
         self._choices = choices
         plains = [plain(choice) for choice in choices]
-        self.by_plain = {one: i for i, one in reversed(list(enumerate(plains)))}
-        self.first = [self.by_plain[one] for one in plains]
+        self.by_plain = dict[str, int]()
+        self.first = [self.by_plain.setdefault(one, i) for i, one in enumerate(plains)]
         self.plains = plains
 
     def nearly(self, text: str) -> int | None:
@@ -172,6 +173,20 @@ class Forms:
         content = [[word for word in one.split() if word not in _SMALL_WORDS] for one in self.plains]
         return beginnings_of(" ".join(one for one, words in zip(self.plains, content, strict=True) if len(words) < 2))
 
+    def may_hold(self, word: str) -> bool:
+        """Whether a choice may be similar to one plain word, or said in short by it: a quick look before all others."""
+        if not self.beginnings_of_single_words.isdisjoint(beginnings_of(word)):
+            return True
+        holding = [one.split() for one in self.plains if word[:3] in one]
+        exact = [words for words in holding if word in words]
+        if not exact:
+            return bool(holding)
+        rest = [other for other in exact[0] if other != word and other not in _ARTICLES]
+        if len(exact) > 1 or len(rest) > 2:
+            return False
+        shared = any(words is not exact[0] and all(other in words for other in rest) for words in map(str.split, self.plains))
+        return shared or len(rest) == 1
+
     @cached_property
     def by_words(self) -> dict[tuple[str, ...], int]:
         return {one.words: i for i, one in reversed(list(enumerate(self.all))) if one.words}
@@ -191,7 +206,7 @@ def forms_of(choices: tuple[str, ...]) -> Forms:
 
 
 def content_of(words: Sequence[str]) -> frozenset[str]:
-    if words[:1] == ("a",) and words[1:] in (("major",), ("minor",)):
+    if len(words) == 2 and _is_key(tuple(words)):
         return frozenset(words)
     return frozenset([root_of(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
 

@@ -48,24 +48,19 @@ def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
     """
     if words[0] in _OF_ALL and (len(words) == 1 or OF_THESE.fullmatch(" ".join(words[1:]))):
         return _only(i for i, one in _longer(forms) if one.words[:2] == (words[0], "of"))
-    if len(words) > 2 or not _NO_PART.isdisjoint(words) or any(len(word) == 1 and not word.isdigit() for word in words):
+    if len(words) > 2 or not _NO_PART.isdisjoint(words) or (len(words[0]) == 1 and not words[0].isdigit()):
         return None
     said = frozenset(map(root_of, words))
-    index = _only(i for i, one in _longer(forms) if not said.isdisjoint(_roots(one)))
+    index = _only(i for i, one in _longer(forms) if not said.isdisjoint(one.roots))
     if index is None:
         return None
-    whole = forms.all[index].words
-    rest = _roots(forms.all[index]) - said
-    if len(whole) > 3 or not rest or not said < _roots(forms.all[index]) or not _NO_PART.isdisjoint(whole):
+    whole, roots = forms.all[index].words, forms.all[index].roots
+    rest = roots - said
+    if len(whole) > 3 or not rest or not said < roots or not _NO_PART.isdisjoint(whole):
         return None
-    shared = any(i != index and rest <= _roots(one) for i, one in _longer(forms))
+    shared = any(i != index and rest <= one.roots for i, one in _longer(forms))
     in_short = len(whole) == 2 and (any(word.endswith("ing") for word in whole) or not rest.isdisjoint(_KINDS))
     return index if shared or in_short else None
-
-
-def _roots(one: Form) -> frozenset[str]:
-    """Those of small words too."""
-    return frozenset(map(root_of, one.words))
 
 
 def _longer(forms: Forms) -> Iterator[tuple[int, Form]]:

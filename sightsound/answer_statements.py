@@ -70,8 +70,11 @@ def read_statement(section: str, forms: Forms) -> Found:
         and forms.beginnings.isdisjoint(beginnings_of(section.casefold()))
     ):
         return OPEN
-    if not SPECIAL_READING.search(section):
-        return only_claim(section, forms) or _mentioned(section, [section], forms) or OPEN
+    plain_words = section.removesuffix(".")
+    if not SPECIAL_READING.search(plain_words):
+        if " " not in plain_words and not forms.may_hold(plain_words.casefold()):
+            return OPEN
+        return only_claim(plain_words, forms) or _mentioned(plain_words, [plain_words], forms) or OPEN
     text = section if len(section) <= 20_000 else f"{section[:2000]}\n{section[-18_000:]}"
     if UNMARKED.fullmatch(text):
         return _read(closed(text.strip()), forms, corrected=False)
@@ -85,7 +88,7 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return OPEN
-    if (affirmed := AFFIRMED.fullmatch(text)) and (found := only_claim(affirmed.group(1), forms)):
+    if "?" in text and (affirmed := AFFIRMED.fullmatch(text)) and (found := only_claim(affirmed.group(1), forms)):
         return found
     cued = HAS_CUE.search(text)
     if cued and not corrected and (corrections := list(CORRECTS.finditer(text))):
@@ -124,9 +127,8 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
 
 def _is_past_belief(text: str, start: int, end: int) -> bool:
     """Whether a cue is about what was believed before: "at first I thought the answer was A"."""
-    before = text[max(0, start - 200) : start]
-    turns = [m.end() for m in TURNS.finditer(before)]
-    return bool(PAST_BELIEF.search(before[turns[-1] :] if turns else before) or PAST_CLAIM.match(text, end))
+    beliefs = [m.end() for m in PAST_BELIEF.finditer(text, max(0, start - 200), start)]
+    return bool((beliefs and not TURNS.search(text, beliefs[-1], start)) or PAST_CLAIM.match(text, end))
 
 
 def _asks(text: str, at: int) -> bool:
@@ -228,7 +230,7 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
         if (
             _is_question(claim)
             or NOT_STATED.search(_clause_before(text, place))
-            or (PAST_BELIEF.search(text[start:place]) and _is_past_belief(text, place, place))
+            or _is_past_belief(text, place, place)
             or REFUSES.search(_clause_before(text, place) + claim)
         ):
             continue
@@ -258,7 +260,7 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
     sentences = _sentences(text)
     if len(sentences) == 1:
         sentence = sentences[0][1]
-        if _is_question(sentence) or _is_past_belief(sentence, len(sentence.rstrip(" .!")), len(sentence)):
+        if _is_question(sentence):
             return OPEN
         said = said_of(sentence, forms)
         if not said.named and not said.denied and not said.undecided:
@@ -271,6 +273,8 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
         index = about_one(said)
         if index is None and len(said.named) > 1:
             index = about_one(said_of(before_reason(sentence), forms))
+        if index is not None and _is_past_belief(sentence, len(sentence.rstrip(" .!")), len(sentence)):
+            return OPEN
         refused = index is not None and REFUSES.search(sentence) and not any(REFUSES.search(choice) for choice in forms.plains)
         return OPEN if index is None or refused else Found(index, "similarity")
     if len(text) > 200 and text.rstrip()[-1:] not in ".!?)]\"'":

@@ -85,6 +85,8 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     if not text:
         return Answer(None, "none", text)
     forms = forms_of(tuple(choices))
+    if len(text) == 1 and "A" <= text <= "Z" and ord(text) - ord("A") < len(choices):
+        return Answer(forms.first[ord(text) - ord("A")], "letter", text)
     exact = plain(text)
     # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
     index = forms.by_plain.get(exact)
