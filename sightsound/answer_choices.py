@@ -40,7 +40,7 @@ _TURNS = _set("but however though instead so therefore thus hence it they this t
 _DENIES_ONE = _set("not neither nor isn't wasn't aren't")
 _EVERY = _set("anything everything all any every everyone anyone")
 _EXCEPT = _set("unlike except excluding")
-_EXCEPT_IN_TWO = frozenset((("save", "for"), ("none", "of"), ("apart", "from"), ("aside", "from")))
+_EXCEPT_IN_TWO = {("save", "for"), ("none", "of"), ("apart", "from"), ("aside", "from"), ("different", "from"), ("far", "from")}
 _NO_VERB = _MARKS | {"and", "or"}
 _NO_DENIAL = _set("only just doubt question matter problem")
 # "The dog is not heard": what denies a choice after it, and what begins another thought before that.
@@ -85,6 +85,8 @@ def _stem(word: str) -> str:
 @lru_cache(maxsize=65_536)
 def root_of(word: str) -> str:
     """Of "barks", "barking" and "barked" the same."""
+    if word[-1] not in "gdsye":  # most words have no such ending
+        return word
     for end in ("ing", "ed", "es", "ly", "s"):
         if word.endswith(end) and len(word) - len(end) >= 3 and not word.endswith(_FALSE_PLURALS):
             word = word[: -len(end)]
@@ -318,7 +320,7 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
         comma |= token == "," and k - 1 in masked
         if (token in ("than", "of") and tokens[k - 1] in ("rather", "other", "instead")) or token == "opposed":
             return not comma
-        if token == "but" and (tokens[max(0, k - 1)] in _EVERY or tokens[max(0, k - 2)] in _EVERY):
+        if token in ("but", "save") and (tokens[max(0, k - 1)] in _EVERY or tokens[max(0, k - 2)] in _EVERY):
             return True  # "anything but rain"
         if token in _EXCEPT and k < 2 and comma and end + 1 < len(tokens) and tokens[end + 1] not in _NO_VERB:
             return False  # "unlike the dog, the bell rings"

@@ -78,7 +78,8 @@ CHOOSES = re.compile(
     r"|pick|picked|select|selected|go(?:ing)? (?:with|for)|went with|say|opt(?:ed)? for|settl(?:e|ed) on"
     r"|conclude|vote for|guess|bet on|lean(?:ing)? towards?"
     r"|answer(?: with)?|choosing|picking|selecting|decide on|am confident (?:it is|it's))(?!\w)[\s:]{0,4}"
-    r"|(?:^|[.,;:!?\n]\s{0,4}|\b(?:so|therefore|thus|to|then|and) )(?:choose|pick|select|go with)(?!\w)[\s:]{0,4}"
+    r"|(?:^|[.,;:!?\n]\s{0,4}|\b(?:so|therefore|thus|to|then|and) )"
+    r"(?:choose|pick|select|go(?:ing)? with|lock in)(?!\w)[\s:]{0,4}"
     r"|\b(?:choose|pick|select|with)\s(?=(?:the )?(?:option|choice)\b)",
     re.IGNORECASE,
 )
@@ -120,7 +121,7 @@ CONCLUDES = re.compile(
 )
 POINTS = re.compile(
     r"(?:\b(?:it's|it is|this is|that's|that is|it looks like|looks like|it must be|it has to be"
-    r"|(?:this|that|it) (?:would|must|should|has to) be"
+    r"|(?:this|that|it) (?:would|must|should|has to|ought to) be|these are|(?:this|that) one is"
     r"|(?:this|that|it)'d be"
     r"|turn(?:s|ed) out (?:to be|it (?:is|was))|comes down to|they are"
     r"|it was|it sounds like|it seems to be|"
@@ -184,12 +185,15 @@ PAST_BELIEF = re.compile(
     r"\b(?:thought(?! (?:about|carefully|hard|it (?:through|over)))|believed|assumed|suspected|(?<!as )expected"
     r"|used to (?:think|believe|say)|at first|initially"
     r"|originally|my first|first (?:guess|impression|thought|instinct|idea)|(?:would|can|you|one) (?:think|expect|assume)"
-    r"|tempt(?:ed|ing)|was (?:going|about) to"
+    r"|tempt(?:ed|ing)|was (?:(?:going|about) to|convinced|sure|certain)"
     r"|(?:everyone|everybody|someone|somebody|people|others) (?:\w{1,9} )?(?:says?|thinks?|believes?|chooses?|picks?))\b",
     re.IGNORECASE,
 )
 PAST_CLAIM = re.compile(
     r"(?:first |initially |originally |at first )?(?:thought|believed|assumed|expected|said) to be\b"
+    r"|[^.;!?\n]{0,60}?\bbut (?:(?:that|it|this|which)\s?)?(?:is|was|'s|would be) "
+    r"(?:wrong|incorrect|false|misleading|mistaken|a trap"
+    r"|not (?:correct|right|the answer|so))\b"
     r"|[^.,;!?\n]{1,40}?\s(?:at first|initially|originally)\b",
     re.IGNORECASE,
 )
@@ -201,8 +205,8 @@ TAKES_BACK = re.compile(r"\bbut\b|;|\bturn(?:s|ed) out\b")
 # "The sound in the clip is C." A choice's text is a claim there only as the last words of all.
 SUBJECT_IS = re.compile(
     r"\b(?:the|my)(?:\s(?!wrong|incorrect|other|first|second|third|next|last|not\b|never|least|less|un|(?:there|it|he|she|they|if|when)\b)[a-z][\w'-]{0,24}){1,8}?"
-    r"\s" + BE + r"[\s:]{1,3}(?=(?:option |choice )?(?-i:\([A-Z]\)|[A-Z])(?:[.!]?\s{0,3}\Z|[.!]\s|\n)"
-    r"|[^.,;!?\n]{2,60}[.!]?\s{0,3}\Z)",
+    r"\s" + BE + r"[\s:]{1,3}(?=(?:option |choice )?((?-i:\([A-Z]\)|[A-Z]))(?:[.!]?\s{0,3}\Z|[.!]\s|\n)"
+    r"|(?:(?!\s(?:is|was|are)\s)[^.,;!?\n]){2,60}[.!]?\s{0,3}\Z)",
     re.IGNORECASE,
 )
 NAMES_NOTE = re.compile(r"\b(?:notes?|keys?|chords?|strings?|pitch|tone|scale|root|tonic)\b", re.IGNORECASE)
@@ -213,7 +217,11 @@ COMPARES_LETTERS = re.compile(
     r"(?:option |choice )?[(\[]?[A-Z](?![\w'])"
 )
 # "D? Yes."
-AFFIRMED = re.compile(r"([^?？\n]{1,80})[?？]\s{1,3}(?:yes|yeah|right|correct|exactly|definitely|indeed)[.!]?", re.IGNORECASE)
+AFFIRMED = re.compile(
+    r"(?:(?:is|was|could|would) (?:it|this|that|the answer) (?:be )?)?"
+    r"([^?？\n]{1,80})[?？]\s{1,3}(?:yes|yeah|right|correct|exactly|definitely|indeed)[.!]?",
+    re.IGNORECASE,
+)
 # "Which one? B."
 LETTER_SENTENCE = re.compile(r"(?:[?!]|[a-z][\w')\]]\.)\s{1,3}(?:[Oo]ption |[Cc]hoice )?(?:[(\[]([A-Z])[)\]]|([A-HJ-Z]))[.!]?$")
 ENDS_IN_YES_OR_NO = re.compile(
@@ -250,8 +258,10 @@ NO_END = re.compile(
     r"\b(?:not|\w{2,7}n't|maybe|perhaps|possibly|might|may|could|or|neither|nor|either|both|and|unsure|unclear|except)\b",
     re.IGNORECASE,
 )
-JOINED = re.compile(r"\W*(?:[^\W_]+\W+){1,2}(?:and|or|&)\W+(?:[^\W_]+\W*){1,2}$", re.IGNORECASE)
+JOINED = re.compile(r"\W*(?:[^\W_]+\W+){1,2}(?:and|or|&)\W+(?!not\b)(?:[^\W_]+\W*){1,2}$", re.IGNORECASE)
 # "C since the man is not heard": the denial is of something else than C.
 OTHER_CLAUSE = re.compile(r"because|since|,|\.|;|—|as\b")
 # "The options are a man and a woman" repeats the question.
-REPEATS_OPTIONS = re.compile(r"\b(?:options|choices|candidates) (?:are|were|include)\b", re.IGNORECASE)
+REPEATS_OPTIONS = re.compile(
+    r"\b(?:options|choices|candidates) (?:are|were|include)\b|\bquestion (?:is|asks|wants)\b", re.IGNORECASE
+)

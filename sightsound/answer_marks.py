@@ -10,6 +10,8 @@ _MARKDOWN = re.compile(r"\*+|`+|\"|(?<![^\W_])_+|_+(?![^\W_])|(?m:^[ \t]{0,8}(?:
 _MARKS: dict[int, int | str] = {
     **str.maketrans("‘’“”„＂「」『』《》〈〉：（）【】［］；、", "''" + 12 * '"' + ":()[][];,"),
     **{0xFEE0 + code: code for code in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B))},  # of full width
+    ord("→"): "=>",
+    **dict.fromkeys(map(ord, "✅☑👉"), " "),
     ord("。"): ". ",
     ord("，"): ", ",
 }
@@ -19,7 +21,7 @@ _UNCLOSED_LETTER = re.compile(r"(?<![^\s:])[(\[{]\s?[A-Za-z]$")
 
 _CJK = re.compile(r"[぀-ヿ一-鿿가-힣]")
 _CJK_EDGE = re.compile(r"(?<=[぀-ヿ一-鿿가-힣])(?=[A-Za-z(\[\"])|(?<=[A-Za-z)\]\"])(?=[぀-ヿ一-鿿가-힣])")
-_BEFORE_CHOICE = r"\s{0,3}:?\s{0,3}(?=[A-Za-z(\[\"])"
+_BEFORE_CHOICE = r"\]?\s{0,3}:?\s{0,3}(?=[A-Za-z(\[\"])"
 # What models that were trained on Chinese, and some on Japanese or Korean, mix into English answers. In this order: a denial
 # comes before what it denies.
 _CJK_CUES = [
@@ -38,8 +40,9 @@ _CJK_CUES = [
         (r"(?:答案|结论)\s?(?:应该|应当|应)?[是为选]?" + _BEFORE_CHOICE, " the answer is "),
         (r"(?:答え|正解|解答)は" + _BEFORE_CHOICE, " the answer is "),
         (r"(?:정답|답)[은는]?" + _BEFORE_CHOICE, " the answer is "),
-        (r"选项" + r"(?=\s?[A-Za-z(\[\"])", " option "),
+        (r"选项(?=\s?[A-Za-z(\[\"])", " option "),
         (r"[应我故]?该?[会要]?选(?:择|项)?的?[是为]?" + _BEFORE_CHOICE, " the answer is "),
+        (r"应该?[是为]" + _BEFORE_CHOICE, " the answer is "),
         (r"我?(?:认为|觉得)(?:应该)?是?|[这那它]是", " I think it is "),
         (r"所以|因此|综上", " so "),
     )

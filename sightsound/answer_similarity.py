@@ -86,7 +86,7 @@ def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> f
                 added, missing, shared = added - {word}, missing - {twin}, shared | {twin}
     if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(DENIES | HEDGES):
         return 0.0
-    if wanted in _YES_AND_NO and len(words) > 1:
+    if wanted in _YES_AND_NO and words != choice.words:
         return 0.0  # "there is no violin" may answer yes
     if missing & DENIES or (missing and len(wanted) < 3):
         return 0.0

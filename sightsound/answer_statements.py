@@ -117,7 +117,7 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
                 continue
             found = claimed(text[place : place + 600], forms)
         else:
-            if _asks(text, start):
+            if _asks(text, start) or PAST_CLAIM.match(text, other):
                 continue
             found = subject_of(clause, text[max(0, start - 60) : start], forms)
         if found:
@@ -220,7 +220,7 @@ def _is_question(sentence: str) -> bool:
 
 def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
     """The last sentence that concludes ("Therefore, ...", "It's ..."), if none after it names another choice."""
-    subjects = {m.end(): m.group() for m in SUBJECT_IS.finditer(text)}
+    subjects = {m.end(): m for m in SUBJECT_IS.finditer(text)}
     ends = {m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}
     places = sorted(ends | subjects.keys(), reverse=True)[:40]
     for place in places:
@@ -234,19 +234,20 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
             or REFUSES.search(_clause_before(text, place) + claim)
         ):
             continue
+        subject = subjects.get(place)
+        if subject and not subject.group(1):
+            if found := only_claim(claim, forms):
+                return found
+            continue
         turned = NOT_BUT.match(claim)
         found = letter_of(claim[turned.end() :] if turned else claim, forms, cued=False)
-        if found and (subject := subjects.get(place)) and NAMES_NOTE.search(subject):
+        if found and subject and NAMES_NOTE.search(subject.group()):
             return found if found.choice == forms.by_words.get(bare_words(claim)) else OPEN
-        if found is None and place in subjects:
-            if (index := forms.by_words.get(bare_words(claim))) is None:
-                continue
-            return Found(index, "choice_text")
         if found is None or (found.choice is not None and REJECTED.match(claim, 1) and "," not in claim):
             index = about_one(said_of(before_reason(whole), forms))
             if index is None and TAKES_BACK.search(text, start, place):  # "I thought of jazz, but it is rock"
                 index = about_one(said_of(before_reason(claim), forms))
-            if index is None:
+            if index is None and (index := forms.by_words.get(bare_words(claim))) is None:
                 continue
             found = Found(index, "similarity")
             if said_of(text[place + len(claim) :][:4000], forms).named - {index}:
@@ -260,7 +261,7 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
     sentences = _sentences(text)
     if len(sentences) == 1:
         sentence = sentences[0][1]
-        if _is_question(sentence):
+        if _is_question(sentence) or REPEATS_OPTIONS.search(sentence):
             return OPEN
         said = said_of(sentence, forms)
         if not said.named and not said.denied and not said.undecided:
