@@ -98,6 +98,10 @@ def root_of(word: str) -> str:
     return word
 
 
+# Words that another may stand without: "robot" is "robot voice".
+KINDS = frozenset(map(root_of, ("voice", "speech", "music", "sound", "noise")))
+
+
 def plain(choice: str) -> str:
     """Equal for choices that are the same. Punctuation counts here: 5% and 5 are two."""
     return " ".join(choice.casefold().split())
@@ -186,8 +190,9 @@ class Forms:
         rest = [other for other in exact[0] if other != word and other not in _ARTICLES]
         if len(exact) > 1 or len(rest) > 2:
             return False
-        shared = any(words is not exact[0] and all(other in words for other in rest) for words in map(str.split, self.plains))
-        return shared or len(rest) == 1
+        if len(rest) == 1 and (rest[0].endswith("ing") or word.endswith("ing") or root_of(rest[0]) in KINDS):
+            return True
+        return any(words is not exact[0] and all(other in words for other in rest) for words in map(str.split, self.plains))
 
     @cached_property
     def by_words(self) -> dict[tuple[str, ...], int]:

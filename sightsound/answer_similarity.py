@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from .answer_choices import DENIES, HEDGES, Form, Forms, bare_words, content_of, root_of
+from .answer_choices import DENIES, HEDGES, KINDS, Form, Forms, bare_words, content_of, root_of
 
 
 # Below this the closest choice is no longer an alignment but a guess.
@@ -11,8 +11,6 @@ MIN_SIMILARITY = 0.6
 _OF_ALL = frozenset(("none", "all", "both", "neither"))
 OF_THESE = re.compile(r"of (?:(?:the|these|those) )?(?:them|these|those|above|below|options?|choices|answers)")
 _YES_AND_NO = (frozenset(("yes",)), frozenset(("no",)))
-# "robot" is "robot voice".
-_KINDS = frozenset(map(root_of, ("voice", "speech", "music", "sound", "noise")))
 # Words without which a part says something else than its whole.
 _NO_PART = DENIES | HEDGES | frozenset(("and", "or", "with", "than", "then", "more", "less", "fewer", "before", "after", "of"))
 
@@ -59,7 +57,7 @@ def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
     if len(whole) > 3 or not rest or not said < roots or not _NO_PART.isdisjoint(whole):
         return None
     shared = any(i != index and rest <= one.roots for i, one in _longer(forms))
-    in_short = len(whole) == 2 and (any(word.endswith("ing") for word in whole) or not rest.isdisjoint(_KINDS))
+    in_short = len(whole) == 2 and (any(word.endswith("ing") for word in whole) or not rest.isdisjoint(KINDS))
     return index if shared or in_short else None
 
 

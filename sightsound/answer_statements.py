@@ -113,9 +113,11 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
         start = min(place, other)
         clause = _clause_before(text, start)
         if before:
-            if NOT_STATED.search(clause) or _asks(text, start) or _is_past_belief(text, start, place):
+            if NOT_STATED.search(clause) or _asks(text, start):
                 continue
             found = claimed(text[place : place + 600], forms)
+            if found and _is_past_belief(text, start, place):
+                continue
         else:
             if _asks(text, start) or PAST_CLAIM.match(text, other):
                 continue
@@ -180,7 +182,7 @@ def _at_start(text: str, lines: list[str], forms: Forms) -> Found | None:
     """A letter that begins the section: "B because it rings", "(B) a bell", "B\\nIt is not a dog."."""
     if not LONE_LETTER.search(lines[0][:60]) or 0 in _options_listed(lines):
         return None
-    if COMPARES_LETTERS.match(lines[0]):
+    if " than " in lines[0] and COMPARES_LETTERS.match(lines[0]):
         return None
     found = letter_of(lines[0], forms, cued=False)
     if found is None or found.choice is None:
@@ -200,6 +202,8 @@ def _at_end(text: str, lines: list[str], forms: Forms) -> Found | None:
         return chosen(letter, "", forms)
     if letter := LETTER_SENTENCE.search(tail):
         return chosen(letter, "", forms)
+    if "yes" not in forms.by_plain and "no" not in forms.by_plain:
+        return None
     said = ENDS_IN_YES_OR_NO.search(tail)
     index = forms.by_words.get((said.group(1).casefold(),)) if said else None
     return None if index is None else Found(index, "choice_text")
@@ -230,13 +234,12 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
         if (
             _is_question(claim)
             or NOT_STATED.search(_clause_before(text, place))
-            or _is_past_belief(text, place, place)
             or REFUSES.search(_clause_before(text, place) + claim)
         ):
             continue
         subject = subjects.get(place)
         if subject and not subject.group(1):
-            if found := only_claim(claim, forms):
+            if (found := only_claim(claim, forms)) and not _is_past_belief(text, place, place):
                 return found
             continue
         turned = NOT_BUT.match(claim)
@@ -252,7 +255,8 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
             found = Found(index, "similarity")
             if said_of(text[place + len(claim) :][:4000], forms).named - {index}:
                 continue
-        return found
+        if not _is_past_belief(text, place, place):
+            return found
     return None
 
 
