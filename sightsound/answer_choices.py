@@ -179,10 +179,8 @@ class Forms:
         content = [[word for word in one.split() if word not in _SMALL_WORDS] for one in self.plains]
         return beginnings_of(" ".join(one for one, words in zip(self.plains, content, strict=True) if len(words) < 2))
 
-    def may_hold(self, word: str) -> bool:
-        """Whether a choice may be similar to one plain word, or said in short by it: a quick look before all others."""
-        if not self.beginnings_of_single_words.isdisjoint(beginnings_of(word)):
-            return True
+    def may_shorten(self, word: str) -> bool:
+        """Whether one plain word may say a longer choice in short: a quick look before all others."""
         holding = [one.split() for one in self.plains if word[:3] in one]
         exact = [words for words in holding if word in words]
         if not exact:

@@ -58,7 +58,7 @@ from .answer_cues import (
     UNMARKED,
 )
 from .answer_marks import closed, without_marks
-from .answer_similarity import most_similar
+from .answer_similarity import most_similar, short_form
 
 
 def read_statement(section: str, forms: Forms) -> Found:
@@ -72,8 +72,10 @@ def read_statement(section: str, forms: Forms) -> Found:
         return OPEN
     plain_words = section.removesuffix(".")
     if not SPECIAL_READING.search(plain_words):
-        if " " not in plain_words and not forms.may_hold(plain_words.casefold()):
-            return OPEN
+        folded = plain_words.casefold()
+        if " " not in folded and forms.beginnings_of_single_words.isdisjoint(beginnings_of(folded)):
+            index = short_form(bare_words(folded), forms) if forms.may_shorten(folded) else None
+            return OPEN if index is None else Found(index, "similarity")
         return only_claim(plain_words, forms) or _mentioned(plain_words, [plain_words], forms) or OPEN
     text = section if len(section) <= 20_000 else f"{section[:2000]}\n{section[-18_000:]}"
     if UNMARKED.fullmatch(text):
