@@ -5,9 +5,9 @@ The order is the paper's (Table 1): an option letter first; without one, the tex
 be and else to the most similar one. When nothing is similar enough the question is *unanswered*, which is not the same as
 wrong and never a guess. How a match was made is part of the result.
 
-Six modules share the work: `answer_sections` finds the part of an output that answers, `answer_statements` the final
-statement in it by the words of `answer_cues`, `answer_claims` reads that statement, `answer_choices` finds what a text says
-about the choices, and `answer_similarity` the choice that it is similar to.
+`answer_sections` finds the part of an output that answers, and `answer_marks` brings it into one way of writing.
+`answer_statements` finds the final statement in it, by the words of `answer_cues`, and `answer_claims` reads it.
+`answer_choices` finds what a text says about the choices, and `answer_similarity` the choice that it is similar to.
 """
 
 import re
