@@ -10,9 +10,6 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 
-# Below this the closest choice is no longer an alignment but a guess.
-MIN_SIMILARITY = 0.6
-
 # Numbers keep what belongs to them (-5, 1.5, 10-20, 5%), notes their sharp (A#), contractions their end (isn't). The marks are
 # kept as words of their own, since they end what a "not" denies.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:[-.,:/]\d+)*%?(?![^\W_])|[^\W_]+(?:'[^\W\d_]+|[#+]+)?|[,;:()?!—–]")
@@ -34,12 +31,17 @@ _FALSE_PLURALS = ("ss", "us", "is")
 
 # Words that deny what follows them up to the next turn of the sentence, and those turns. A comma is none: "not a dog, a bell"
 # may be a list of what is denied.
-_DENIES = _set(
+DENIES = _set(
     "not no never neither nor without cannot hardly unlike except excluding eliminate eliminates eliminated eliminating "
     "exclude excludes excluded discard dismiss lack lacks lacking absence rule rules ruled ruling wrong incorrect "
-    "unlikely against"
+    "unlikely against exception"
 )
 _TURNS = _set("but however though instead so therefore thus hence it they this that's leaves leaving ; : — – ? !")
+_DENIES_ONE = _set("not neither nor isn't wasn't aren't")
+_EVERY = _set("anything everything all any every everyone anyone")
+_EXCEPT = _set("unlike except excluding")
+_EXCEPT_IN_TWO = {("save", "for"), ("none", "of"), ("apart", "from"), ("aside", "from"), ("different", "from"), ("far", "from")}
+_NO_VERB = _MARKS | {"and", "or"}
 _NO_DENIAL = _set("only just doubt question matter problem")
 # "The dog is not heard": what denies a choice after it, and what begins another thought before that.
 _DENIED_AFTER = _set(
@@ -49,7 +51,7 @@ _DENIED_AFTER = _set(
 _OTHER_THOUGHT = _set("who which that and or because since as with but while so although whereas to")
 _MORE_OR_LESS = _set("more less fewer over under above below least most up exceeding beyond almost nearly")
 _POINTING = _set("the this that which each every other another first second last no any latter former")
-_HEDGES = _set("maybe perhaps possibly might may could unsure uncertain unclear either whether")
+HEDGES = _set("maybe perhaps possibly might may could unsure uncertain unclear either whether")
 _WHOLE = frozenset(("both", "neither", "none", "all"))
 _SMALL_WORDS = _set(
     "a an the of in on at to and or is are was were be been being by with for from as it its this that there i he she "
@@ -81,8 +83,10 @@ def _stem(word: str) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _root(word: str) -> str:
+def root_of(word: str) -> str:
     """Of "barks", "barking" and "barked" the same."""
+    if word[-1] not in "gdsye":  # most words have no such ending
+        return word
     for end in ("ing", "ed", "es", "ly", "s"):
         if word.endswith(end) and len(word) - len(end) >= 3 and not word.endswith(_FALSE_PLURALS):
             word = word[: -len(end)]
@@ -92,6 +96,10 @@ def _root(word: str) -> str:
     if len(word) > 3 and word[-1] in "ey":
         return word[:-1] + ("i" if word[-1] == "y" else "")
     return word
+
+
+# Words that another may stand without: "robot" is "robot voice".
+KINDS = frozenset(map(root_of, ("voice", "speech", "music", "sound", "noise")))
 
 
 def plain(choice: str) -> str:
@@ -104,10 +112,15 @@ def bare_words(text: str) -> tuple[str, ...]:
     folded = text.casefold()
     if folded.isascii() and folded.replace(" ", "").isalpha():  # most choices; the same as below, and quicker
         words = tuple([_NUMBERS.get(word, word) for word in folded.split()])
-        return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+        return words[1:] if len(words) > 1 and words[0] in _ARTICLES and not _is_key(words) else words
     words = tuple(word for word in words_of(text) if word not in _MARKS)
     article = len(words) > 1 and words[0] in _ARTICLES and text.lstrip(" \t\n\"'([*`_").casefold().startswith(words[0] + " ")
-    return words[1:] if article else words
+    return words[1:] if article and not _is_key(words) else words
+
+
+def _is_key(words: tuple[str, ...]) -> bool:
+    """ "A minor" is a key, and its "A" no article."""
+    return words[1] in ("major", "minor") and words[0] == "a"
 
 
 class Form(NamedTuple):
@@ -121,7 +134,7 @@ class Form(NamedTuple):
 @lru_cache(maxsize=16_384)  # yes, no, one, two: questions share their choices
 def form(choice: str) -> Form:
     words = bare_words(choice)
-    return Form(words, tuple(map(_stem, words)), _content(words))
+    return Form(words, tuple(map(_stem, words)), content_of(words))
 
 
 def beginnings_of(text: str) -> set[str]:
@@ -139,8 +152,8 @@ class Forms:
     def __init__(self, choices: tuple[str, ...]) -> None:
         self._choices = choices
         plains = [plain(choice) for choice in choices]
-        self.by_plain = {one: i for i, one in reversed(list(enumerate(plains)))}
-        self.first = [self.by_plain[one] for one in plains]
+        self.by_plain = dict[str, int]()
+        self.first = [self.by_plain.setdefault(one, i) for i, one in enumerate(plains)]
         self.plains = plains
 
     def nearly(self, text: str) -> int | None:
@@ -166,6 +179,19 @@ class Forms:
         content = [[word for word in one.split() if word not in _SMALL_WORDS] for one in self.plains]
         return beginnings_of(" ".join(one for one, words in zip(self.plains, content, strict=True) if len(words) < 2))
 
+    def may_shorten(self, word: str) -> bool:
+        """Whether one plain word may say a longer choice in short: a quick look before all others."""
+        holding = [one.split() for one in self.plains if word[:3] in one]
+        exact = [words for words in holding if word in words]
+        if not exact:
+            return bool(holding)
+        rest = [other for other in exact[0] if other != word and other not in _ARTICLES]
+        if len(exact) > 1 or len(rest) > 2:
+            return False
+        if len(rest) == 1 and (rest[0].endswith("ing") or word.endswith("ing") or root_of(rest[0]) in KINDS):
+            return True
+        return any(words is not exact[0] and all(other in words for other in rest) for words in map(str.split, self.plains))
+
     @cached_property
     def by_words(self) -> dict[tuple[str, ...], int]:
         return {one.words: i for i, one in reversed(list(enumerate(self.all))) if one.words}
@@ -184,8 +210,10 @@ def forms_of(choices: tuple[str, ...]) -> Forms:
     return Forms(choices)
 
 
-def _content(words: Sequence[str]) -> frozenset[str]:
-    return frozenset([_root(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
+def content_of(words: Sequence[str]) -> frozenset[str]:
+    if len(words) == 2 and _is_key(tuple(words)):
+        return frozenset(words)
+    return frozenset([root_of(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
 
 
 class Said(NamedTuple):
@@ -213,6 +241,8 @@ def said_of(sentence: str, forms: Forms) -> Said:
         for place in places[choice.stems[0]]:
             span = range(place, place + size)
             if tuple(stems[place : place + size]) == choice.stems and taken.isdisjoint(span):
+                if choice.words[0] == "a" and "A " not in sentence:
+                    continue  # "in a minor key"
                 if choice.words == ("1",) and place and tokens[at[place] - 1] in _POINTING:
                     continue
                 if choice.words[0].isdigit() and _is_part_of_number(tokens, at[place], at[place + size - 1]):
@@ -225,7 +255,7 @@ def said_of(sentence: str, forms: Forms) -> Said:
     named, denied, undecided = set[int](), set[int](), False
     masked = {k for start, end, _ in found for k in range(start, end + 1)}
     for start, end, i in sorted(found):
-        if _is_denied(tokens, masked, start, end):
+        if _is_denied(tokens, masked, start, end) and not _is_set_against(tokens, sorted(found), (start, end, i)):
             denied.add(i)
         elif _is_compared(tokens, start):
             undecided = True
@@ -238,13 +268,18 @@ def said_of(sentence: str, forms: Forms) -> Said:
 
 def _scattered(stems: list[str], at: list[int], taken: set[int], known: set[int], forms: Forms) -> list[tuple[int, int, int]]:
     """Choices whose words are all there in another form or order: "the dog is barking", "it sits in a cage"."""
-    roots = {_root(stem): place for place, stem in enumerate(stems) if place not in taken}
+    roots = {root_of(stem): place for place, stem in enumerate(stems) if place not in taken}
     found = []
     if roots.keys().isdisjoint(forms.roots):
         return []
     for i in sorted(set(forms.first) - known, key=lambda i: -len(forms.all[i].roots)):
         wanted = forms.all[i].roots
-        if wanted and wanted <= roots.keys() and max(map(len, wanted)) > 2 and not _is_no_mention(forms.all[i]):
+        if (
+            "a" not in wanted
+            and wanted <= roots.keys()
+            and max(map(len, wanted), default=0) > 2
+            and not _is_no_mention(forms.all[i])
+        ):
             places = sorted(roots.pop(root) for root in wanted)
             found.append((at[places[0]], at[places[-1]], i))
     return found
@@ -280,15 +315,23 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
     article = start > 0 and tokens[start - 1] in _ARTICLES
     if tokens[start - 1 - article : start - article] == ["over"] and not tokens[start][0].isdigit():
         return True  # "I choose the bell over the dog"
+    comma = False  # between another choice and this one
     for k in range(start - 1, max(-1, start - 26), -1):
         token, after = tokens[k], tokens[k + 1] if k + 1 < len(tokens) else ""
         if k in masked:
             continue
-        if token in ("than", "of") and tokens[k - 1] in ("rather", "other", "instead"):
+        comma |= token == "," and k - 1 in masked
+        if (token in ("than", "of") and tokens[k - 1] in ("rather", "other", "instead")) or token == "opposed":
+            return not comma
+        if token in ("but", "save") and (tokens[max(0, k - 1)] in _EVERY or tokens[max(0, k - 2)] in _EVERY):
+            return True  # "anything but rain"
+        if token in _EXCEPT and k < 2 and comma and end + 1 < len(tokens) and tokens[end + 1] not in _NO_VERB:
+            return False  # "unlike the dog, the bell rings"
+        if (token, after) in _EXCEPT_IN_TWO:
             return True
         if token in _TURNS and not (token in ("it", "they", "this") and after in ("or", "and")):
             return False
-        if (token in _DENIES or token.endswith("n't")) and after not in _NO_DENIAL:
+        if (token in DENIES or token.endswith("n't")) and after not in _NO_DENIAL:
             if after == "," and token == "no":
                 return False
             return not (token in ("rule", "rules", "ruled", "ruling") and after != "out")
@@ -299,6 +342,20 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
         if token in _DENIED_AFTER or token.endswith("n't"):
             return k + 1 >= len(tokens) or tokens[k + 1] not in _NO_DENIAL
     return False
+
+
+def _is_set_against(tokens: list[str], found: list[tuple[int, int, int]], mention: tuple[int, int, int]) -> bool:
+    """ "not a dog, a bell" says bell: the last of a list whose others are each denied by a word of their own."""
+    start, end, _ = mention
+    if len(found) < 2 or mention != found[-1] or tokens[end + 1 : end + 2] not in ([], ["because"], ["since"]):
+        return False
+    if tokens[found[-2][1] + 1 : start] not in ([","], [",", "a"], [",", "an"], [",", "the"]) or "there" in tokens:
+        return False
+    befores = (tokens[max(0, at - 2) : at] for at, *_ in found[:-1])
+    return all(
+        (words[-1:] and words[-1] in _DENIES_ONE) or (words[-1:] and words[-1] in _ARTICLES and words[0] in _DENIES_ONE)
+        for words in befores
+    )
 
 
 def _is_compared(tokens: list[str], start: int) -> bool:
@@ -315,63 +372,8 @@ def _hedged(tokens: list[str], masked: set[int]) -> bool:
             return False
         if token in ("another", "possible") and tokens[k + 1 : k + 2] in (["option"], ["choice"], ["answer"], ["possibility"]):
             return True
-        if token in _HEDGES and k not in masked:
+        if token in HEDGES and k not in masked:
             if token == "could" and ("hear" in tokens[k : k + 4] or "heard" in tokens[k : k + 4]):
                 continue
             return True
     return False
-
-
-def most_similar(text: str, forms: Forms) -> int | None:
-    """
-    The one choice that a text is similar to: the same but for small words, endings, a typing error or its last letters.
-
-    A word that stands for another makes another text ("jazz guitar" is no "bass guitar"), however many letters they share.
-    Words may be added or left out, as long as `MIN_SIMILARITY` of all are shared.
-    """
-    words = bare_words(text)
-    if not words or len(words) > 60:
-        return None
-    said = _content(words)
-    if said.isdisjoint(forms.roots) and not any(
-        word[:2] == other[:2] and _is_typing_error(word, other) for word in said for other in forms.roots
-    ):
-        return None
-    scores = [(_similarity(words, said, choice), -i) for i, choice in enumerate(forms.all) if forms.first[i] == i]
-    scores.sort(reverse=True)
-    if not scores or scores[0][0] < MIN_SIMILARITY or (len(scores) > 1 and scores[1][0] == scores[0][0]):
-        return None
-    return -scores[0][1]
-
-
-def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> float:
-    wanted = choice.roots
-    shared = said & wanted
-    added, missing = said - shared, wanted - shared
-    if added and missing:
-        if len(added) > 3 or len(missing) > 3:
-            return 0.0
-        for word in sorted(added):
-            if twin := next((other for other in sorted(missing) if _is_typing_error(word, other)), None):
-                added, missing, shared = added - {word}, missing - {twin}, shared | {twin}
-    if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(_DENIES | _HEDGES):
-        return 0.0
-    if missing & _DENIES or (missing and len(wanted) < 3):
-        return 0.0
-    # In another order the same words say something else.
-    order = [word for word in map(_root, words) if word in shared]
-    other = [word for word in map(_root, choice.words) if word in shared]
-    return 2 * len(shared) / (len(shared) * 2 + len(added) + len(missing)) - (0.01 if order != other else 0.0)
-
-
-def _is_typing_error(word: str, other: str) -> bool:
-    """Two letters swapped, one doubled or the last one cut; in a long word any one letter too much or too few."""
-    shorter, longer = sorted((word, other), key=len)
-    if len(longer) < 5 or word[0] != other[0] or not word.isalpha() or not other.isalpha() or len(longer) - len(shorter) > 1:
-        return False
-    at = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
-    if len(shorter) == len(longer):
-        return at >= 2 and shorter[at : at + 2] == longer[at : at + 2][::-1] and shorter[at + 2 :] == longer[at + 2 :]
-    if at < 2 or shorter[at:] != longer[at + 1 :]:
-        return False
-    return at == len(shorter) or longer[at] == longer[at - 1] or len(longer) >= 7

@@ -7,10 +7,6 @@ Every repetition has a bound, and none nests in another: a text of any length an
 import re
 
 
-# A letter in bold, quotes or back-ticks is as good as one in brackets.
-MARKED_LETTER = re.compile(r"(?<![\w*_`\"'$])[*_`\"'$]{1,6}[(\[]?([A-Za-z])[)\]]?[.:]?[*_`\"'$]{1,6}(?![\w*_`\"'$])")
-MARKDOWN = re.compile(r"\*+|`+|\"|(?<![^\W_])_+|_+(?![^\W_])|(?m:^[ \t]{0,8}(?:#{1,6}[ \t]+|>[ \t]?|[-•–][ \t]+(?=\S)))")
-CURLY = str.maketrans("‘’“”„＂：（）。", '\'\'"""":().')
 # Sentences end at ".", "!", "?" before a space, but not after a letter alone ("B. bell") or an abbreviation.
 SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!\bvs)(?<!\bDr)(?<!\bMr)[.!?]+(?=\s|$)|\n")
 LEAD = (
@@ -29,7 +25,7 @@ LETTER = re.compile(
 LETTER_AFTER_LEAD = re.compile(r"[\s:=,>\"'-]{0,8}" + LEAD + LETTER.pattern, re.IGNORECASE)
 # "B or C", "(B), (C)", "A and B", "B/C": more than one letter. "B, I think" lists nothing, nor does "B and a bell".
 MORE_LETTERS = re.compile(
-    r"\s{0,3}(?:[,/&;]|,?\s?(?i:or|and|to|through|vs\.?|nor|rather than))\s{0,3}(?:(?i:or|and|option|choice|possibly"
+    r"\s{0,3}(?:[,/&;]|,?\s?(?i:or|and|to|through|vs\.?|nor))\s{0,3}(?:(?i:or|and|option|choice|possibly"
     r"|maybe)\s){0,2}"
     r"(?:[(\[]\s?[A-Za-z]\s?[)\]]|[B-HJ-Z](?![\w'#])|A(?=\s{0,2}(?:[,.;:)\]]|$|or\b|and\b)))"
 )
@@ -61,24 +57,29 @@ BE = (
 STATES = re.compile(
     r"(?<!other )(?<!\bone )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bfourth )(?<!\blast )(?<!\bnext )(?<!\beach )"
     r"(?<!\bwrong )(?<!\bevery )(?<!\bno )(?<!\bany )(?<!\bpossible )(?<!\bincorrect )(?<!\btempting )(?<!\bplausible )"
-    r"(?<!\bwhich )(?<!\bwhat )"
-    r"\b(?:answer|option|choice|ans\.?|letter|conclusion|selection|response|prediction|pick|guess|bet|verdict|decision"
+    r"(?<!\bwhich )(?<!\bwhat )(?<!unlikely )(?<!least )(?<!less )"
+    r"\b(?:(?:correct|final|(?<!the )best|fitting|likely|suitable|appropriate|plausible|probable)"
+    r" (?!(?:notes?|keys?|chords?|strings?|pitch|tone|scale|root|tonic)\b)[a-z]{3,20}"
+    r"|answer|option|choice|ans\.?|letter|conclusion|selection|response|prediction|pick|guess|bet|verdict|decision"
     r"|match|fit|"
     r"réponse|respuesta|antwort|risposta|resposta|答案)"
     r"(?:(?:,?\s[^\s.!?:;,\n]{1,20}){0,9}?,?\s"
     + BE
     + r"(?!\w)|'s(?!\w)|\W{0,4}?\s?(?:=|[-=]>|[-–—]\s|:|is(?!\w)|est |es |ist |è |é |是|为)"
-    r"|\s?(?=\((?:[A-Z])\))|\s?(?=\n\s{0,4}\S))[\s:]{0,4}",
+    r"|\s?(?=\((?:[A-Z])\))|(?:(?<=\bans)|(?<=\bans\.))\s(?=[A-Z](?![\w']))|\s?(?=\n\s{0,4}\S))[\s:]{0,4}",
     re.IGNORECASE,
 )
 CHOOSES = re.compile(
-    r"\b(?:I|we|let's|let us)(?:'d|'ll|'m|\s+(?:would|will|must|can|have to|should|am|therefore|thus|finally|so|do|now"
+    r"\b(?:I|we|let's|let us|let me)(?:'d|'ll|'m|(?:'m|\s+am)\s+(?:going to|gonna)"
+    r"|\s+(?:would|will|must|can|have to|should|am|therefore|thus|finally|so|do|now"
     r"|can therefore))?"
     r"(?:\s+(?:also|still|therefore|thus|confidently|have to|definitely))?\s+"
-    r"(?:choose|chose|pick|picked|select|selected|go(?:ing)? (?:with|for)|went with|say|opt(?:ed)? for|settl(?:e|ed) on"
+    r"(?:choose|chose|prefer|put down"
+    r"|pick|picked|select|selected|go(?:ing)? (?:with|for)|went with|say|opt(?:ed)? for|settl(?:e|ed) on"
     r"|conclude|vote for|guess|bet on|lean(?:ing)? towards?"
     r"|answer(?: with)?|choosing|picking|selecting|decide on|am confident (?:it is|it's))(?!\w)[\s:]{0,4}"
-    r"|(?:^|[.,;:!?\n]\s{0,4}|\b(?:so|therefore|thus|to|then|and) )(?:choose|pick|select|go with)(?!\w)[\s:]{0,4}"
+    r"|(?:^|[.,;:!?\n]\s{0,4}|\b(?:so|therefore|thus|to|then|and) )"
+    r"(?:choose|pick|select|go(?:ing)? with|lock in)(?!\w)[\s:]{0,4}"
     r"|\b(?:choose|pick|select|with)\s(?=(?:the )?(?:option|choice)\b)",
     re.IGNORECASE,
 )
@@ -86,13 +87,14 @@ CHOOSES = re.compile(
 IS_RIGHT = re.compile(
     r"\s(?:is|are|'s|would be|must be|should be|seems|sounds|seems to be|appears to be)\s(?:clearly |definitely |indeed "
     r"|therefore |thus |also |then |likely )?"
-    r"(?:the |my )?(?:most |best |only |single |one )?(?:likely |final |logical |suitable |appropriate |plausible "
+    r"(?:the |my )?(?:most |best |better |only |single |one |more )?"
+    r"(?:likely |final |logical |suitable |appropriate |plausible "
     r"|accurate |reasonable )?"
-    r"(?:correct|right|answer|best|accurate|appropriate|suitable|plausible|likely|logical|fitting|fit|match|choice|option"
+    r"(?:correct|right|answer|best|better|accurate|appropriate|suitable|plausible|likely|logical|fitting|fit|match|choice|option"
     r"|true)"
     r"(?! (?:after|before|next|behind|now|at|here|in front|side|hand|to|of|above))\b"
-    r"|\s(?:fits|matches|suits|answers)\s(?:best|the\s(?:question|description|audio|sound|recording|clip))\b"
-    r"|\smakes (?:the )?most sense\b|\s(?:it is|fits|matches|remains)\s{0,3}(?=[.!\n]|$)",
+    r"|\s(?:fits|matches|suits|answers)\s(?:best|better|the\s(?:question|description|audio|sound|recording|clip))\b"
+    r"|\smakes (?:the )?(?:most|more) sense\b|\swins(?=[.!\n]|$)|\s(?:it is|fits|matches|remains)\s{0,3}(?=[.!\n]|$)",
     re.IGNORECASE,
 )
 CLAUSE_START = re.compile(
@@ -101,7 +103,7 @@ CLAUSE_START = re.compile(
 # Before a cue in its clause: what is said is not stated.
 NOT_STATED = re.compile(
     r"\b(?:not|\w{2,7}n't|doubt|whether|if|unless|unclear|unsure|never|cannot|neither|nor|might|may|maybe|perhaps"
-    r"|possibly|could)\b",
+    r"|possibly|could|initial|original|previous|unlikely|(?:least|less) \w+)\b",
     re.IGNORECASE,
 )
 ASKS = re.compile(
@@ -118,9 +120,13 @@ CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 POINTS = re.compile(
-    r"(?:\b(?:it's|it is|this is|that's|that is|it looks like|looks like|it must be|it has to be|this must be|they are"
+    r"(?:\b(?:it's|it is|this is|that's|that is|it looks like|looks like|it must be|it has to be"
+    r"|(?:this|that|it) (?:would|must|should|has to|ought to) be|these are|(?:this|that) one is"
+    r"|(?:this|that|it)'d be"
+    r"|turn(?:s|ed) out (?:to be|it (?:is|was))|comes down to|they are"
     r"|it was|it sounds like|it seems to be|"
-    r"this sounds like|I think|I believe|I hear|the sound is)(?!\w))[\s:]{0,4}",
+    r"this sounds like|I think|I believe|I hear|the sound is)(?!\w))[\s:]{0,4}"
+    r"(?:(?:actually|really|definitely|clearly|simply|rather)\s)?",
     re.IGNORECASE,
 )
 # "The answer is A. Wait, no, C.": only what comes after counts, if it answers.
@@ -162,19 +168,73 @@ HAS_CUE = re.compile(
     r"|say|opt|settl|"
     r"vote|based on|therefore|thus|hence|so|conseq|in (?:conc|summ|short)|overall|final|ultimate|accord|as a|all in|to (?:conc"
     r"|sum)|my|then|leav|"
-    r"only|which|look|remain|lean|letter|i|we|let|wait|actually|correct|scratch|on second|oops|hold|or rather"
+    r"only|which|look|win|turn|come|remain|lean|letter|i|we|let|wait|actually|correct|scratch|on second|oops|hold|or rather"
     r"|sorry|rather|no)|'s|答案",
     re.IGNORECASE,
 )
 INLINE_OPTION = re.compile(r"(?<![\w'])[(\[]?([A-Z])[)\].:](?=\s)")
 SETS_APART = re.compile(r"\b(?:not|unlike|than|whereas|instead|while|but)\b", re.IGNORECASE)
-# "not B but C" says C.
-NOT_BUT = re.compile(r"(?:definitely |actually )?not\b[^.;\n]{1,80}?\bbut (?:rather |instead )?", re.IGNORECASE)
+# "not B but C" and "not A, not B, C" say C.
+NOT_BUT = re.compile(
+    r"(?:definitely |actually )?not\b[^.;\n]{1,80}?\bbut (?:rather |instead )?"
+    r"|not [(\[]?[A-Z][)\]]?(?:,? (?:and )?(?:not|nor) [(\[]?[A-Z][)\]]?){0,24}[,;]? (?=[(\[]?[A-Z][)\]]?[.!]?$)",
+    re.IGNORECASE,
+)
+# "At first I thought the answer was A": what was believed before is no answer. A belief lasts up to a turn of the sentence.
+PAST_BELIEF = re.compile(
+    r"\b(?:thought(?! (?:about|carefully|hard|it (?:through|over)))|believed|assumed|suspected|(?<!as )expected"
+    r"|used to (?:think|believe|say)|at first|initially"
+    r"|originally|my first|first (?:guess|impression|thought|instinct|idea)|(?:would|can|you|one) (?:think|expect|assume)"
+    r"|tempt(?:ed|ing)|was (?:(?:going|about) to|convinced|sure|certain)"
+    r"|(?:everyone|everybody|someone|somebody|people|others) (?:\w{1,9} )?(?:says?|thinks?|believes?|chooses?|picks?))\b",
+    re.IGNORECASE,
+)
+PAST_CLAIM = re.compile(
+    r"(?:first |initially |originally |at first )?(?:thought|believed|assumed|expected|said) to be\b"
+    r"|[^.;!?\n]{0,60}?\bbut (?:(?:that|it|this|which)\s?)?(?:is|was|'s|would be) "
+    r"(?:wrong|incorrect|false|misleading|mistaken|a trap"
+    r"|not (?:correct|right|the answer|so))\b"
+    r"|[^.,;!?\n]{1,40}?\s(?:at first|initially|originally)\b",
+    re.IGNORECASE,
+)
+TURNS = re.compile(
+    r"\b(?:but|however|now|so|therefore|thus|hence|yet|though|although|still|actually|then|finally|in fact|and)\b|[.!?;\n—–]",
+    re.IGNORECASE,
+)
+TAKES_BACK = re.compile(r"\bbut\b|;|\bturn(?:s|ed) out\b")
+# "The sound in the clip is C." A choice's text is a claim there only as the last words of all.
+SUBJECT_IS = re.compile(
+    r"\b(?:the|my)(?:\s(?!wrong|incorrect|other|first|second|third|next|last|not\b|never|least|less|un|(?:there|it|he|she|they|if|when)\b)[a-z][\w'-]{0,24}){1,8}?"
+    r"\s" + BE + r"[\s:]{1,3}(?=(?:option |choice )?((?-i:\([A-Z]\)|[A-Z]))(?:[.!]?\s{0,3}\Z|[.!]\s|\n)"
+    r"|(?:(?!\s(?:is|was|are)\s)[^.,;!?\n]){2,60}[.!]?\s{0,3}\Z)",
+    re.IGNORECASE,
+)
+NAMES_NOTE = re.compile(r"\b(?:notes?|keys?|chords?|strings?|pitch|tone|scale|root|tonic)\b", re.IGNORECASE)
+# "B is louder than A" compares the two; "B is more likely than A" prefers one.
+COMPARES_LETTERS = re.compile(
+    r"\W{0,3}[A-Z]\W{0,2}\s(?:is|was|sounds|seems|plays|starts|comes|lasts)\s"
+    r"(?:(?!better|likel|plausib|convinc|probable|right|correct)[\w'-]{1,20}\s){1,3}than\s"
+    r"(?:option |choice )?[(\[]?[A-Z](?![\w'])"
+)
+# "D? Yes."
+AFFIRMED = re.compile(
+    r"(?:(?:is|was|could|would) (?:it|this|that|the answer) (?:be )?)?"
+    r"([^?？\n]{1,80})[?？]\s{1,3}(?:yes|yeah|right|correct|exactly|definitely|indeed)[.!]?",
+    re.IGNORECASE,
+)
+# "Which one? B."
+LETTER_SENTENCE = re.compile(r"(?:[?!]|[a-z][\w')\]]\.)\s{1,3}(?:[Oo]ption |[Cc]hoice )?(?:[(\[]([A-Z])[)\]]|([A-HJ-Z]))[.!]?$")
+ENDS_IN_YES_OR_NO = re.compile(
+    r"^(?!.*\b(?:if|whether|or|unless)\b).*\b(?<!not )(?:so|hence|therefore|thus)[,:]?\s(yes|no)(?:[.!]?$|,\s)", re.IGNORECASE
+)
+SHORT_QUESTION = re.compile(r"[^.!?\n]{1,60}\?")
 REASON = re.compile(
     r",?\s(?:because|since|as (?:the|it|there|he|she|they|i)|due to|given that|based on|considering|judging|unlike"
     r"|even though|although)\b",
     re.IGNORECASE,
 )
+# "Between A and B, B" names one, which is no list.
+PREFERS = re.compile(r"\b(?:between|of|comparing|among)\b[^.;\n]{3,50},\s[(\[]?[A-Z][)\]]?\s{0,3}$", re.IGNORECASE)
 LETTERS_JOINED = re.compile(r"(?<![\w'])[A-Z][)\].]?\s?(?:,|and|or|&|/)\s{0,3}(?:and |or )?[(\[]?[A-Z][)\]]?\s{0,3}$")
 # "on closer listening D" is correct. The groups are those of `LETTER`.
 LAST_LETTER = re.compile(r"(?<=\s)(?:[(\[]([A-Z])[)\]]|([A-HJ-Z]))$")
@@ -198,8 +258,10 @@ NO_END = re.compile(
     r"\b(?:not|\w{2,7}n't|maybe|perhaps|possibly|might|may|could|or|neither|nor|either|both|and|unsure|unclear|except)\b",
     re.IGNORECASE,
 )
-JOINED = re.compile(r"\W*(?:[^\W_]+\W+){1,2}(?:and|or|&)\W+(?:[^\W_]+\W*){1,2}$", re.IGNORECASE)
+JOINED = re.compile(r"\W*(?:[^\W_]+\W+){1,2}(?:and|or|&)\W+(?!not\b)(?:[^\W_]+\W*){1,2}$", re.IGNORECASE)
 # "C since the man is not heard": the denial is of something else than C.
 OTHER_CLAUSE = re.compile(r"because|since|,|\.|;|—|as\b")
 # "The options are a man and a woman" repeats the question.
-REPEATS_OPTIONS = re.compile(r"\b(?:options|choices|candidates) (?:are|were|include)\b", re.IGNORECASE)
+REPEATS_OPTIONS = re.compile(
+    r"\b(?:options|choices|candidates) (?:are|were|include)\b|\bquestion (?:is|asks|wants)\b", re.IGNORECASE
+)

@@ -9,6 +9,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from .answer_marks import plain_latex
+
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.IGNORECASE | re.DOTALL)
 
@@ -30,11 +32,9 @@ _AFTERWARDS = re.compile(r"expla[in]|justif|rational|evidence")
 _HTML = frozenset("biuaspq")
 
 _BOXED = re.compile(r"\\?\bboxed\s{0,3}\{")
-_LATEX_COMMAND = re.compile(r"\\[A-Za-z]{2,12}\s{0,3}\{([^{}]{0,300})\}")
-_LATEX_SPACE = re.compile(r"\\[ ,;:!()\[\]]|\$")
 _JSON = re.compile(
     r"[{,]\s{0,20}[\"']?(?:[a-z]{1,12}[_ ])?(?:answer|choice|option|prediction|conclusion)[\"']?\s{0,3}:\s{0,3}"
-    r"(?:\"((?:[^\"\\]|\\.){0,400})\"|'([^']{0,400})'|([^,{}\"'\[\]\n]{1,80}))",
+    r"(?:\"((?:[^\"\\]|\\.){0,400})(?:\"|$)|'([^']{0,400})'|([^,{}\"'\[\]\n]{1,80}))",
     re.IGNORECASE,
 )
 _ONE_LETTER = re.compile(r"\W{0,4}[A-Za-z]\W{0,4}")
@@ -99,13 +99,6 @@ def _boxed(text: str) -> str:
     else:
         end = len(text)
     return plain_latex(text[start:end]) if text[start:end].strip() else text
-
-
-def plain_latex(text: str) -> str:
-    """`\\text{B}` is B; dollars and spaces of formulas go."""
-    for _ in range(3):
-        text = _LATEX_COMMAND.sub(r"\1", text)
-    return _LATEX_SPACE.sub(" ", text)
 
 
 def _outside_reasoning(text: str) -> str:

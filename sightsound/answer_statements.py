@@ -6,84 +6,81 @@ mentioned. A statement that leaves it open ("B or C", "it could be a dog") ends 
 """
 
 import re
-from typing import NamedTuple
 
-from .answer_choices import Forms, Said, bare_words, beginnings_of, most_similar, said_of
+from .answer_choices import Forms, bare_words, beginnings_of, said_of
+from .answer_claims import (
+    OPEN,
+    Found,
+    about_one,
+    before_reason,
+    chosen,
+    claimed,
+    letter_of,
+    only_claim,
+    sentence_at,
+    subject_of,
+)
 from .answer_cues import (
-    AFTER_LETTER,
+    AFFIRMED,
     ASKS,
     CHOOSES,
     CLAUSE_START,
+    COMPARES_LETTERS,
     CONCLUDES,
     CORRECTS,
-    CURLY,
     END_LETTER,
+    ENDS_IN_YES_OR_NO,
     HAS_CUE,
-    INLINE_OPTION,
     IS_RIGHT,
     JOINED,
-    LAST_LETTER,
     LETTER,
-    LETTER_AFTER_LEAD,
-    LETTERS_JOINED,
+    LETTER_SENTENCE,
     LONE_LETTER,
-    MARKDOWN,
     MARKED_CORRECT,
-    MARKED_LETTER,
-    MORE_LETTERS,
-    MUSICAL,
+    NAMES_NOTE,
     NO_END,
     NOT_BUT,
     NOT_STATED,
     OPTION_LINE,
-    OTHER_CLAUSE,
+    PAST_BELIEF,
+    PAST_CLAIM,
     PLAIN_DENIAL,
     POINTS,
-    REASON,
     REFUSES,
     REJECTED,
     REPEATS_OPTIONS,
     SENTENCE_END,
-    SETS_APART,
-    SLASH_LETTER,
     SPECIAL_READING,
     STATES,
-    SUBJECT_LEAD,
+    SUBJECT_IS,
+    TAKES_BACK,
+    TURNS,
     UNMARKED,
 )
-from .answer_sections import plain_latex
-from .prompts import LETTERS
-
-
-class Found(NamedTuple):
-    """A choice and how it was found; no choice where a statement leaves it open."""
-
-    choice: int | None
-    matched_by: str
-
-
-OPEN = Found(None, "none")
+from .answer_marks import closed, without_marks
+from .answer_similarity import most_similar, short_form
 
 
 def read_statement(section: str, forms: Forms) -> Found:
     """The choice that the final statement of an answer's section names."""
     if (
         len(section) < 200
+        and section.isascii()
         and not LONE_LETTER.search(section)
         and forms.beginnings.isdisjoint(beginnings_of(section.casefold()))
     ):
         return OPEN
-    if not SPECIAL_READING.search(section):
-        if " " not in section and forms.beginnings_of_single_words.isdisjoint(beginnings_of(section.casefold())):
-            return OPEN
-        return _alone(section, forms) or _mentioned(section, [section], forms) or OPEN
+    plain_words = section.removesuffix(".")
+    if not SPECIAL_READING.search(plain_words):
+        folded = plain_words.casefold()
+        if " " not in folded and forms.beginnings_of_single_words.isdisjoint(beginnings_of(folded)):
+            index = short_form(bare_words(folded), forms) if forms.may_shorten(folded) else None
+            return OPEN if index is None else Found(index, "similarity")
+        return only_claim(plain_words, forms) or _mentioned(plain_words, [plain_words], forms) or OPEN
     text = section if len(section) <= 20_000 else f"{section[:2000]}\n{section[-18_000:]}"
     if UNMARKED.fullmatch(text):
-        return _read(text.strip(), forms, corrected=False)
-    if "\\" in text:
-        text = plain_latex(text)
-    text = text.translate(CURLY)
-    text = MARKDOWN.sub("", MARKED_LETTER.sub(r"(\1)", text)).strip()
+        return _read(closed(text.strip()), forms, corrected=False)
+    text = closed(without_marks(text))
     return _read(text, forms, corrected=False) if text else OPEN
 
 
@@ -93,151 +90,19 @@ def _read(text: str, forms: Forms, *, corrected: bool) -> Found:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         return OPEN
+    if "?" in text and (affirmed := AFFIRMED.fullmatch(text)) and (found := only_claim(affirmed.group(1), forms)):
+        return found
     cued = HAS_CUE.search(text)
     if cued and not corrected and (corrections := list(CORRECTS.finditer(text))):
         found = _read(text[corrections[-1].end() :], forms, corrected=True)
         if found.choice is not None:
             return found
-    if len(lines) == 1 and (alone := _alone(text, forms)):
+    if len(lines) == 1 and (alone := only_claim(text, forms)):
         return alone
-    for read in (
-        (_stated, _on_a_line, _at_start, _concluded, _at_end, _mentioned)
-        if cued
-        else (_on_a_line, _at_start, _at_end, _mentioned)
-    ):
+    for read in _READ_IN_TURN if cued else _READ_WITHOUT_CUE:
         if stated := read(text, lines, forms):
             return stated
     return OPEN
-
-
-def _alone(line: str, forms: Forms) -> Found | None:
-    """A line that is nothing but a letter, a letter and its text, or a choice."""
-    words = bare_words(line)
-    if not words:
-        return OPEN
-    if line.rstrip().endswith("?") and not any(choice.endswith("?") for choice in forms.plains):
-        return None
-    if len(words) > 1 and (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    letter = LETTER.match(line)
-    if letter:
-        rest = line[letter.end() :]
-        tail = bare_words(rest)
-        # "A dog" where the dog is another choice begins with an article.
-        apart = not tail or letter.group(1) or rest[0] in ".):]" or rest.lstrip()[0] in "-–—:=,;("
-        if (not tail or tail in forms.by_words) and (apart or letter.group(2) not in "AaIi"):
-            return _chosen(letter, rest, forms)
-    if (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    return None
-
-
-def _chosen(letter: re.Match[str], rest: str, forms: Forms) -> Found:
-    index = LETTERS.index((letter.group(1) or letter.group(2)).upper())
-    if index < len(forms.all):
-        return Found(forms.first[index], "letter")
-    # Beyond the choices it is no option's letter: a note perhaps, or a slip before a choice's text.
-    other = forms.by_words.get(bare_words(rest) or (LETTERS[index].casefold(),))
-    return OPEN if other is None else Found(other, "choice_text")
-
-
-def _letter(claim: str, forms: Forms, *, cued: bool) -> Found | None:
-    """The letter that a statement begins with, `OPEN` for several letters, None when it begins with none."""
-    letter = (LETTER_AFTER_LEAD if cued else LETTER).match(claim)
-    if letter is None:
-        return OPEN if SLASH_LETTER.match(claim) else None
-    rest = claim[letter.end() :]
-    if _lists_options(claim):
-        return OPEN
-    name = letter.group(2)
-    if name is not None and not _stands_alone(name, rest, forms, cued=cued):
-        return None
-    if MORE_LETTERS.match(rest) or SLASH_LETTER.match(claim[letter.start(letter.lastindex or 0) :]):
-        return OPEN
-    return _chosen(letter, rest, forms)
-
-
-def _lists_options(line: str) -> bool:
-    """Whether a line repeats the options: "(A) dog (B) bell"."""
-    found = list(INLINE_OPTION.finditer(line[:400]))
-    return (
-        len(found) > 1
-        and ord(found[1].group(1)) == ord(found[0].group(1)) + 1
-        and not SETS_APART.search(line, found[0].end(), found[1].start())
-    )
-
-
-def _stands_alone(name: str, rest: str, forms: Forms, *, cued: bool) -> bool:
-    """Whether a letter without brackets is an option's, and no article, pronoun, note or initial."""
-    after = rest.lstrip()
-    if not after or not after.strip(".!"):
-        return True
-    text_follows = LETTERS.index(name.upper()) < len(forms.all) and _begins(rest, forms.all[LETTERS.index(name.upper())].words)
-    if rest[0] in ".:)]":
-        return text_follows or not rest[1:2].strip() or not (rest[1].isalnum() or rest[1] == "'") or rest[0] in ")]"
-    if after[0] in "\n(!" or after[0] in "–—=" or after.startswith("- "):
-        return name != "I" or after[0] not in "(!"
-    if after[0] in ",;":
-        return name not in "Iia"
-    if MORE_LETTERS.match(rest):
-        return name not in "ia"
-    if name in "Ii" or name == "a":
-        return False
-    if name == "A":
-        return bool(AFTER_LETTER.match(rest)) or (text_follows and rest[:1] == " " and after[:1].isupper())
-    if name.islower() and not cued:
-        return False
-    return text_follows or not MUSICAL.match(rest)
-
-
-def _begins(rest: str, words: tuple[str, ...]) -> bool:
-    return bool(words) and bare_words(rest[:200])[: len(words)] == words
-
-
-def _sentence(text: str, start: int) -> str:
-    end = SENTENCE_END.search(text, start, min(len(text), start + 600))
-    return text[start : end.end() if end else min(len(text), start + 600)]
-
-
-def _about_one(said: Said) -> int | None:
-    return next(iter(said.named)) if len(said.named) == 1 and not said.undecided else None
-
-
-def _claim(claim: str, forms: Forms) -> Found | None:
-    """
-    What stands after a cue. None: it says nothing of the choices, "the answer is clear".
-    """
-    line = claim.strip().split("\n", 1)[0].strip()
-    if turned := NOT_BUT.match(line):
-        line = line[turned.end() :]
-    sentence = _sentence(line, 0).strip(" .!,;:")
-    words = bare_words(sentence)
-    if len(words) > 1 and (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    if line.endswith("?") and sentence == line.rstrip("?").strip() and not words:
-        return None
-    begins = [i for i in forms.first if len(forms.all[i].words) > 1 and _begins(sentence, forms.all[i].words)]
-    # "The answer is A man": the choice's own article, and no letter.
-    own_article = begins and sentence[:2].strip().casefold() in ("a", "an", "i")
-    if not own_article and (found := _letter(line, forms, cued=True)):
-        rejected = None if found.choice is None or AFTER_LETTER.match(line) else REJECTED.match(line)
-        return None if rejected and rejected.end() < 40 and not OTHER_CLAUSE.search(rejected.group()) else found
-    if (index := forms.by_words.get(words)) is not None:
-        return Found(index, "choice_text")
-    said = said_of(_before_reason(sentence), forms)
-    if (index := _about_one(said)) is not None:
-        return Found(index, "similarity")
-    if said.named or said.undecided:
-        return OPEN
-    if said.denied:
-        return None
-    if len(words) <= 20 and not PLAIN_DENIAL.search(sentence) and (index := most_similar(sentence, forms)) is not None:
-        return Found(index, "similarity")
-    return OPEN if PLAIN_DENIAL.match(sentence) else None
-
-
-def _before_reason(sentence: str) -> str:
-    return REASON.split(sentence, 1)[0]
 
 
 def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
@@ -252,21 +117,29 @@ def _stated(text: str, lines: list[str], forms: Forms) -> Found | None:
         if before:
             if NOT_STATED.search(clause) or _asks(text, start):
                 continue
-            found = _claim(text[place : place + 600], forms)
-        else:
-            if _asks(text, start):
+            found = claimed(text[place : place + 600], forms)
+            if found and _is_past_belief(text, start, place):
                 continue
-            found = _subject(clause, text[max(0, start - 60) : start], forms)
+        else:
+            if _asks(text, start) or PAST_CLAIM.match(text, other):
+                continue
+            found = subject_of(clause, text[max(0, start - 60) : start], forms)
         if found:
             return found
     return None
+
+
+def _is_past_belief(text: str, start: int, end: int) -> bool:
+    """Whether a cue is about what was believed before: "at first I thought the answer was A"."""
+    beliefs = [m.end() for m in PAST_BELIEF.finditer(text, max(0, start - 200), start)]
+    return bool((beliefs and not TURNS.search(text, beliefs[-1], start)) or PAST_CLAIM.match(text, end))
 
 
 def _asks(text: str, at: int) -> bool:
     """Whether the sentence around a place is a question."""
     ends = [m.end() for m in SENTENCE_END.finditer(text, max(0, at - 400), at)]
     start = ends[-1] if ends else max(0, at - 400)
-    sentence = _sentence(text, at).rstrip()
+    sentence = sentence_at(text, at).rstrip()
     return sentence.endswith("?") and bool(ASKS.match(text[start : start + 80]))
 
 
@@ -274,28 +147,6 @@ def _clause_before(text: str, at: int) -> str:
     window = text[max(0, at - 200) : at]
     starts = [m.end() for m in CLAUSE_START.finditer(window)]
     return window[starts[-1] :] if starts else window
-
-
-def _subject(clause: str, before: str, forms: Forms) -> Found | None:
-    """What "is the correct answer"."""
-    if NOT_STATED.search(clause):
-        return None
-    clause = clause.strip()
-    if LETTERS_JOINED.search(before):
-        return OPEN
-    lead = SUBJECT_LEAD.match(clause)
-    rest = clause[lead.end() if lead else 0 :]
-    letter = LETTER.match(rest)
-    if letter and (letter.group(1) or letter.group(2) not in "aIi" or not rest[letter.end() :].strip()):
-        tail = rest[letter.end() :]
-        if MORE_LETTERS.match(tail):
-            return OPEN
-        if not tail.strip() or letter.group(1) or tail[0] in ".):]" or letter.group(2) not in "A" or tail[:2] in (" (", " -"):
-            return _chosen(letter, tail, forms)
-    if last := LAST_LETTER.search(rest):
-        return _chosen(last, "", forms)
-    index = _about_one(said_of(clause, forms))
-    return None if index is None else Found(index, "similarity")
 
 
 def _options_listed(lines: list[str]) -> set[int]:
@@ -314,10 +165,12 @@ def _on_a_line(text: str, lines: list[str], forms: Forms) -> Found | None:
     listed = _options_listed(lines)
     marked = [lines[i] for i in sorted(listed) if MARKED_CORRECT.search(lines[i])]
     if len(marked) == 1 and (letter := LETTER.match(marked[0])):
-        return _chosen(letter, "", forms)
+        return chosen(letter, "", forms)
     if len(listed) == len(lines):
         return OPEN
-    found = {i: alone for i, line in enumerate(lines) if i not in listed and len(line) < 300 and (alone := _alone(line, forms))}
+    found = {
+        i: alone for i, line in enumerate(lines) if i not in listed and len(line) < 300 and (alone := only_claim(line, forms))
+    }
     last = found.get(len(lines) - 1)
     if last is not None and last is not OPEN:
         return last
@@ -331,19 +184,31 @@ def _at_start(text: str, lines: list[str], forms: Forms) -> Found | None:
     """A letter that begins the section: "B because it rings", "(B) a bell", "B\\nIt is not a dog."."""
     if not LONE_LETTER.search(lines[0][:60]) or 0 in _options_listed(lines):
         return None
-    found = _letter(lines[0], forms, cued=False)
+    if " than " in lines[0] and COMPARES_LETTERS.match(lines[0]):
+        return None
+    found = letter_of(lines[0], forms, cued=False)
     if found is None or found.choice is None:
         return found if len(_sentences(text)) == 1 and "left" not in text else None
     letter = LETTER.match(lines[0])
+    if letter and lines[0][letter.end() :].lstrip(" .)]")[:1] in ("?", "？"):
+        return None
     rejected = REJECTED.match(lines[0], letter.end() if letter else 0)
     return None if rejected and not re.search(r"[,;]|because|since", lines[0][: rejected.end()]) else found
 
 
 def _at_end(text: str, lines: list[str], forms: Forms) -> Found | None:
-    """A letter that ends the section, after a comma or an adverb."""
+    """A letter that ends the section, after a comma or an adverb, or as a sentence of its own; or ", so yes"."""
     tail = lines[-1][-120:]
     letter = END_LETTER.search(tail)
-    return None if letter is None or NO_END.search(tail) else _chosen(letter, "", forms)
+    if letter is not None and not NO_END.search(tail):
+        return chosen(letter, "", forms)
+    if letter := LETTER_SENTENCE.search(tail):
+        return chosen(letter, "", forms)
+    if "yes" not in forms.by_plain and "no" not in forms.by_plain:
+        return None
+    said = ENDS_IN_YES_OR_NO.search(tail)
+    index = forms.by_words.get((said.group(1).casefold(),)) if said else None
+    return None if index is None else Found(index, "choice_text")
 
 
 def _sentences(text: str) -> list[tuple[int, str]]:
@@ -361,9 +226,11 @@ def _is_question(sentence: str) -> bool:
 
 def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
     """The last sentence that concludes ("Therefore, ...", "It's ..."), if none after it names another choice."""
-    places = sorted({m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}, reverse=True)[:40]
+    subjects = {m.end(): m for m in SUBJECT_IS.finditer(text)}
+    ends = {m.end() for pattern in (CONCLUDES, POINTS) for m in pattern.finditer(text)}
+    places = sorted(ends | subjects.keys(), reverse=True)[:40]
     for place in places:
-        claim = _sentence(text, place)
+        claim = sentence_at(text, place)
         start = max((m.end() for m in SENTENCE_END.finditer(text, max(0, place - 300), place)), default=max(0, place - 300))
         whole = text[start:place] + claim
         if (
@@ -372,18 +239,26 @@ def _concluded(text: str, lines: list[str], forms: Forms) -> Found | None:
             or REFUSES.search(_clause_before(text, place) + claim)
         ):
             continue
+        subject = subjects.get(place)
+        if subject and not subject.group(1):
+            if (found := only_claim(claim, forms)) and not _is_past_belief(text, place, place):
+                return found
+            continue
         turned = NOT_BUT.match(claim)
-        found = _letter(claim[turned.end() :] if turned else claim, forms, cued=False)
+        found = letter_of(claim[turned.end() :] if turned else claim, forms, cued=False)
+        if found and subject and NAMES_NOTE.search(subject.group()):
+            return found if found.choice == forms.by_words.get(bare_words(claim)) else OPEN
         if found is None or (found.choice is not None and REJECTED.match(claim, 1) and "," not in claim):
-            index = _about_one(said_of(_before_reason(whole), forms))
-            if index is None and re.search(r"\bbut\b", text[start:place]):  # "I thought of jazz, but it is rock"
-                index = _about_one(said_of(_before_reason(claim), forms))
-            if index is None:
+            index = about_one(said_of(before_reason(whole), forms))
+            if index is None and TAKES_BACK.search(text, start, place):  # "I thought of jazz, but it is rock"
+                index = about_one(said_of(before_reason(claim), forms))
+            if index is None and (index := forms.by_words.get(bare_words(claim))) is None:
                 continue
             found = Found(index, "similarity")
             if said_of(text[place + len(claim) :][:4000], forms).named - {index}:
                 continue
-        return found
+        if not _is_past_belief(text, place, place):
+            return found
     return None
 
 
@@ -392,7 +267,7 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
     sentences = _sentences(text)
     if len(sentences) == 1:
         sentence = sentences[0][1]
-        if _is_question(sentence):
+        if _is_question(sentence) or REPEATS_OPTIONS.search(sentence):
             return OPEN
         said = said_of(sentence, forms)
         if not said.named and not said.denied and not said.undecided:
@@ -402,9 +277,11 @@ def _mentioned(text: str, lines: list[str], forms: Forms) -> Found | None:
             return Found(index, "similarity")
         if len(sentence) < 50 and JOINED.match(sentence):
             return OPEN  # "guitar and piano": one of the two may be no choice
-        index = _about_one(said)
+        index = about_one(said)
         if index is None and len(said.named) > 1:
-            index = _about_one(said_of(_before_reason(sentence), forms))
+            index = about_one(said_of(before_reason(sentence), forms))
+        if index is not None and _is_past_belief(sentence, len(sentence.rstrip(" .!")), len(sentence)):
+            return OPEN
         refused = index is not None and REFUSES.search(sentence) and not any(REFUSES.search(choice) for choice in forms.plains)
         return OPEN if index is None or refused else Found(index, "similarity")
     if len(text) > 200 and text.rstrip()[-1:] not in ".!?)]\"'":

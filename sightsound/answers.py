@@ -5,8 +5,9 @@ The order is the paper's (Table 1): an option letter first; without one, the tex
 be and else to the most similar one. When nothing is similar enough the question is *unanswered*, which is not the same as
 wrong and never a guess. How a match was made is part of the result.
 
-Three modules share the work: `answer_sections` finds the part of an output that answers, `answer_statements` the final
-statement in it, and `answer_choices` what a text says about the choices.
+`answer_sections` finds the part of an output that answers, and `answer_marks` brings it into one way of writing.
+`answer_statements` finds the final statement in it, by the words of `answer_cues`, and `answer_claims` reads it.
+`answer_choices` finds what a text says about the choices, and `answer_similarity` the choice that it is similar to.
 """
 
 import re
@@ -84,6 +85,8 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     if not text:
         return Answer(None, "none", text)
     forms = forms_of(tuple(choices))
+    if len(text) == 1 and "A" <= text <= "Z" and ord(text) - ord("A") < len(choices):
+        return Answer(forms.first[ord(text) - ord("A")], "letter", text)
     exact = plain(text)
     # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
     index = forms.by_plain.get(exact)

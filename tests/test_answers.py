@@ -48,9 +48,7 @@ def test_an_article_is_not_an_option_letter(text):
     assert parse_answer(text, ["cat", "dog"]).index == 1
 
 
-@pytest.mark.parametrize(
-    "text", ["B or C", "B, C", "It is not option B.", "The answer is not B.", "It is C rather than option B."]
-)
+@pytest.mark.parametrize("text", ["B or C", "B, C", "It is not option B.", "The answer is not B.", "Rather than option B."])
 def test_a_letter_that_is_not_chosen_is_unanswered(text):
     assert match_choice(text, CHOICES) == Answer(None, "none", text)
 
@@ -102,7 +100,7 @@ def test_a_choice_with_something_in_front_is_another_word(text, choices):
     assert match_choice(text, choices).index is None
 
 
-@pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell"])
+@pytest.mark.parametrize("text", ["dog and bell", "either the bell or the dog", "not a dog, a bell or a fire engine"])
 def test_a_tie_is_unanswered(text):
     assert match_choice(text, CHOICES) == Answer(None, "none", text)
 
@@ -251,6 +249,16 @@ def test_the_corpus_is_read_as_a_person_reads_it():
     assert misread == []
 
 
+def test_the_corpus_holds_long_reasoning_that_mentions_every_wrong_choice():
+    long = [
+        row
+        for row in CORPUS
+        if len(row["output"].split()) >= 280
+        and all(choice.casefold() in row["output"].casefold() for i, choice in enumerate(row["choices"]) if i != row["answer"])
+    ]
+    assert len(long) >= 30
+
+
 def test_an_answer_is_read_the_same_inside_an_answer_tag():
     """Short outputs of the corpus, without tags or formulas of their own."""
     rows = [
@@ -321,6 +329,17 @@ PIECES += [
     "🎵",
 ]
 PIECES += ["<|x|>", "answer a b c d e f g h i ", "answer\n", "I'm not sure ", "let me rethink ", "the ", '{"answer": "', " \t"]
+PIECES += [
+    "at first I thought the answer was A, ",
+    "the sound is ",
+    "not A, ",
+    "答案是",
+    "选B，",
+    "but ",
+    "A? ",
+    "anything but dog, ",
+]
+PIECES += ["the a b c is ", "yes? ", "so yes, ", "B is louder than "]
 
 
 @pytest.mark.parametrize("before", ["", "the answer is "])

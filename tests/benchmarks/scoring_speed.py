@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from evaluation.benchmarks import Row, read_annotations
 from evaluation.metrics.mmau_official import matcher as mmau_matcher
 from evaluation.protocols import decide_all, protocols_of
-from sightsound.answer_choices import _root, _stem, form, forms_of
+from sightsound.answer_choices import _stem, form, forms_of, root_of
 from sightsound.cli import parse_arguments, run
 from sightsound.prompts import LETTERS
 
@@ -81,7 +81,7 @@ def main() -> None:
     for _ in range(args.repeats):
         start = time.process_time()
         plain_pass(outputs, rows)
-        for cache in (forms_of, form, _stem, _root, mmau_matcher._expected):
+        for cache in (forms_of, form, _stem, root_of, mmau_matcher._expected):
             cache.cache_clear()
         middle = time.process_time()
         decide_all("mmau", protocols_of("mmau"), outputs, rows)
