@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightsound import openai_protocol
 from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Sampling
 from sightsound.corpus import ACCEPT, CUT, NO_REASONING, REJECT
 from sightsound.frames import Frames, load_frames
 from sightsound.openai_engine import OpenAIEngine
+from sightsound.request_fields import RequestOptions
 from sightsound.transformers_engine import TransformersEngine
 from tests.support import served
 from tests.support.tiny import read_ledger, read_rows, run_script
@@ -111,13 +111,13 @@ def test_eight_traces_of_each_of_eight_videos_cost_one_prefill_per_video(engines
     assert computed <= 1.05 * sum(prompts), f"{computed:.0f} for {len(prompts)} prompts of {prompts[0]} tokens"
 
 
-def test_priming_keeps_one_prefill_per_video_where_the_videos_in_flight_do_not_fit_the_encoder_cache(engines, monkeypatch):
+def test_priming_keeps_one_prefill_per_video_where_the_videos_in_flight_do_not_fit_the_encoder_cache(engines):
     # vLLM's CPU build dies of a seed when it computes a prompt in two steps: torch's CPU generators have no offset to set back.
-    monkeypatch.setattr(openai_protocol, "seed_of", lambda *_: None)
     sampling = Sampling(4, 1.0, 32, seed=0)
     shares = {}
     for prime in (False, True):
-        engine = OpenAIEngine("tiny", engines.small.base_url, concurrency=8, prime=prime)
+        without_seed = RequestOptions(omitted=("seed",))
+        engine = OpenAIEngine("tiny", engines.small.base_url, concurrency=8, prime=prime, options=without_seed)
         # 1,379 tokens, of which 3 fill no whole block: those are computed again whatever happens.
         requests = served.long_videos(8, seed=2 + prime, side=SMALL_SIDE)
         computed, prompts = computed_and_asked(engines.small, engine, requests, sampling)
