@@ -124,17 +124,24 @@ def front_matter_of(source: str) -> dict[str, Any]:
 
     Args:
         source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: The Hub does not give the card, and the cache has none.
     """
+    import httpx
     from huggingface_hub import DatasetCard, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     card = Path(source, "README.md")
     if not Path(source).exists():
         name, revision = split_revision(source)
         try:
             card = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             return {}
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            told = f"the card of {source} cannot be read ({what_happened(error)})"
+            raise InputError(f"{told}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
     return DatasetCard.load(card).data.to_dict() if card.is_file() else {}
 
 
