@@ -4,15 +4,25 @@ AVQA annotations + clips -> avqa-audio, the audio variant of AVQA (paper, sectio
     python dataset_builders/avqa_audio.py --train_annotations train_qa.json --validation_annotations val_qa.json \
         --media_dir videos --output_dir avqa-audio
 
-Takes AVQA's own annotation format, as a JSON list or JSON lines, and a folder of clips, searched at any depth. `answer` is
-the index of the right choice, counted from 0. `video_name` is one of
+Takes AVQA's own annotation format, as a JSON list or JSON lines, and a folder of clips, searched at any depth. Needed are
 
-- AVQA's names, `<youtube id>_<6-digit start second>`: the clip is a file of that name, or `<youtube id>_<start second>`, with
-  any audio or video extension, or else a whole video named `<youtube id>`, which is cut at start..start+10 s;
-- the name of any file of yours, with or without its extension and its folders: it is taken whole, and `start_s` is 0.
+- `id`, a number or a text, of which no two are equal in a split;
+- `question_text`;
+- `multi_choice`, exactly four choices; where all four begin with their letters ("A. Dog"), the letters are taken off;
+- `answer`, the index of the right choice, counted from 0: 0 to 3;
+- `video_name`, see below.
 
-Where a clip has several files, one that cannot be used gives way to the next: a silent `x.mp4` to `x.wav`. "video" becomes
-"audio" in questions as in R1-AQA; the original is kept in `video_question`.
+`question_relation` and `question_type` are kept where they are given; other fields are ignored. `video_name` is one of
+
+- AVQA's names, `<youtube id>_<6-digit start second>` without an extension: the clip is a file of that name, or
+  `<youtube id>_<start second>`, with any audio or video extension, or else a whole video named `<youtube id>`, which is cut
+  at start..start+10 s;
+- the name of any file of yours, with or without its extension and its folders: it is taken whole, and `start_s` is 0. Give the
+  extension where the name looks like AVQA's, as `holiday_vid_202401.ogg` does.
+
+Where a clip has several files, one that cannot be used gives way to the next: a silent `x.mp4` to `x.wav`. In questions
+every "video" in lower case becomes "audio", also in "videos"; "Video" stays, as in R1-AQA. The original is kept in
+`video_question`.
 
 Every annotation ends in `ledger.parquet` with its outcome. Work is done in shards: a run that was killed continues.
 `--push_to_hub ORG/NAME` publishes the finished dataset. One annotation (val_qa.json, id 1139):
@@ -83,6 +93,7 @@ AVQA_AUDIO = AudioDataset(
     to_row=to_row,
     clip_name=itemgetter("video_name"),
     id_key=ID_KEY,
+    choices_key="multi_choice",
     official_file="AVQA's train_qa.json",
     card="dataset_avqa_audio.md",
     front_matter=OF_AVQA,

@@ -32,7 +32,7 @@ from sightsound.corpus import (
     stream_rows,
 )
 from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
-from sightsound.inputs import CLIPS, open_input, pin_datasets
+from sightsound.inputs import CLIPS, front_matter_of, open_input, pin_datasets
 from sightsound.journal import Stage, fingerprint
 from sightsound.prompts import COT_INSTRUCTION, question_text
 from sightsound.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
@@ -44,10 +44,24 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 500  # of `verified`, which holds the sound: under the 500 MB per file that the Hub suggests
 TRACES_ROWS_PER_SHARD = 10_000  # with eight traces each about 100 MB of text, before compression
 VERIFIED_FROM = ("id", "question", "choices", "teacher_answer", "unanimous", "traces", "outcome")
-OTHER_LICENCE = (
-    "AVQA, whose questions and clips this builds on, states no licence for its annotations, and the clips belong to those who "
-    "uploaded them: hence `other`."
-)
+AS_DATASET = "other"  # the licence, unless another one is given
+# What the dataset's card says of its clips, as `license_name` or else as `license` -> what the corpus's card says.
+LICENCES = {
+    "avqa-states-none": (
+        "AVQA, whose questions and clips this builds on, states no licence for its annotations, and the clips belong to those "
+        "who uploaded them: hence `other`."
+    ),
+    "mixed": (
+        "Part of the questions and clips that this builds on is AVQA's, which states no licence for its annotations; the clips "
+        "belong to those who uploaded them. The licence of the other clips, and of the questions about them, is not known: the "
+        "publisher of this corpus has to state it. Hence `other`."
+    ),
+    "unknown": (
+        "The licence of the clips that this builds on, and of the questions about them, is not known: this card was written "
+        "automatically, and the publisher of this corpus has to state it."
+    ),
+    "": "The dataset that this builds on states no licence: hence `other`.",
+}
 
 
 @dataclass(kw_only=True)
@@ -57,7 +71,9 @@ class CotCorpusArguments(PublishArguments):
     verdicts: str = field(metadata={"help": "output of verdicts.py"})
     output_dir: str = field(metadata={"help": "where to write the corpus"})
     split: str = field(default="train", metadata={"help": "split of the dataset that was traced"})
-    license: str = field(default="other", metadata={"help": "licence of the corpus, for its card"})
+    license: str = field(
+        default=AS_DATASET, metadata={"help": "licence of the corpus, for its card; other: as the dataset's card says"}
+    )
 
 
 def verified_row(row: TraceRow, audio: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +129,23 @@ def plot_funnel(funnel: Funnel, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def origin(dataset: dict[str, Any], licence: str) -> tuple[dict[str, Any], str]:
+    """
+    Front matter and a sentence on whose clips and questions these are, as the dataset says that the corpus was made from.
+
+    Args:
+        dataset (`dict`): Front matter of its card.
+        licence (`str`): `--license`.
+    """
+    front = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
+    if licence != AS_DATASET:
+        return {"license": licence, **front}, f"`{licence}`."
+    stated = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
+    named = str(stated.get("license_name", stated.get("license", "")))
+    sentence = LICENCES.get(named, f"As of the dataset that this builds on: `{named}`.")
+    return {"license": AS_DATASET, **stated, **front}, sentence
+
+
 def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the card says: the funnel, counts of outcomes and verdicts, provenance, one row, one trace."""
     names = ["teacher", "teacher_revision", "checker", "checker_revision", "verdict_mode", "prompt_version", "num_traces"]
@@ -132,7 +165,6 @@ def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[st
         "sample": SELECTIONS["tts_agfv"](sample)[0],
         "figure": FUNNEL_FIGURE,
         "inputs": {name: settings[name] for name in ("dataset", "traces", "verdicts")},
-        "licence": OTHER_LICENCE if settings["license"] == "other" else f"`{settings['license']}`.",
         **provenance(),
     }
 
@@ -159,6 +191,7 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
     from tqdm import tqdm
 
     dataset = open_input(args.dataset, args.split, CLIPS)
+    front_matter, licence = origin(front_matter_of(args.dataset), args.license)
     count = check_inputs(args, dataset)
     traces, verified = stage.path / "data" / "traces", stage.path / "data" / "verified"
     for old in (traces, verified):  # of a run that was killed, perhaps before the inputs' number of rows was another
@@ -181,15 +214,14 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
         render_card(
             "dataset_traces.md",
             **card_values(funnel, traces, stage.settings),
+            licence=licence,
             repository=stage.path.resolve().name,
             split="train",
         ),
         configs,
         dataset_info=dataset_info(stage.path, configs, features),
-        license=args.license,
-        language="en",
+        **front_matter,
         pretty_name="SightSound-R1 traces",
-        source_datasets=["extended|other-avqa"],
         task_categories=["audio-text-to-text"],
         tags=["audio", "reasoning", "chain-of-thought", "distillation", "sightsound-r1"],
     )

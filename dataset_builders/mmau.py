@@ -33,6 +33,7 @@ MMAU = AudioDataset(
     to_row=to_row,
     clip_name=itemgetter("video_id"),
     id_key=ID_KEY,
+    choices_key="choices",
     official_file=OFFICIAL_FILE,
     card="dataset_mmau.md",
     front_matter={

@@ -7,8 +7,8 @@ Takes the official `avqa-test.json` and a folder with the videos, `<video_id>.mp
 sound is kept. Placeholders are filled in order. MUSIC-AVQA is open-ended, over a vocabulary of 42 answers: the choices of a
 question are the answers that its kind of question admits (`CHOICES`), always all of them and in one order, so that they say
 nothing of the gold answer. `modality` tells what a question needs (Audio, Visual, Audio-Visual); `in_paper` marks the four
-types, over all modalities, that the paper evaluates on (6,984 of 9,129). "video" becomes "audio" in `question` as in
-avqa-audio; `video_question` is the official text.
+types, over all modalities, that the paper evaluates on (6,984 of 9,129). "video" in lower case becomes "audio" in `question`,
+as in avqa-audio; `video_question` is the official text.
 """
 
 from dataclasses import dataclass, field

@@ -7,7 +7,6 @@ is guessed: what cannot be one question's output is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from evaluation.benchmarks import Row, get_benchmark
 from evaluation.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
 from evaluation.prediction_files import CHOICES, output_key, outputs_of, read_rows
-from sightsound.annotations import RowError
+from sightsound.annotations import LETTERED, RowError, without_letters
 from sightsound.cli import InputError
 from sightsound.prompts import LETTERS
 
@@ -30,8 +29,6 @@ TEXTS = {
     **dict.fromkeys(("answer_text", "anser"), ("answer_text",)),
     **dict.fromkeys(("answer", "gold"), ("answer",)),
 }
-# "(A) Man", "A. Man": as choices stand in a prompt. A letter and what closes it, before a choice of its own.
-LETTERED = re.compile(r"\s*\(?([A-Z])[.:)]\s+(?=\S)")
 
 
 def _ids(rows: list[Row], id_key: str, path: str) -> list[str]:
@@ -153,9 +150,6 @@ def _plain(value: Any) -> Any:
 def _without_letters(value: Any) -> Any:
     """A choice, or choices, without the letters of a prompt before them; choices lose them only where all have theirs."""
     if isinstance(value, str):
-        return LETTERED.sub("", value, count=1)
-    if not isinstance(value, list):
-        return value
-    found = [LETTERED.match(choice) for choice in value]
-    are_lettered = all(match and match[1] == letter for match, letter in zip(found, LETTERS, strict=False))
-    return [_without_letters(choice) for choice in value] if are_lettered else value
+        found = LETTERED.match(value)
+        return value[found.end() :] if found else value
+    return without_letters(value) if isinstance(value, list) else value

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import schema
 from .cli import InputError, read_json
+from .prompts import LETTERS
 
 
 Row = dict[str, Any]
@@ -18,6 +19,8 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 # The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
 # would crowd the clip out of any model's context.
 MAX_TEXT_CHARACTERS = 25_000
+# "(A) Man", "A. Man": as choices stand in a prompt. A letter and what closes it, before a choice of its own. "A:maj/1" is none.
+LETTERED = re.compile(r"\s*(\(?)([A-Za-z])([.:)])\s+(?=\S)")
 
 
 def read_annotations(path: str, official_file: str) -> list[Any]:
@@ -111,15 +114,26 @@ def expect_file_name(annotation: Row, key: str) -> str:
     return name
 
 
+def without_letters(choices: Sequence[str]) -> list[str]:
+    """Choices without the letters before them, where all have their own, in order and in one style: a prompt adds letters."""
+    found = [LETTERED.match(choice) for choice in choices]
+    matches = [match for match in found if match is not None]
+    styles = {(match[1], match[2].isupper(), match[3]) for match in matches}
+    letters = "".join(match[2] for match in matches).upper()
+    if len(matches) < len(choices) or len(styles) != 1 or letters != LETTERS[: len(choices)]:
+        return list(choices)
+    return [match.string[match.end() :] for match in matches]
+
+
 def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
-    """A list of choices, byte for byte; a number is read as its text."""
+    """A list of choices, byte for byte but for letters before all of them; a number is read as its text."""
     wanted = str(most) if fewest == most else f"{fewest} to {most}"
     if not isinstance(value, list) or not fewest <= len(value) <= most:
         raise RowError(schema.WRONG_CHOICE_COUNT, f"expected {wanted} choices, found {value!r}")
     for choice in value:
         if isinstance(choice, bool) or not isinstance(choice, str | int | float) or not str(choice).strip():
             raise RowError(schema.BAD_ANNOTATION, f"expected text as every choice, found {choice!r}")
-    return [str(choice) for choice in value]
+    return without_letters([str(choice) for choice in value])
 
 
 def optional_label(annotation: Row, key: str) -> str:

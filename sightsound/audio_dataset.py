@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import schema
 from .annotations import Row, RowError, check_text, read_annotations
-from .build_report import coverage_table, files_by_choice, first_reasons, outcomes_in_words, why_no_row, write_card
+from .build_report import (
+    contents_in_words,
+    coverage_table,
+    files_by_choice,
+    first_reasons,
+    outcomes_in_words,
+    why_no_row,
+    write_card,
+)
 from .cli import InputError
 from .clip_sounds import Sound, SoundReader
 from .journal import Stage, fingerprint
@@ -62,6 +70,7 @@ class AudioDataset:
             `media_sha256`. Raises `RowError`.
         clip_name (`Callable`): Such a row -> the name of its clip without the extension.
         id_key (`str`): Where an annotation keeps its id.
+        choices_key (`str`, *optional*): Where it keeps its choices; None where the row function knows them.
         official_file (`str`): Whose format is expected, for messages.
         card (`str`): Template in `model_cards/`.
         front_matter (`dict`): Of the card.
@@ -78,6 +87,7 @@ class AudioDataset:
     official_file: str
     card: str
     front_matter: Row
+    choices_key: str | None = None
     check_file: Callable[[str, list[Any]], None] | None = None
     describe: Callable[[list[Row]], tuple[Row, Row]] | None = None
 
@@ -109,6 +119,15 @@ def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
             row = None
             _explain(entry, error)
         yield entry, row
+
+
+def count_lettered(dataset: AudioDataset, annotations: list[Any], judged: list[Judged]) -> int:
+    """How many good annotations had letters before their choices, which the row lacks (`annotations.without_letters`)."""
+    key = dataset.choices_key
+    if key is None:
+        return 0
+    pairs = zip(annotations, judged, strict=False)  # judged are the first ones
+    return sum(row is not None and row["choices"] != [str(each) for each in annotation[key]] for annotation, (_, row) in pairs)
 
 
 def _rows_with_sound(
@@ -195,7 +214,7 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
     settings |= {f"{split}_annotations": fingerprint(path) for split, path in annotations.items()}
     with Stage(args.output_dir, settings) as stage:
         if stage.complete:
-            print(f"{stage.path} is complete")
+            print(f"{stage.path} is complete: {contents_in_words(stage.path)}; delete the folder to build again")
         else:
             try:
                 _build(dataset, args, annotations, stage, card_values)
@@ -211,16 +230,20 @@ def _build(
 ) -> None:
     media = MediaFolder(args.media_dir)
     shards: list[Shard] = []
-    sources = []
+    sources, num_lettered = [], 0
     for split, path in annotations.items():
         rows = read_annotations(path, dataset.official_file)
         if dataset.check_file is not None:
             dataset.check_file(path, rows)
-        shards += shards_of(split, list(judge(dataset, rows[: args.limit])))
+        judged = list(judge(dataset, rows[: args.limit]))
+        num_lettered += count_lettered(dataset, rows, judged)
+        shards += shards_of(split, judged)
         sources.append({"split": split, "file": Path(path).name, "rows": len(rows), "sha256": sha256_of(path)})
     _write_shards(shards, dataset, stage.path, media, args.num_proc)
     counts, ledger = join_ledger(stage.path, list(annotations))
     print(f"{len(ledger)} annotations: {outcomes_in_words(counts)}\n\n{coverage_table(counts)}")
+    if num_lettered:
+        print(f"the choices of {num_lettered} questions began with their letters (A, B, ...), which were taken off")
     if all(entry["outcome"] != schema.BUILT for entry in ledger):
         for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
             shutil.rmtree(stage.path / part)
@@ -232,7 +255,7 @@ def _build(
         rows_of_ledger = (row for _, judged in shards for _, row in judged)
         built = zip(ledger, rows_of_ledger, strict=True)
         front_matter, described = dataset.describe([row for entry, row in built if row and entry["outcome"] == schema.BUILT])
-    features, values = dataset.features(), {"sources": sources, **card_values, **described}
+    features, values = dataset.features(), {"sources": sources, "num_lettered": num_lettered, **card_values, **described}
     write_card(stage.path, dataset.card, front_matter, features, counts, shared, **values)
     stage.finish()
 

@@ -40,6 +40,15 @@ def outcomes_in_words(counts: Counts) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in sum(counts.values(), Counter[str]()).most_common())
 
 
+def contents_in_words(folder: Path) -> str:
+    """`1 of 2 annotations built, 1 missing_media`, from the ledger of a finished build."""
+    import pyarrow.parquet as pq
+
+    outcomes = Counter(pq.read_table(folder / "ledger.parquet", columns=["outcome"])["outcome"].to_pylist())
+    others = [f"{count} {outcome}" for outcome, count in outcomes.most_common() if outcome != schema.BUILT]
+    return ", ".join([f"{outcomes[schema.BUILT]} of {outcomes.total()} annotations built", *others])
+
+
 def first_reasons(ledger: Sequence[Row]) -> dict[str, str]:
     """Outcome -> the first annotation that has it, and why; rows that were built have none."""
     reasons: dict[str, str] = {}

@@ -118,6 +118,33 @@ def open_input(source: str, split: str, kind: Kind, config: str | None = None) -
     return dataset
 
 
+def front_matter_of(source: str) -> dict[str, Any]:
+    """
+    What the card of a dataset says before its text; nothing where it has no card.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: The Hub does not give the card, and the cache has none.
+    """
+    import httpx
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    card = Path(source, "README.md")
+    if not Path(source).exists():
+        name, revision = split_revision(source)
+        try:
+            card = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
+        except RemoteEntryNotFoundError:
+            return {}
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            told = f"the card of {source} cannot be read ({what_happened(error)})"
+            raise InputError(f"{told}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
+    return DatasetCard.load(card).data.to_dict() if card.is_file() else {}
+
+
 def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) -> str:
     """
     The dataset that a flag names, looked up before anything is read: a folder as it is, a Hub id with its commit.

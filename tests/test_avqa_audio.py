@@ -191,7 +191,8 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", given[1:])
     avqa_audio.main()
     assert sent == [(Path("out"), "lab/avqa-audio", True)]
-    assert capsys.readouterr().out == "out is complete\npublished: lab/avqa-audio, revision build-1\n"
+    complete, published = capsys.readouterr().out.splitlines()
+    assert complete.startswith("out is complete: ") and published == "published: lab/avqa-audio, revision build-1"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,10 @@ def test_a_finished_build_is_left_alone(built):
     folder, _ = built
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.parquet")}
     done = build(folder, [row for row, _ in ROWS.values()])
-    assert (done.returncode, done.stdout) == (0, "out is complete\n")
+    outcomes = Counter(outcome for _, outcome in ROWS.values())
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    assert done.stdout.startswith(f"out is complete: {outcomes['built']} of {len(ROWS)} annotations built, 15 bad_annotation, ")
+    assert done.stdout.endswith("1 silent; delete the folder to build again\n")
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.parquet")} == before
 
 

@@ -1,13 +1,15 @@
 """The corpus: what a researcher gets from `load_dataset`, and what is said of every question that is not in it."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from dataset_builders import cot_corpus
+from dataset_builders import avqa_audio, cot_corpus, mmau
 from sightsound import schema
 from sightsound.corpus import SELECTIONS, trace_outcome
+from sightsound.inputs import front_matter_of
 from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
 from tests.support.card_rules import validate
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
@@ -181,6 +183,42 @@ def test_the_card_tells_columns_sizes_and_the_command(corpus):
     assert '"audio": "(FLAC, 16 kHz, mono)"' in card
     assert validate(card, "dataset") == ([], [])
     assert "{{" not in card and "{%" not in card
+
+
+MIXED, _ = avqa_audio.describe([{"video_name": name, "video_id": "a"} for name in ("a", "a_000000")])
+FRONT_MATTERS = {
+    "of AVQA": (avqa_audio.OF_AVQA, (), "AVQA, whose questions and clips this builds on"),
+    "own": (avqa_audio.OF_OWN_CLIPS, (), "is not known: this card was written automatically"),
+    "mixed": (MIXED, (), "Part of the questions and clips that this builds on is AVQA's"),
+    "of a benchmark": (mmau.MMAU.front_matter, (), "`annotations-apache-2.0-clips-of-their-sources`"),
+    "without": ({}, (), "states no licence"),
+    "own, its licence given": (avqa_audio.OF_OWN_CLIPS, ("license", "cc-by-4.0"), "`cc-by-4.0`."),
+}
+
+
+@pytest.mark.parametrize("kind", FRONT_MATTERS)
+def test_whose_clips_these_are_is_what_their_datasets_card_says(kind, tmp_path):
+    stated, flag, told = FRONT_MATTERS[kind]
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(stated)}---\n# Text\n" if stated else "# Text\n")
+    licence = dict([flag] if flag else [])
+    front, sentence = cot_corpus.origin(front_matter_of(str(tmp_path)), licence.get("license", "other"))
+    names = ("license", "license_name", "language", "source_datasets")
+    assert front == ({name: stated[name] for name in names if name in stated} or {"license": "other"}) | licence
+    assert told in sentence and ("AVQA" in sentence) == (kind in ("of AVQA", "mixed"))
+
+
+def test_the_card_of_traces_of_own_clips_does_not_speak_of_avqa(questions, tiny_dataset, tmp_path):
+    shutil.copytree(tiny_dataset, tmp_path / "own")
+    _, front, text = (tmp_path / "own" / "README.md").read_text().split("---\n", 2)
+    kept = {name: yaml.safe_load(front)[name] for name in ("dataset_info", "configs")}
+    (tmp_path / "own" / "README.md").write_text(f"---\n{yaml.safe_dump({**avqa_audio.OF_OWN_CLIPS, **kept})}---\n{text}")
+    done = build(questions, tmp_path / "own", tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "corpus" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "unknown" and not {"license_name", "language", "source_datasets"} & front.keys()
+    assert "AVQA" not in card and "the publisher of this corpus has to state it" in card
+    assert validate(card, "dataset") == ([], [])
 
 
 def test_a_finished_corpus_can_still_be_published(corpus, tiny_dataset, monkeypatch, capsys):

@@ -147,6 +147,45 @@ def test_a_hub_that_refuses_is_one_line_without_the_token(case, opened, loopback
     assert token is None or token not in done.stderr
 
 
+CARD = """
+import json, sys
+from sightsound.cli import run
+from sightsound.inputs import front_matter_of
+from sightsound.schema import open_dataset
+def main():
+    if sys.argv[1] == "open":
+        open_dataset(sys.argv[2], "train")
+    print(json.dumps(front_matter_of(sys.argv[2]).get("license")))
+run(main)
+"""
+
+
+def test_the_card_of_a_dataset_of_the_hub_is_read_at_its_commit(opened, loopback_hub, tmp_path):
+    environment = client_environment(loopback_hub, tmp_path / "home", None)
+
+    def read(source: str, *, first: str = "", **offline: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "home").mkdir(exist_ok=True)
+        command = [sys.executable, "-c", CARD, first, source]
+        return subprocess.run(command, env=environment | offline, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    old = opened.commit(1)
+    card = (tmp_path / "commit-1" / "README.md").read_text()
+    loopback_hub.change("alice/traces", {"README.md": card.replace("---\n", "---\nlicense: unknown\n", 1).encode()})
+    unknown = read("alice/traces@main", HF_HUB_OFFLINE="1")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1), unknown.stderr
+    assert "the card of alice/traces@main cannot be read" in unknown.stderr
+    new = loopback_hub.repos["datasets/alice/traces"].resolve("main")
+    assert [read(f"alice/traces@{commit}").stdout for commit in (new, old)] == ['"unknown"\n', "null\n"]
+    shutil.rmtree(tmp_path / "home")
+    opened_first = read(f"alice/traces@{new}", first="open")
+    assert opened_first.stdout == '"unknown"\n', opened_first.stderr
+    again = read(f"alice/traces@{new}", HF_HUB_OFFLINE="1")
+    assert again.stdout == '"unknown"\n', "it came with the dataset"
+    loopback_hub.change("alice/bare", {"data.txt": b""})
+    loopback_hub.repos["datasets/alice/bare"].private = False
+    assert read("alice/bare").stdout == "null\n"
+
+
 def test_columns_of_another_type_are_named(questions, tmp_path):
     from datasets import Dataset
 

@@ -83,11 +83,21 @@ def test_any_file_name_is_a_clips_name_and_is_found_again_from_the_row(name, own
 
 def test_a_name_that_fits_avqas_pattern_stays_avqas(tmp_path):
     (tmp_path / "06GyG4-wONQ.mp4").touch()
-    for name in ("06GyG4-wONQ_000006", "06GyG4-wONQ_000006.mp4"):
-        row = to_row(annotation(1, name))
-        assert (row["video_id"], row["start_s"]) == ("06GyG4-wONQ", 6.0)
-        clip = next(iter(MediaFolder(str(tmp_path)).candidates(row["video_name"])), None)
-        assert clip is not None and (clip.start_s, clip.max_duration_s) == (6.0, 10.0)
+    row = to_row(annotation(1, "06GyG4-wONQ_000006"))
+    assert (row["video_id"], row["start_s"]) == ("06GyG4-wONQ", 6.0)
+    clip = next(iter(MediaFolder(str(tmp_path)).candidates(row["video_name"])), None)
+    assert clip is not None and (clip.start_s, clip.max_duration_s) == (6.0, 10.0)
+
+
+@pytest.mark.parametrize("name", ["holiday_vid_202401.ogg", "holiday_vid_202401.MP4", "06GyG4-wONQ_000006.mp4"])
+def test_a_name_with_an_extension_is_a_files_whatever_it_looks_like(name, tmp_path):
+    (tmp_path / name).touch()
+    (tmp_path / f"{name[:11]}.mp4").touch()  # what AVQA's pattern would be cut from
+    row = to_row(annotation(1, name))
+    assert (row["video_id"], row["start_s"], row["video_name"]) == (name, 0.0, name)
+    for duration_s in (3.0, 31.0):
+        found = MediaFolder(str(tmp_path)).candidates(video_name(row | {"duration_s": duration_s}))
+        assert [(Path(clip.path).name, clip.max_duration_s) for clip in found] == [(name, None)]
 
 
 def test_files_of_one_name_in_two_folders_are_told(own_clips):
@@ -152,6 +162,47 @@ def test_own_clips_are_built_and_the_card_says_what_they_are(clips, monkeypatch,
     assert [round(len(each.pixels) / each.fps) for each in frames] == [11, 1, 1], "the teacher sees the whole clip"
 
 
+def test_letters_of_choices_are_taken_off_and_the_build_says_so(clips, monkeypatch, tmp_path, capsys):
+    lettered = ["A. Dog", "B. Rooster", "C. Siren", "D. Drum"]
+    rows = [annotation(i, NAMES["pan"], multi_choice=lettered) for i in range(2)]
+    rows.append(annotation(2, NAMES["pan"], multi_choice=["A. Dog", "Rooster", "Siren", "Drum"]))
+    (tmp_path / "train.json").write_text(json.dumps([*rows, {"id": 3}]))
+    build(tmp_path, monkeypatch, "--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", "out")
+    told = "the choices of 2 questions began with their letters (A, B, ...), which were taken off"
+    assert capsys.readouterr().out.count(told) == 1
+    built = tiny.read_rows(tmp_path / "out")
+    assert [row["choices"][:2] for row in built] == [["Dog", "Rooster"], ["Dog", "Rooster"], ["A. Dog", "Rooster"]]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "the annotation's. In 2 annotations all choices began with their letters" in card
+
+
+def test_a_finished_build_says_what_is_in_it(clips, monkeypatch, tmp_path, capsys):
+    (tmp_path / "train.json").write_text(json.dumps([annotation(1, NAMES["pan"]), annotation(2, "later")]))
+    flags = ("--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", "out")
+    build(tmp_path, monkeypatch, *flags)
+    capsys.readouterr()
+    build(tmp_path, monkeypatch, *flags)
+    told = "out is complete: 1 of 2 annotations built, 1 missing_media; delete the folder to build again\n"
+    assert capsys.readouterr().out == told
+
+
+def test_the_help_says_which_fields_are_needed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["avqa_audio.py", "--help"])
+    with pytest.raises(SystemExit):
+        avqa_audio.main()
+    told = " ".join(capsys.readouterr().out.split("options:")[0].split())
+    for line in (
+        "Needed are",
+        "`id`, a number or a text",
+        "`question_text`;",
+        "`multi_choice`, exactly four choices",
+        "counted from 0: 0 to 3",
+        "other fields are ignored",
+        'every "video" in lower case becomes "audio"',
+    ):
+        assert line in told
+
+
 def test_clips_of_both_kinds_are_told_apart_on_the_card(clips, monkeypatch):
     folder = clips.parent
     rows = [annotation(1, NAMES["avqa"]), annotation(2, NAMES["frogs"]), annotation(3, NAMES["avqa"])]
@@ -204,6 +255,16 @@ def test_answers_that_cannot_be_meant_are_told_with_a_remedy_that_fits(case, cli
     assert "media_dir" not in line and "clips" not in line
     assert "correct the answers in train.json" in line or "subtract 1 from every answer" in line
     assert not (tmp_path / "out" / "data").exists()
+
+
+def test_many_answers_without_a_0_are_warned_of(capsys):
+    def check(answers: list[int]) -> str:
+        check_answers("train.json", [annotation(i, "a", multi_choice=FOUR, answer=answer) for i, answer in enumerate(answers)])
+        return capsys.readouterr().err
+
+    assert check([1, 2, 3] * 4 + [1, 2]) == "warning: train.json: none of 14 answers is 0; answers count from 0\n"
+    assert "none of 5 answers is 0" in check([1, 3, 2, 1, 9]), "a mistake in one row does not hide it"
+    assert check([1, 2, 3, 1]) == "" and check([1, 2, 3, 0, 1, 2]) == ""
 
 
 @pytest.mark.parametrize("answers", [[0, 1, 4], [1, 1, 2], [4], [1, 2, 7, 4]])

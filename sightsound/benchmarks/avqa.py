@@ -1,5 +1,6 @@
 """AVQA's questions: the official annotations, row by row."""
 
+import sys
 from typing import Any
 
 from sightsound import schema
@@ -15,7 +16,7 @@ from sightsound.annotations import (
 )
 from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.cli import InputError
-from sightsound.media import VIDEO_NAME, without_extension
+from sightsound.media import VIDEO_NAME
 from sightsound.prompts import LETTERS
 
 
@@ -24,6 +25,7 @@ from sightsound.prompts import LETTERS
 PINNED = PinnedFile("val_qa.json of AVQA, as in data/ of plnguyen2908/AVQA-viz at commit f7c00b2")
 ID_KEY = "id"
 NUM_CHOICES = 4
+MANY_ANSWERS = 5  # from so many on, no 0 among them is worth a warning
 EXPECTED_KEYS = ("id", "video_name", "question_text", "multi_choice", "answer")
 
 
@@ -32,7 +34,7 @@ def to_row(annotation: Any) -> dict[str, Any]:
     One annotation -> one row without its sound; choices keep their outer spaces and their duplicates.
 
     Its `video_name`, which is no column of the dataset, is a name as AVQA's (11-character YouTube id, `_`, 6-digit start
-    second) or that of any file, which is taken whole: `video_id` is then the name itself and `start_s` 0.
+    second, no extension) or that of any file, which is taken whole: `video_id` is then the name itself and `start_s` 0.
 
     An annotation (val_qa.json, id 1139):
 
@@ -42,7 +44,7 @@ def to_row(annotation: Any) -> dict[str, Any]:
     """
     expect_keys(annotation, EXPECTED_KEYS)
     name = expect_file_name(annotation, "video_name")
-    of_avqa = VIDEO_NAME.fullmatch(without_extension(name))
+    of_avqa = VIDEO_NAME.fullmatch(name)
     question = expect_text(annotation, "question_text")
     row_id = expect_id(annotation, "id")
     choices = expect_choices(annotation["multi_choice"], NUM_CHOICES, NUM_CHOICES)
@@ -82,7 +84,7 @@ def _expect_index(answer: Any, choices: list[str]) -> int:
 
 def check_answers(path: str, annotations: list[Any]) -> None:
     """
-    Refuse a file whose answers count from 1: most of its rows would be built with a wrong answer.
+    Refuse a file whose answers count from 1: most of its rows would be built with a wrong answer. Warn where they may.
 
     Args:
         path (`str`): The file, for the message.
@@ -93,11 +95,11 @@ def check_answers(path: str, annotations: list[Any]) -> None:
     """
     pairs = [(each.get("answer"), each.get("multi_choice")) for each in annotations if isinstance(each, dict)]
     answers = [(answer, len(choices)) for answer, choices in pairs if type(answer) is int and isinstance(choices, list)]
-    if len(answers) < 2 or not all(1 <= answer <= count for answer, count in answers):
-        return
     past = sum(answer == count for answer, count in answers)
-    if past:
+    if len(answers) >= 2 and past and all(1 <= answer <= count for answer, count in answers):
         raise InputError(
             f"{path}: expected answers that count from 0, found answers that seem to count from 1: of {len(answers)} none is "
             f"0, and {past} are the number of choices, one more than the last index; subtract 1 from every answer"
         )
+    if len(answers) >= MANY_ANSWERS and all(answer != 0 for answer, _ in answers):
+        print(f"warning: {path}: none of {len(answers)} answers is 0; answers count from 0", file=sys.stderr)

@@ -78,6 +78,9 @@ def to_row(annotation: Any) -> dict[str, Any]:
             schema.BAD_ANNOTATION, f"audio_id {annotation['audio_id']!r} does not end in a file name such as <id>.wav"
         )
     choices, answer = expect_choices(annotation["choices"], 2, len(LETTERS)), annotation["answer"]
+    as_given = [str(choice) for choice in annotation["choices"]]
+    if answer in as_given:  # with its letter, where the choices have theirs
+        answer = choices[as_given.index(answer)]
     if answer not in choices:
         raise RowError(schema.ANSWER_NOT_A_CHOICE, f"{answer!r} is none of {choices!r}")
     if isinstance(category := annotation["category"], list) and len(category) == 1:  # as 13 rows hold it
