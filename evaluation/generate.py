@@ -14,7 +14,8 @@ times, for replicas; `--request_field`, `--omit_field` and `--frames` change its
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
 matched; `results.json`, the figures. A question whose clip cannot be read, or that a server refuses, is unanswered and
 counted. A run that was killed continues. Controls may be added to a run, also to a finished one, and left out of it: rows and
-figures of one that is left out go, its answers stay in `left_out.jsonl`, and adding it again asks nothing anew. A model that refuses requests without audio is scored on all others; its `text_only` is `refused`.
+figures of one that is left out go, its answers stay in `left_out.jsonl`, and adding it again asks nothing anew. A model that
+refuses requests without audio is scored on all others; its `text_only` is `refused`.
 
 The controls show whether the model listens, and whether it goes by what the choices say: `silent` gives it silence of the
 clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `shuffled` every choice at another letter.
