@@ -139,7 +139,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"the runs have no benchmark in common: {', '.join(first)} and {', '.join(second)}")
     if alone := sorted(first.keys() ^ second.keys()):
         print(f"not compared, in one of the runs only: {', '.join(alone)}", file=sys.stderr)
-    compared = {name: compare_runs(first[name], second[name], name, args.benchmark is not None) for name in common}
+    are_files = args.benchmark is not None and not all(Path(side).is_dir() for side in args.runs)
+    compared = {name: compare_runs(first[name], second[name], name, are_files) for name in common}
     if args.json:
         print(json.dumps({name: asdict(c) | {"split": split_told(first[name])} for name, c in compared.items()}, indent=2))
         return
