@@ -35,11 +35,16 @@ class CompareArguments:
     json: bool = field(default=False, metadata={"help": "print the figures as JSON"})
 
 
-def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Comparison:
+def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str, are_files: bool = False) -> Comparison:
     """
     Two runs on one benchmark, over the questions of its average.
 
     Ids repeat across splits: the questions are compared by what the predictions hold of them.
+
+    Args:
+        first, second (`dict`): Rows of predictions by question id.
+        name (`str`): The benchmark.
+        are_files (`bool`): They come from files of others, for which no flag of ours was given.
 
     Raises:
         `InputError`: They did not answer the same questions, or one does not tell which are averaged.
@@ -56,6 +61,12 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Co
         told = f"on {name} the runs are about other questions under the same ids ({len(others)} of them, first: {others[0]})"
         raise InputError(f"{told}; was another --split asked?")
     alone = first.keys() ^ second.keys()
+    if alone and are_files:
+        counts = (
+            f"{len(first.keys() - second.keys())} only in the first, {len(second.keys() - first.keys())} only in the second"
+        )
+        remedy = "leave only questions that both answer in the files, or add the outputs that are missing"
+        raise InputError(f"on {name} the files answer different questions: {counts} (such as {min(alone)}); {remedy}")
     if alone:
         is_part = first.keys() < second.keys() or second.keys() < first.keys()
         cause = "was --limit another?" if is_part else "was another --split asked?"
@@ -69,11 +80,11 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str) -> Co
 
 
 def split_told(answers: dict[str, Row]) -> str | None:
-    """The split that answers are about; None where they do not tell it."""
+    """The split that answers are about; None where that is not known, as of an annotation file."""
     return " and ".join(sorted({row["split"] for row in answers.values() if row.get("split")})) or None
 
 
-def grade(path: str, benchmark: str, questions: list[Row], revision: str, split: str) -> dict[str, Row]:
+def grade(path: str, benchmark: str, questions: list[Row], revision: str, split: str | None) -> dict[str, Row]:
     """A file of predictions by question id, as a run's predictions are: only the questions that it has outputs to."""
     given = Predictions(path, benchmark, questions, revision)
     decisions = decide_all(benchmark, [PAPER], given.outputs[NO_CONTROL], questions)[PAPER]
@@ -101,6 +112,8 @@ def read_sides(args: CompareArguments) -> list[dict[str, dict[str, Row]]]:
             for side in args.runs
         ]
     questions, revision, split = load_questions(args.benchmark, args.annotations, args.dataset, args.split, args.allow_unpinned)
+    if args.annotations:
+        split = None  # it is the file's name
     sides = []
     for side in args.runs:
         if Path(side).is_dir():
@@ -126,11 +139,14 @@ def main(argv: list[str]) -> None:
         raise InputError(f"the runs have no benchmark in common: {', '.join(first)} and {', '.join(second)}")
     if alone := sorted(first.keys() ^ second.keys()):
         print(f"not compared, in one of the runs only: {', '.join(alone)}", file=sys.stderr)
-    compared = {name: compare_runs(first[name], second[name], name) for name in common}
+    are_files = args.benchmark is not None and not all(Path(side).is_dir() for side in args.runs)
+    compared = {name: compare_runs(first[name], second[name], name, are_files) for name in common}
     if args.json:
         print(json.dumps({name: asdict(c) | {"split": split_told(first[name])} for name, c in compared.items()}, indent=2))
         return
     for name, c in compared.items():
         of_split = f" of split {split}" if (split := split_told(first[name])) else ""
+        if args.annotations:
+            of_split = f" of {Path(args.annotations).name}"
         print(f"{name}, {c.n} questions{of_split}: {args.runs[0]} less {args.runs[1]}: {c} points")
         print(f"right in the first only: {c.only_first}, in the second only: {c.only_second}; McNemar p = {c.p_value:.2g}")

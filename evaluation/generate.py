@@ -13,8 +13,9 @@ times, for replicas; `--request_field`, `--omit_field` and `--frames` change its
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
 matched; `results.json`, the figures. A question whose clip cannot be read, or that a server refuses, is unanswered and
-counted. A run that was killed continues. Controls may be added to a run, also to a finished one, and left out of it: what was
-answered is kept. A model that refuses requests without audio is scored on all others; its `text_only` is `refused`.
+counted. A run that was killed continues. Controls may be added to a run, also to a finished one, and left out of it: rows and
+figures of one that is left out go, its answers stay in `left_out.jsonl`, and adding it again asks nothing anew. A model that
+refuses requests without audio is scored on all others; its `text_only` is `refused`.
 
 The controls show whether the model listens, and whether it goes by what the choices say: `silent` gives it silence of the
 clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `shuffled` every choice at another letter.
@@ -45,7 +46,7 @@ from sightsound.chat import Engine, Sampling, make_engine, run_requests
 from sightsound.cli import parse_arguments, read_json
 from sightsound.hub import write_dataset_card
 from sightsound.inputs import pin_model
-from sightsound.journal import JOURNAL_FILE, Journal, Stage, write_atomically
+from sightsound.journal import JOURNAL_FILE, Journal, Stage, read_journal, write_atomically
 from sightsound.prompts import PROMPT_VERSION
 from sightsound.publishing import shown_source
 from sightsound.trained_on import count_trained_on
@@ -54,6 +55,8 @@ from sightsound.transformers_engine import TransformersEngine
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+LEFT_OUT_FILE = "left_out.jsonl"  # what was answered under controls that a run has no more, as in its journal
 
 
 def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +122,7 @@ class BenchmarkRun:
             finally:
                 journal.close()
             self._write(stage, build, journal, revision)
+            self._keep_left_out(stage, build, journal)
             stage.finish()
 
     def _finished_controls(self, stage: Stage) -> list[str]:
@@ -129,7 +133,21 @@ class BenchmarkRun:
         numbers: dict[str, Iterator[int]] = defaultdict(count)  # under each control questions are in the order of the dataset
         predictions = read_rows(str(predictions_file(stage.path, self.source.benchmark)))
         journal.append((f"{next(numbers[row['control']])}/{row['control']}", to_entry(row)) for row in predictions)
+        left_out = stage.path / LEFT_OUT_FILE
+        if left_out.is_file():
+            journal.append((key, entry) for key, entry, _ in read_journal(left_out))
         stage.reopen()
+
+    def _keep_left_out(self, stage: Stage, build: RequestBuilder, journal: Journal) -> None:
+        """The journal goes when the run is finished; answers under controls that are left out stay, and are not asked again."""
+        counts = Counter(name for key in journal if (name := key.split("/")[1]) not in build.controls())
+        lines = [json.dumps([k, journal[k]], ensure_ascii=False) + "\n" for k in journal if k.split("/")[1] in counts]
+        write_atomically(stage.path / LEFT_OUT_FILE, "".join(lines))
+        if counts:
+            told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            print(f"left out of the results, and kept in {stage.path / LEFT_OUT_FILE}: answers under controls ({told})")
+        else:
+            (stage.path / LEFT_OUT_FILE).unlink()
 
     def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
         """All requests are in the journal after this. Returns what made them, and which model answered."""

@@ -126,8 +126,9 @@ def row_of(table: Table, results: Results) -> Row | None:
     if not any(column.benchmark == results["benchmark"] for column in table.columns):
         return None
     rows = [row for row in table.rows if row.by is None]
-    if results["settings"].get("arm") is not None:
-        return next((row for row in rows if row.key == results["arm"]), None)
+    arm = results["settings"].get("arm")  # a report's own name of the run may say more
+    if arm is not None:
+        return next((row for row in rows if row.key == arm), None)
     asked = [row for row in rows if (row.modality, row.method) == tuple(results["method"].split("/"))]
     model, folders = results["model"], Path(results["model"]).parts
     trained = (row for row in asked if row.recipe and row.key in folders)

@@ -117,12 +117,12 @@ def _rows_in(content: Any, path: str) -> list[Any]:
     if tables:
         return next(iter(tables.values()))
     if not all(isinstance(value, str | dict | list | None) for value in content.values()):
-        raise InputError(f"{path}: {EXPECTED}; found an object with {_some(content)}")
+        raise InputError(f"{path}: {EXPECTED}; found an object with {some_of(content)}")
     by_id = ((name, value if isinstance(value, dict) else {"output": value}) for name, value in content.items())
     return [{"id": name} | row for name, row in by_id]
 
 
-def _some(names: Any) -> str:
+def some_of(names: Any) -> str:
     shown = sorted(map(str, names))
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
 
@@ -161,7 +161,7 @@ def output_key(rows: list[Row], path: str) -> str:
     """
     found = [key for key in OUTPUT_KEYS if any(key in row for row in rows)]
     if not found:
-        found_keys = f"none, but {_some(rows[0])}"
+        found_keys = f"none, but {some_of(rows[0])}"
         raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, found {found_keys}")
     filled = [key for key in found if any(row.get(key) is not None for row in rows)] or found
     whole = [key for key in WRITTEN if key in filled]

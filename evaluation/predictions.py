@@ -13,7 +13,7 @@ from typing import Any
 
 from evaluation.benchmarks import Row, get_benchmark
 from evaluation.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
-from evaluation.prediction_files import CHOICES, output_key, outputs_of, read_rows
+from evaluation.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
 from sightsound.annotations import LETTERED, RowError, without_letters
 from sightsound.cli import InputError
 from sightsound.prompts import LETTERS
@@ -37,9 +37,25 @@ def _ids(rows: list[Row], id_key: str, path: str) -> list[str]:
         value = next((row[key] for key in ("id", id_key, "question_id") if row.get(key) is not None), None)
         if isinstance(value, bool) or not isinstance(value, str | int):
             expected = "id" if id_key == "id" else f"id or {id_key}"
-            raise InputError(f"{path}: row {number} has {value!r} as {expected}, expected a question's id")
+            keys = f"it has {some_of(row) or 'no keys'}"
+            if value is None and "doc_id" in row:
+                keys += "; doc_id is a place in the harness's own data, which need not be in this order: put the id in the doc"
+            seen = f"no id (under {expected})" if value is None else f"{value!r} as {expected}"
+            raise InputError(f"{path}: row {number} has {seen}, expected a question's id; {keys}")
         ids.append(str(value))
     return ids
+
+
+def _why_unknown(benchmark: str, num_questions: int, revision: str) -> str:
+    """What may be the cause that a file has ids which are no question's."""
+    is_file = revision.startswith("sha256:")  # of annotations: it has the questions without a clip too
+    total = get_benchmark(benchmark).pinned.questions
+    source = "annotation file" if is_file else "dataset"
+    part = f"the {source} holds {num_questions:,} of {total:,} questions; " if num_questions < (total or 0) else ""
+    asked = f"{part}were another benchmark, split or revision answered"
+    if is_file:
+        return f"{asked}?"
+    return f"{asked}, or does the dataset lack their clips? --annotations instead of --dataset has every question"
 
 
 class Predictions:
@@ -79,7 +95,7 @@ class Predictions:
             told = f"{len(unknown)} of {len(ids)} ids are no question of {benchmark} in this revision (first: {unknown[0]})"
             splits = sorted({row["split"] for row in rows if isinstance(row.get("split"), str)})
             named = f"; the file names split {' and '.join(splits)}" if splits else ""
-            raise InputError(f"{path}: {told}{named}; were another benchmark, split or revision answered?")
+            raise InputError(f"{path}: {told}{named}; {_why_unknown(benchmark, len(questions), revision)}")
         found: dict[str, dict[str, Row]] = {}
         for row_id, row in zip(ids, rows, strict=True):
             control = row.get("control", NO_CONTROL)

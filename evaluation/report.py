@@ -14,6 +14,7 @@ with our runs beside its figures, and writes it where `--output_dir` is given.
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from evaluation import browser
 from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
 from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
-from evaluation.finished_runs import FinishedRun, answers_of, find_runs, hears, split_of
+from evaluation.finished_runs import FinishedRun, answers_of, find_runs, hears, run_names, split_of
 from evaluation.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
 from evaluation.scoring import ANSWERED
 from evaluation.sections import (
@@ -33,6 +34,7 @@ from evaluation.sections import (
     losses_table,
     main_table,
     name_of,
+    num_asked,
     parts_lines,
     protocols_table,
 )
@@ -79,15 +81,31 @@ def by_benchmark(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
     return found
 
 
-def named_by_split(runs: list[FinishedRun]) -> list[FinishedRun]:
-    """Where runs of one benchmark are on several splits, their names say on which."""
+def told_apart(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """
+    Runs by names that tell them apart: with the split where runs of one benchmark are on several, with `--limit` where that cut
+    the split, and with the folder where there are still several of one name.
+    """
     splits = {name: {split_of(run.results) for run in part} for name, part in by_benchmark(runs).items()}
+    marked, alike = [], defaultdict(list)
+    for folder, results in runs:
+        on_split = f" on {split_of(results)}" if len(splits[results["benchmark"]]) > 1 else ""
+        limit = results["settings"].get("limit")
+        cut = f" with --limit {limit}" if limit is not None and num_asked(results) >= limit else ""
+        marked.append(FinishedRun(folder, results | {"arm": f"{results['arm']}{on_split}{cut}"}))
+        alike[_place_of(marked[-1])].append(folder)
+    folders = {place: dict(zip(part, run_names(part), strict=True)) for place, part in alike.items() if len(part) > 1}
     return [
-        FinishedRun(folder, results | {"arm": f"{results['arm']} on {split_of(results)}"})
-        if len(splits[results["benchmark"]]) > 1
-        else FinishedRun(folder, results)
-        for folder, results in runs
+        FinishedRun(run.folder, run.results | {"arm": f"{run.results['arm']} in {folders[_place_of(run)][run.folder]}"})
+        if _place_of(run) in folders
+        else run
+        for run in marked
     ]
+
+
+def _place_of(run: FinishedRun) -> tuple[str, str, int]:
+    """What a report knows a run by."""
+    return run.results["benchmark"], run.results["arm"], run.results["seed"]
 
 
 def title_of(benchmark: str, runs: list[FinishedRun]) -> str:
@@ -185,7 +203,6 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     if args.dataset:  # first of all: it refuses what does not belong together
         page, page_note = page_arguments(args, runs, output, args.dataset)
         browser.write_page(page)
-    found, runs = runs, named_by_split(runs)
     entries = {benchmark: [to_entry(results) for _, results in part] for benchmark, part in by_benchmark(runs).items()}
     several = len(entries) > 1
     named = [{**({"benchmark": name} if several else {}), **entry} for name, part in entries.items() for entry in part]
@@ -200,8 +217,8 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     lines += ["![accuracy by arm](accuracy.png)", ""]
     for benchmark, part in by_benchmark(runs).items():
         lines += benchmark_lines(benchmark, part)
-    ours = [name for name in TABLES if any(row_of(load_table(name), results) for _, results in found)]
-    for name, text in write_tables(ours, found, output).items():
+    ours = [name for name in TABLES if any(row_of(load_table(name), results) for _, results in runs)]
+    for name, text in write_tables(ours, runs, output).items():
         lines += [f"## The paper's {name.replace('table', 'Table ')}", "", *text, "", f"![{name}]({name}.png)", ""]
     lines += training_lines(args.training or [], output)
     write_atomically(output / "report.md", "\n".join(lines))
@@ -215,7 +232,7 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(ReportArguments, __doc__, argv)
-    runs = find_runs(args.runs or [])
+    runs = told_apart(find_runs(args.runs or []))
     if args.table is None and not (args.runs and args.output_dir):
         raise InputError("a report needs --runs and --output_dir; or give --table, to see a table of the paper")
     output = Path(args.output_dir) if args.output_dir else None

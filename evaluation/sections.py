@@ -55,17 +55,21 @@ def by_protocol(run: Results) -> dict[str, dict[str, Any]]:
     return {PAPER: run["results"][NO_CONTROL], **official}
 
 
+def num_asked(run: Results) -> int:
+    """How many questions a run was asked, also those that the average leaves out."""
+    scored = run["results"][NO_CONTROL]
+    return int(scored.get("all", scored)["n"])
+
+
 def part_of(run: Results) -> str | None:
     """`part_asked` of a run; None too where an older version wrote it, which did not know."""
-    scored = run["results"][NO_CONTROL]
-    return part_asked(scored.get("all", scored)["n"], run.get("benchmark_questions"), run.get("benchmark_pinned"))
+    return part_asked(num_asked(run), run.get("benchmark_questions"), run.get("benchmark_pinned"))
 
 
 def trained_on_told(run: Results) -> str | None:
     """How many of a run's questions the model was trained on; None for none, and where that is not known."""
-    scored = run["results"][NO_CONTROL]
     count = run.get("trained_on")
-    return f"{count:,} of these {scored.get('all', scored)['n']:,} questions" if count else None
+    return f"{count:,} of these {num_asked(run):,} questions" if count else None
 
 
 def parts_lines(runs: Sequence[Results]) -> list[str]:

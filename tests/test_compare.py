@@ -42,10 +42,18 @@ def test_files_of_others_are_graded_on_the_questions_and_paired(annotations, tmp
     ours = [question(i, 0) | {"id": f"q{i}", "choices": ["Man", "Woman", "Child"]} for i in range(4)]
     run = write_run(tmp_path / "run", "mmau", rows=ours)
     write_predictions(run, ours, [True] * 4, "mmau")
-    with pytest.raises(InputError, match="questions of mmau are in one run only"):
-        told_of(capsys, first, theirs(tmp_path / "part.json", ["Man"]), flags=flags)
+    part = write_run(tmp_path / "part", "mmau", rows=ours[:2])
+    write_predictions(part, ours[:2], [True] * 2, "mmau")
+    with pytest.raises(InputError, match=r"2 questions of mmau are in one run only \(first: q2\); was --limit another"):
+        told_of(capsys, run, part, flags=flags)
+    middle = write(tmp_path / "part.json", [{"id": "q1", "model_output": "Man"}])
+    for sides, counts in (((first, middle), "3 only in the first, 0 only"), ((middle, first), "0 only in the first, 3 only")):
+        with pytest.raises(InputError, match=f"on mmau the files answer different questions: {counts} in the second") as raised:
+            told_of(capsys, *sides, flags=flags)
+        assert "--" not in str(raised.value), "files were made with no flag of ours"
     compare.main(["--runs", str(first), str(second), *flags])
-    assert capsys.readouterr().out.startswith(f"mmau, 4 questions of split mmau.json: {first} less {second}: +25.0 [")
+    assert capsys.readouterr().out.startswith(f"mmau, 4 questions of mmau.json: {first} less {second}: +25.0 [")
+    assert told["split"] is None, "a file's name is none"
 
 
 def test_differing_splits_are_named(tmp_path, capsys):

@@ -10,7 +10,7 @@ from test_scoring import question
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.finished_runs import FinishedRun
 from evaluation.paper_tables import TABLES, Row, _wilson, conflicts, difference, load_table, match, row_of, table_lines
-from evaluation.report import main
+from evaluation.report import main, told_apart
 from evaluation.request_builder import AUDIO, AUDIO_VIDEO, METHODS, VIDEO
 from sightsound.cli import InputError
 from tests.support.tiny import REPO
@@ -203,6 +203,14 @@ def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, told)
     run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
     found = [line.strip() for line in lines_of("table1", run) if "Of another split" in line]
     assert found == ([f"Of another split, or of a part of one: {told}."] if told else [])
+
+
+def test_a_run_whose_name_in_the_report_says_more_keeps_its_row():
+    settings = {"split": None, "limit": 4, "arm": "base-direct"}
+    run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
+    (named,) = told_apart([FinishedRun("run", run)])
+    assert named.results["arm"] == "base-direct with --limit 4"
+    assert any("100.0 [51.0, 100.0] (n=4)" in line for line in table_lines(load_table("table1"), [named]))
 
 
 def test_a_table_names_the_runs_in_none_of_its_rows():

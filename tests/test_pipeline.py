@@ -106,6 +106,25 @@ def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path)
     Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
 
 
+@pytest.mark.parametrize("smoke", ["", "1"])
+def test_the_demo_ends_with_the_whole_report_command_and_says_what_smoke_figures_mean(tmp_path: Path, smoke: str) -> None:
+    """The script itself; programs in place of the real ones write down what they are given."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "accelerate"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/{name}-calls\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    out = tmp_path / "out"
+    for file in ("evaluation/base/results.json", "sft-label/trainer_state.json"):
+        (out / "seed-0" / file).parent.mkdir(parents=True)
+        (out / "seed-0" / file).touch()
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    lines = finish(demo(out, SMOKE=smoke, PATH=path)).splitlines()
+    last = (tmp_path / "python-calls").read_text().splitlines()[-1]
+    assert last.startswith("python -m evaluation report --runs ") and last.count("--") == 6
+    note = ["SMOKE: toy sizes, plumbing only: the figures mean nothing"] if smoke else []
+    assert lines[-1 - len(note) :] == [f"> {last}", *note]
+
+
 @pytest.mark.slow
 def test_a_complete_demo_is_skipped(smoke_demo: Path) -> None:
     before = read_predictions(smoke_demo)

@@ -237,12 +237,13 @@ def test_two_processes_train_as_one_does(name: str, recipe: str, alone, inputs, 
 
 
 @pytest.mark.slow
-def test_bad_input_of_a_launch_is_told_once(inputs, tmp_path: Path) -> None:
+def test_bad_input_of_a_launch_is_one_line_and_stands_last(inputs, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("of another origin")
     done = launch("ddp", "sft", inputs, output_dir=tmp_path)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and "holds files already" in told[0]
+    assert len(set(told)) == 1 and "holds files already" in told[0]
+    assert len(told) == 2 and done.stderr.rstrip().endswith(told[0]), "once where it happened, and below the launcher's table"
     assert "exitcode  : 2" in done.stderr
 
 

@@ -288,6 +288,27 @@ def test_runs_on_several_splits_are_named_by_them_and_not_compared(tmp_path):
     assert told in text
 
 
+def test_runs_of_one_name_are_told_apart_wherever_they_are_named(tmp_path, capsys):
+    """As of one served model, asked in several ways on one split."""
+    asked = ASKED["settings"]
+    runs = [write_run(tmp_path / name, "m", trained_on=2) for name in ("plain", "untested")]
+    runs.append(write_run(tmp_path / "deaf", "m", ["silent"], heard=NOTHING_RIGHT))
+    runs.append(write_run(tmp_path / "first", "m", settings=asked | {"limit": len(ROWS)}))
+    runs.append(write_run(tmp_path / "whole", "n", settings=asked | {"limit": len(ROWS) + 1}))  # no question was left out
+    for run in runs:
+        write_predictions(run, ROWS, [True] * len(ROWS))
+    main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
+    names = ["m in plain", "m in untested", "m in deaf", "m with --limit 4", "n"]
+    text, seen = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    assert [entry["arm"] for entry in json.loads((tmp_path / "out" / "report.json").read_text())] == names
+    assert text.startswith("DEAF: m in deaf (seed 0) does no better")
+    untested = "m in plain (seed 0), m in untested (seed 0), m with --limit 4 (seed 0), n (seed 0)"
+    assert f"Not tested for deafness: {untested}." in text
+    assert "TRAINED ON what it was asked: m in plain (seed 0), 2 of these 4 questions; m in untested (seed 0), 2" in seen
+    assert "| m in untested | m in plain | 0 |" in text and "| m with --limit 4 | m in plain | 0 |" in text
+    assert all(f"| {name} | 0 | 4 |" in seen for name in names) and "| m | 0 |" not in text + seen
+
+
 def write_asked(folder, dataset: Path, arm: str, rows: list[dict]) -> str:
     """A run on some rows of a dataset's validation split."""
     run = write_run(folder, arm, settings={"split": None, "dataset": fingerprint(str(dataset))})

@@ -130,3 +130,43 @@ def test_a_finished_run_that_was_killed_while_controls_were_added_goes_on(many, 
         assert kinds(server) == {"silent": 2}
     results, predictions = read(tmp_path / "run")
     assert len(predictions) == 8 and results["outcomes"] == {"none": {"answered": 4}, "silent": {"answered": 4}}
+
+
+def test_answers_of_a_control_that_is_left_out_are_kept_and_not_asked_again(many, tmp_path, capsys, monkeypatch):
+    flags = {"dataset": many, "model": "tiny", "output_dir": tmp_path / "run", "limit": 4}
+    nobody = "http://127.0.0.1:1/v1"
+    with OpenAIServer(needs_audio) as server:
+        run(**flags, base_url=server.base_url, controls=["silent", "text_only"])
+    first, before = read(tmp_path / "run")
+    left_out = tmp_path / "run" / "left_out.jsonl"
+    assert not left_out.exists()
+    capsys.readouterr()
+    run(**flags, base_url=nobody)
+    told = f"left out of the results, and kept in {left_out}: answers under controls (4 of silent, 4 of text_only)"
+    assert told in capsys.readouterr().out
+    results, predictions = read(tmp_path / "run")
+    assert list(results["results"]) == ["none"] == list(results["outcomes"]) and len(predictions) == 4
+    run(**flags, base_url=nobody, controls=["silent"])  # the other stays left out, through another rerun
+    assert "(4 of text_only)" in capsys.readouterr().out
+    for failing in ("_keep_left_out", "_write"):  # killed before and after what is left out is read back
+        with monkeypatch.context() as patch:
+            patch.setattr(generate.BenchmarkRun, failing, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(**flags, base_url=nobody)
+    with monkeypatch.context() as patch:  # killed when it is written, and not yet finished
+        patch.setattr(generate.Stage, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(**flags, base_url=nobody)
+    run(**flags, base_url=nobody, controls=["silent", "text_only"])
+    results, predictions = read(tmp_path / "run")
+    assert predictions == before and not left_out.exists()
+    assert (results["outcomes"], results["gains"]) == (first["outcomes"], first["gains"])
+
+
+def test_answers_of_an_interrupted_control_that_is_left_out_are_kept(many, tmp_path):
+    flags = {"dataset": many, "model": "tiny", "output_dir": tmp_path / "run", "limit": 4}
+    interrupted(flags, ["silent"], 6)
+    for controls, asked in (["text_only"], {"text": 4}), (["silent", "text_only"], {"silent": 2}):
+        with OpenAIServer(always("<answer>A</answer>")) as server:
+            run(**flags, base_url=server.base_url, controls=controls)
+            assert kinds(server) == asked

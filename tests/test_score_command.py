@@ -86,7 +86,16 @@ ONE = {"id": "q0", "model_output": "Man"}
 BAD: dict[str, tuple[str, object, str]] = {
     "unknown ids": ("p.json", [ONE, {"id": "x", "model_output": ""}], r"1 of 2 ids are no question of mmau .*first: x"),
     "an id twice": ("p.json", [ONE, ONE], "id q0 stands there twice"),
-    "no id": ("p.json", [{"model_output": "Man"}], "row 0 has None as id, expected a question's id"),
+    "no id": (
+        "p.json",
+        [{"model_output": "Man", "idx": 3}],
+        r"row 0 has no id \(under id\), expected a question's id; it has idx, model_output$",
+    ),
+    "an id that is a place in other data": (
+        "p.json",
+        [{"doc_id": 0, "resps": [["A"]], "target": "Man"}],
+        "it has doc_id, resps, target; doc_id is a place in the harness's own data",
+    ),
     "an id of no kind": ("p.json", [{"id": [1], "model_output": "Man"}], r"row 0 has \[1\] as id"),
     "no output in any row": ("p.json", [{"id": "q0", "answer": "Man"}], "outputs under one of output, .* but answer, id"),
     "outputs under two names": ("p.json", [ONE | {"output": "Man"}], "found both output and model_output"),
@@ -167,6 +176,12 @@ def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision
     write(tmp_path / "p.parquet", [row | {"benchmark_revision": "0123"} for row in ours])
     with pytest.raises(InputError, match=f"answers other questions: benchmark_revision 0123, expected {revision}"):
         main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
+    write(tmp_path / "p.parquet", [*({"id": row["id"], "output": "A"} for row in ours), {"id": "no clip", "output": "A"}])
+    told = "1 of 5 ids are .*; the dataset holds 4 of 1,000 questions; were another .*, or does the dataset lack their clips"
+    with pytest.raises(InputError, match=told):
+        main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
+    with pytest.raises(InputError, match=r"the annotation file holds 4 of 1,000 questions; .* or revision answered\?$"):
+        score(tmp_path / "p.parquet", annotations, capsys)
     for other in ("avqa", "music_avqa"):
         with pytest.raises(InputError, match=f"is a dataset of mmau, not of {other}; give --benchmark mmau, or {other}'s own"):
             load_benchmark(other, str(dataset), "test", None)

@@ -131,7 +131,6 @@ stage verdicts python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --s
 stage cot-corpus python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio" --traces "$D/traces" \
   --verdicts "$D/verdicts" --license apache-2.0 --output_dir "$D/corpus"
 both full_method_lane ablation_lane
-echo "> python -m evaluation report"
 # Every finished run of every seed; training curves of this seed, and its traces and answers on the page.
 runs=() training=()
 for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
@@ -140,5 +139,8 @@ for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
   done
   if [ -f "$D/$arm/trainer_state.json" ]; then training+=("$D/$arm"); fi
 done
-python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --dataset "$D/avqa-audio" --corpus "$D/corpus" \
-  --media_dir "$D/world/clips" --output_dir "$OUTPUT"
+report=(python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --dataset "$D/avqa-audio"
+  --corpus "$D/corpus" --media_dir "$D/world/clips" --output_dir "$OUTPUT")
+printf '> %s\n' "${report[*]}"
+if [ -n "${SMOKE:-}" ]; then echo "SMOKE: toy sizes, plumbing only: the figures mean nothing"; fi
+"${report[@]}"
