@@ -26,6 +26,7 @@ One row per question, the traces file with its verdicts filled in, and every que
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,26 +234,26 @@ class CheckerRun:
         """All traces of `ids` get their verdict; then, as they are read, the rows of the ledger."""
         args = self._args
         rows: list[TraceRow] = [self._traces[self._position[row_id]] for row_id in ids]
-        journal = Journal(journal_file)
-        if self._verifier is not None:
-            engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size, self._checker_commit)
-            verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
-        else:
-            urls = [for_rank(url, args) for url in args.base_url or []]
-            sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
-            engine = make_engine(
-                args.checker,
-                urls,
-                args.batch_size,
-                args.concurrency,
-                sampling,
-                args.request_timeout_s,
-                batches=batches_file(args),
-                options=args.options(),
-                revision=self._checker_commit,
-            )
-            verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
-            verify(rows, Checker(engine, self, journal), args)
+        with closing(Journal(journal_file)) as journal:
+            if self._verifier is not None:
+                engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size, self._checker_commit)
+                verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
+            else:
+                urls = [for_rank(url, args) for url in args.base_url or []]
+                sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
+                engine = make_engine(
+                    args.checker,
+                    urls,
+                    args.batch_size,
+                    args.concurrency,
+                    sampling,
+                    args.request_timeout_s,
+                    batches=batches_file(args),
+                    options=args.options(),
+                    revision=self._checker_commit,
+                )
+                verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
+                verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
         heard_s, unread = {}, {}
         drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # sampling of each attempt: greedy first
@@ -265,7 +266,6 @@ class CheckerRun:
                 unread[row_id] = entry["detail"]
         made = {"checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
         provenance = {"checker": shown_source(args.checker), **made}
-        journal.close()
 
         def judged(row: TraceRow) -> Result:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}

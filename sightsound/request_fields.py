@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ from .sampling import NEUTRAL
 
 VIDEO, IMAGES = "video", "images"
 FRAMES_HELP = "how frames travel to --base_url: as one video (vLLM), or as one image_url each (OpenAI, Gemini and others)"
+# How an error names the flags that change the requests; `FLAGS_OF_REMEDY` finds them again.
+LEAVES_OUT, SENDS_IMAGES = " leaves it out", " sends images"
+FLAGS_OF_REMEDY = re.compile(rf"; (--[^;]+?)(?:{LEAVES_OUT}|{SENDS_IMAGES})$")
 # The request itself, and what the engine expects of the answer.
 FIXED = ("model", "messages", "n", "stream")
 
