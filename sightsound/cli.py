@@ -21,6 +21,7 @@ from .launchers import repeat_below_traceback
 
 
 T = TypeVar("T")
+INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -149,7 +150,8 @@ def _end_with(message: str) -> typing.NoReturn:
 
 def run(main: Callable[[], None]) -> None:
     """
-    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, a traceback and 1 otherwise.
+    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, 130 and one line after Ctrl-C, a traceback
+    and 1 otherwise.
 
     Who reads what is printed may leave, as `head` does: the script ends too, without a word.
     """
@@ -167,6 +169,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except InputError as error:
         _end_with(str(error))
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,18 @@ def leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class _Pool(ProcessPoolExecutor):
+    """Its processes ignore Ctrl-C, which a terminal sends to all of them: the main process ends them."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        # Processes are started here and keep the signals that are blocked: a handler of their own would come after imports.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
     """
     Processes that start anew: a forked copy of one in which pyarrow's threads run may wait for a lock of theirs for ever.
@@ -150,7 +164,8 @@ def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolEx
         num_proc (`int`): How many.
         initializer (`Callable`): Runs first in each; `leave_with_parent`, or what calls it.
     """
-    return ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, and must not come within `submit`
+    return _Pool(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
 class Stage:
