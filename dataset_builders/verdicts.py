@@ -24,7 +24,8 @@ One row per question, the traces file with its verdicts filled in, and every que
 """
 
 import json
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,7 @@ from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import (
     ACCEPT,
     CUT,
+    NO_CLAIMS,
     NO_REASONING,
     REJECT,
     UNCLEAR,
@@ -306,6 +308,8 @@ def main() -> None:
             stage.path, f"# Teacher traces with verdicts ({args.verdict_mode})\n", {"default": {"train": "data/*.parquet"}}
         )
         print(summary(funnel, args.max_tokens))
+        if warning := warning_of_no_verdict(funnel):
+            print(warning, file=sys.stderr)
         (stage.path / BATCHES_FILE).unlink(missing_ok=True)
         finish(stage)
 
@@ -318,6 +322,24 @@ def summary(funnel: Funnel, max_tokens: int) -> str:
     if funnel.verdicts[CUT]:
         lines.append(f"{funnel.verdicts[CUT]} replies were cut: give a larger --max_tokens (now {max_tokens}).")
     return "\n".join(lines)
+
+
+def warning_of_no_verdict(funnel: Funnel) -> str | None:
+    """What to print where the checker was asked and not one trace got `accept` or `reject`; None otherwise."""
+    reasons = Counter({reason: count for reason, count in funnel.verdicts.items() if reason != NO_REASONING})
+    if not reasons or ACCEPT in reasons or REJECT in reasons:
+        return None
+    reason = reasons.most_common(1)[0][0]
+    remedy = {
+        UNCLEAR: "the checker says neither yes nor no: choose another --checker or --verdict_mode",
+        schema.REFUSED: "the checker refuses: choose another --checker; the column verdict_text and ledger.parquet say how",
+        CUT: "raise --max_tokens",
+        NO_CLAIMS: "the traces name no sounds in the form that is compared: choose --verdict_mode yes_no",
+    }.get(str(reason), "ledger.parquet says what was seen: mend the --checker or its server")
+    return (
+        f"warning: not one of {funnel.verdicts.total()} traces was accepted or rejected, mostly for the reason {reason}; "
+        f"{remedy}; delete the folder and start again"
+    )
 
 
 def batches_file(args: VerdictsArguments) -> Path | None:
