@@ -72,7 +72,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     num_traces: int = field(default=8, metadata={"help": "traces per question", "minimum": 1})
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature", "minimum": 0})
     max_tokens: int = field(
         default=512, metadata={"help": "per trace; a trace that reaches it is cut (finish_reason length)", "minimum": 1}
     )

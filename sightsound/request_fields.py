@@ -74,7 +74,7 @@ class RequestOptions:
 
 
 def options_of(
-    args: RequestFieldArguments, base_url: object, has_own_flag: Iterable[str], frames: str = VIDEO
+    args: RequestFieldArguments, base_url: Iterable[str] | None, has_own_flag: Iterable[str], frames: str = VIDEO
 ) -> RequestOptions:
     """
     The options that flags ask for.
@@ -87,6 +87,9 @@ def options_of(
     Raises:
         `InputError`: A flag cannot be used.
     """
+    for url in [base_url] if isinstance(base_url, str) else base_url or ():
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--base_url {url}: expected an address that begins with http:// or https://, and ends in /v1")
     fields: dict[str, Any] = {}
     for given in args.request_field or []:
         name, has_value, text = given.partition("=")

@@ -217,7 +217,7 @@ def test_the_flags_belong_to_the_settings_and_their_order_does_not():
 
 
 def test_all_scripts_that_ask_servers_have_the_flags():
-    flags = ["--base_url", "u", "--request_field", "a=1", "--omit_field", "seed", "--output_dir", "o", "--dataset", "d"]
+    flags = ["--base_url", "http://u", "--request_field", "a=1", "--omit_field", "seed", "--output_dir", "o", "--dataset", "d"]
     expected = RequestOptions({"a": 1}, ("seed",))
     assert parse_arguments(VerdictsArguments, None, [*flags, "--traces", "t", "--checker", "c"]).options() == expected
     for arguments, more in ((TracesArguments, ["--media_dir", "m"]), (RunArguments, [])):
