@@ -252,7 +252,7 @@ def run_requests(
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
             # Ranks share a folder, and batches are recorded beside the journal.
-            is_kept = is_part or not isinstance(engine, StreamingEngine) or not is_useless
+            is_kept = not is_useless or getattr(engine, "keeps_records", False)
             if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):
                 raise InputError(f"the server answers no request: {held[0].detail}; {_what_next(held[0].detail, is_kept)}")
         journal.append((result.key, _entry(result)) for result in held)
