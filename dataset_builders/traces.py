@@ -29,6 +29,7 @@ Traces are drawn at `--temperature` from all tokens: a checkpoint's `generation_
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,11 +39,11 @@ from sightsound import schema
 from sightsound.answers import extract_think, parse_answer
 from sightsound.chat import ChatRequest, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import UNVERIFIED, TraceRow, trace_outcome
+from sightsound.corpus import UNVERIFIED, TraceRow, read_parquet, trace_outcome
 from sightsound.costs import dry_run
 from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
 from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
-from sightsound.first_answers import check_reasoning
+from sightsound.first_answers import check_reasoning, warning_of_no_reasoning
 from sightsound.frames import Frames, frames_of_first
 from sightsound.hub import write_dataset_card
 from sightsound.inputs import CLIPS, open_input, pin_datasets, pin_model
@@ -71,7 +72,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     num_traces: int = field(default=8, metadata={"help": "traces per question", "minimum": 1})
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature", "minimum": 0})
     max_tokens: int = field(
         default=512, metadata={"help": "per trace; a trace that reaches it is cut (finish_reason length)", "minimum": 1}
     )
@@ -137,6 +138,28 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
 
 
+def why_no_answer(data: Path, max_tokens: int) -> str:
+    """How the traces of a run without an answer ended, and the remedy for the most frequent end."""
+    ends = {
+        "length": (f"cut at --max_tokens {max_tokens}", "raise --max_tokens"),
+        "refusal": ("refused", "choose another --model or --prompt"),
+        "content_filter": ("filtered", "choose another --model or --prompt"),
+        "empty": ("empty", "see what the server writes for --model, or choose another"),
+        "stop": ("without a choice that can be read", "choose another --model"),
+    }
+    traces = [trace for row in read_parquet([data], ["traces"]) for trace in row["traces"]]
+    found = Counter(
+        "empty" if trace["finish_reason"] == "stop" and not trace["text"].strip() else trace["finish_reason"]
+        for trace in traces
+    )
+    if not found:
+        return "mend --media_dir or --model"
+    parts = [f"{count} {ends[reason][0]}" for reason, count in found.most_common()]
+    first = found.most_common(1)[0][0]
+    told = f"all {len(traces)} answers were {ends[first][0]}" if len(found) == 1 else f"answers: {', '.join(parts)}"
+    return f"{told}; {ends[first][1]}"
+
+
 def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
     ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
@@ -185,8 +208,9 @@ class TeacherRun:
 
         try:
             run_requests(engine, ids, self.build, self.sampling, journal, "traces", is_part=is_part, check=check)
-            if warning := warning_of_equal_traces(journal):
-                print(warning, file=sys.stderr)
+            for warning in (warning_of_no_reasoning(journal, teacher), warning_of_equal_traces(journal)):
+                if warning:
+                    print(warning, file=sys.stderr)
         finally:
             journal.close()
         provenance = {
@@ -230,7 +254,7 @@ def main() -> None:
         if not funnel.answered:
             raise InputError(
                 f"{args.model} answered none of {funnel.questions} questions ({funnel.told}); {stage.path} has every one's "
-                "outcome and what was written: mend --media_dir or --model, delete that folder and start again"
+                f"outcome and what was written: {why_no_answer(data, args.max_tokens)}, delete that folder and start again"
             )
         finish(stage)
 

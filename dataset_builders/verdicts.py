@@ -24,8 +24,10 @@ One row per question, the traces file with its verdicts filled in, and every que
 """
 
 import json
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from sightsound.cli import InputError, parse_arguments, run
 from sightsound.corpus import (
     ACCEPT,
     CUT,
+    NO_CLAIMS,
     NO_REASONING,
     REJECT,
     UNCLEAR,
@@ -233,26 +236,26 @@ class CheckerRun:
         """All traces of `ids` get their verdict; then, as they are read, the rows of the ledger."""
         args = self._args
         rows: list[TraceRow] = [self._traces[self._position[row_id]] for row_id in ids]
-        journal = Journal(journal_file)
-        if self._verifier is not None:
-            engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size, self._checker_commit)
-            verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
-        else:
-            urls = [for_rank(url, args) for url in args.base_url or []]
-            sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
-            engine = make_engine(
-                args.checker,
-                urls,
-                args.batch_size,
-                args.concurrency,
-                sampling,
-                args.request_timeout_s,
-                batches=batches_file(args),
-                options=args.options(),
-                revision=self._checker_commit,
-            )
-            verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
-            verify(rows, Checker(engine, self, journal), args)
+        with closing(Journal(journal_file)) as journal:
+            if self._verifier is not None:
+                engine: Engine = VerifierEngine(args.checker, self._verifier, args.batch_size, self._checker_commit)
+                verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
+            else:
+                urls = [for_rank(url, args) for url in args.base_url or []]
+                sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
+                engine = make_engine(
+                    args.checker,
+                    urls,
+                    args.batch_size,
+                    args.concurrency,
+                    sampling,
+                    args.request_timeout_s,
+                    batches=batches_file(args),
+                    options=args.options(),
+                    revision=self._checker_commit,
+                )
+                verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
+                verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
         heard_s, unread = {}, {}
         drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # sampling of each attempt: greedy first
@@ -265,7 +268,6 @@ class CheckerRun:
                 unread[row_id] = entry["detail"]
         made = {"checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
         provenance = {"checker": shown_source(args.checker), **made}
-        journal.close()
 
         def judged(row: TraceRow) -> Result:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
@@ -306,6 +308,8 @@ def main() -> None:
             stage.path, f"# Teacher traces with verdicts ({args.verdict_mode})\n", {"default": {"train": "data/*.parquet"}}
         )
         print(summary(funnel, args.max_tokens))
+        if warning := warning_of_no_verdict(funnel):
+            print(warning, file=sys.stderr)
         (stage.path / BATCHES_FILE).unlink(missing_ok=True)
         finish(stage)
 
@@ -318,6 +322,24 @@ def summary(funnel: Funnel, max_tokens: int) -> str:
     if funnel.verdicts[CUT]:
         lines.append(f"{funnel.verdicts[CUT]} replies were cut: give a larger --max_tokens (now {max_tokens}).")
     return "\n".join(lines)
+
+
+def warning_of_no_verdict(funnel: Funnel) -> str | None:
+    """What to print where the checker was asked and not one trace got `accept` or `reject`; None otherwise."""
+    reasons = Counter({reason: count for reason, count in funnel.verdicts.items() if reason != NO_REASONING})
+    if not reasons or ACCEPT in reasons or REJECT in reasons:
+        return None
+    reason = reasons.most_common(1)[0][0]
+    remedy = {
+        UNCLEAR: "the checker says neither yes nor no: choose another --checker or --verdict_mode",
+        schema.REFUSED: "the checker refuses: choose another --checker; the column verdict_text and ledger.parquet say how",
+        CUT: "raise --max_tokens",
+        NO_CLAIMS: "the traces name no sounds in the form that is compared: choose --verdict_mode yes_no",
+    }.get(str(reason), "ledger.parquet says what was seen: mend the --checker or its server")
+    return (
+        f"warning: not one of {funnel.verdicts.total()} traces was accepted or rejected, mostly for the reason {reason}; "
+        f"{remedy}; delete the folder and start again"
+    )
 
 
 def batches_file(args: VerdictsArguments) -> Path | None:

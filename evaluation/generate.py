@@ -217,7 +217,8 @@ class BenchmarkRun:
         results = {
             "arm": args.name,
             "seed": args.seed,
-            "settings": stage.settings | {"controls": self.args.controls},
+            # The resolved path of the clips would say where they lie on this machine.
+            "settings": stage.settings | {"controls": self.args.controls, "media_dir": self.source.media_dir},
             **provenance,
             "generation": next((p for p in predictions if p["output"] is not None), predictions[0])["generation"],
             "benchmark_questions": pinned.questions,

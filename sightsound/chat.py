@@ -23,7 +23,7 @@ from .frames import Frames
 from .journal import Journal
 from .media import MediaError
 from .progress import RequestProgress
-from .request_fields import RequestOptions
+from .request_fields import FLAGS_OF_REMEDY, RequestOptions
 from .schema import REFUSED
 
 
@@ -251,11 +251,24 @@ def run_requests(
                 raise failure
             # A server that has not answered a single request does not dislike this one: it is set up for something else.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
+            # Ranks share a folder, and batches are recorded beside the journal.
+            is_kept = not is_useless or getattr(engine, "keeps_records", False)
             if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):
-                told = f"the server answers no request: {held[0].detail}"
-                raise InputError(f"{told}; finished requests are kept, rerun to continue")
+                raise InputError(f"the server answers no request: {held[0].detail}; {_what_next(held[0].detail, is_kept)}")
         journal.append((result.key, _entry(result)) for result in held)
         progress.add(len(held), [], getattr(engine, "num_retries", 0))
+
+
+def _what_next(detail: str | None, is_kept: bool) -> str:
+    """
+    The remedy after the server stopped answering. Other fields in the requests are other settings: a folder that keeps
+    anything refuses them.
+    """
+    if not is_kept:
+        return "nothing was answered, so the corrected command can use the same --output_dir"
+    if detail and (flags := FLAGS_OF_REMEDY.search(detail)):
+        return f"the folder keeps what was made without that flag: delete the folder and start again with {flags[1]}"
+    return "finished requests are kept, rerun to continue"
 
 
 class _Feed:

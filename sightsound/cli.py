@@ -21,6 +21,7 @@ from .launchers import repeat_below_traceback
 
 
 T = TypeVar("T")
+INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -149,7 +150,8 @@ def _end_with(message: str) -> typing.NoReturn:
 
 def run(main: Callable[[], None]) -> None:
     """
-    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, a traceback and 1 otherwise.
+    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, 130 and one line after Ctrl-C, a traceback
+    and 1 otherwise.
 
     Who reads what is printed may leave, as `head` does: the script ends too, without a word.
     """
@@ -167,6 +169,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except InputError as error:
         _end_with(str(error))
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -184,4 +189,18 @@ def read_json(path: str) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); give the path of a JSON file") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, endless nesting
-        raise InputError(f"{path} is not JSON that can be read ({error}); was the download cut short?") from error
+        raise InputError(f"{path} is not JSON that can be read ({error}); {_what_it_is_instead(path, error)}") from error
+
+
+def _what_it_is_instead(path: str, error: Exception) -> str:
+    """The likely reason why a file is not JSON, and the remedy."""
+    with open(path, "rb") as file:
+        begin = file.read(4096)
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in begin[:4]:
+        return "it is UTF-16: save it as UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8, perhaps Latin-1: save it as UTF-8"
+    first = begin.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if first[:1] not in (b"[", b"{") and any(sign in first.split(b"\n")[0] for sign in (b",", b";", b"\t")):
+        return "it looks like a CSV table: give the JSON file"
+    return "was the download cut short?"

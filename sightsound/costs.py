@@ -251,7 +251,8 @@ def render(what: Estimate, model: str, counter: Counter, price: Price | None, no
     """The table that `--dry_run` prints."""
     whole, left = what.tokens(what.requests), what.tokens(what.left)
     at_most = "at most " if what.is_bound else ""
-    lines = [f"{model}: {what.requests:,} requests, {what.journaled:,} of them journaled; from a sample of {what.sampled}", ""]
+    head = f"{model}: {whole['requests']:,.0f} requests, {whole['requests'] - left['requests']:,.0f} of them journaled"
+    lines = [f"{head}; from a sample of {what.sampled}", ""]
     lines.append(f"{'':<22}{'per request':>14}{'whole run':>18}{'still to do':>18}")
     names = {"requests": "requests", "prompt": "prompt tokens", "audio": "audio tokens", "completion": "completion tokens"}
     for name, label in names.items():

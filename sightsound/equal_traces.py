@@ -20,10 +20,13 @@ FIRST, ALIKE, FEW = 20, 18, 5
 
 
 def equal_traces(journal: Journal) -> tuple[int, int]:
-    """Of the first questions with several traces, at most `FIRST`: how many there are, and how many have only equal ones."""
+    """
+    Of the first questions with several traces, at most `FIRST`: how many there are, and how many have only equal ones, other
+    than empty texts.
+    """
     answered = (entry["completions"] for entry in journal.entries.values() if len(entry.get("completions", ())) > 1)
     texts = [{completion["text"] for completion in completions} for completions in islice(answered, FIRST)]
-    return len(texts), sum(len(each) == 1 for each in texts)
+    return len(texts), sum(len(each) == 1 and any(text.strip() for text in each) for each in texts)
 
 
 def check_traces_differ(journal: Journal, output_dir: str) -> None:

@@ -245,8 +245,8 @@ def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -
 
     asked = f"--{flag} {name}{f'@{revision}' if revision else ''}"
     if name.startswith((".", "/", "~")) or not (REPO_ID.fullmatch(name) or re.fullmatch(r"[\w.-]+", name, re.ASCII)):
-        raise InputError(f"{asked}: there is no such folder{_similar_folder(name)}")
-    missing = f"{asked}: there is no folder {name} here{_similar_folder(name)}"
+        raise InputError(f"--{flag} {name}: there is no such folder{_similar_folder(name, repo_type)}")
+    missing = f"{asked}: there is no folder {name} here{_similar_folder(name, repo_type)}"
     if constants.HF_HUB_OFFLINE:
         if cached := _cached_commit(name, repo_type, revision):
             return cached
@@ -286,10 +286,13 @@ def _refusal(missing: str, name: str, repo_type: str, revision: str | None, erro
     return f"{name} cannot be read: {what_happened(error)}"
 
 
-def _similar_folder(name: str) -> str:
-    """`, did you mean ...?` where a folder of almost that name is there."""
+def _similar_folder(name: str, repo_type: str) -> str:
+    """`, did you mean ...?` where a folder of almost that name is there; in place of a model, only one that holds a model."""
     parent = Path(name).parent
     beside = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() and os.access(parent, os.R_OK) else []
+    if repo_type == "model":
+        configs = ("config.json", "adapter_config.json", "model/config.json")
+        beside = [each for each in beside if any((parent / each / config).is_file() for config in configs)]
     found = nearest(Path(name).name, beside)
     return f" (did you mean {parent / found}?)" if found else ""
 

@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,21 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
 
 
+def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ. Two ways of writing the path of the clips' folder do not."""
+    return [name for name in sorted(recorded.keys() | now.keys()) if _resolved(name, recorded) != _resolved(name, now)]
+
+
+def _resolved(name: str, settings: dict[str, Any]) -> Any:
+    value = settings.get(name)
+    return os.path.realpath(value) if name == "media_dir" and isinstance(value, str) else value
+
+
+def _holds_an_answer(journal: Path) -> bool:
+    """Whether any request has more than an outcome, which says why it has no answer."""
+    return any(not (isinstance(value, dict) and "outcome" in value) for _, value, _ in read_journal(journal))
+
+
 def _digest_of_results(folder: Path) -> str:
     """Of the data and weights in a folder; checkpoints to resume from, logs and cards are left out."""
     digest = hashlib.sha256()
@@ -127,6 +144,18 @@ def leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class _Pool(ProcessPoolExecutor):
+    """Its processes ignore Ctrl-C, which a terminal sends to all of them: the main process ends them."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        # Processes are started here and keep the signals that are blocked: a handler of their own would come after imports.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
     """
     Processes that start anew: a forked copy of one in which pyarrow's threads run may wait for a lock of theirs for ever.
@@ -135,7 +164,8 @@ def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolEx
         num_proc (`int`): How many.
         initializer (`Callable`): Runs first in each; `leave_with_parent`, or what calls it.
     """
-    return ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, and must not come within `submit`
+    return _Pool(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
 class Stage:
@@ -154,6 +184,8 @@ class Stage:
     def __init__(self, output_dir: str | Path, settings: dict[str, Any]):
         self.path = Path(output_dir)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        if "media_dir" in self.settings:
+            self.settings["media_dir"] = _resolved("media_dir", self.settings)
         self._lock: FolderLock | None = None
         self._new_folders: list[Path] = []
         self.complete = False
@@ -194,15 +226,17 @@ class Stage:
             self._lock.release()
 
     def _has_results(self) -> bool:
-        """Whether there is anything that a rerun would go on with; a ledger and the logs of ranks only tell of the start."""
+        """Whether there is anything that a rerun would go on with: no ledger, no logs of ranks, no journal without answers."""
         files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file() and file.stat().st_size]
         left = [file for file in files if str(file) not in (STAGE_FILE, LEDGER_FILE) and file.name[0] != "."]
+        left = [file for file in left if str(file) != JOURNAL_FILE or _holds_an_answer(self.path / file)]
         return self.complete or not all(_RANK_LOG.match(file.as_posix()) for file in left)
 
     def _leave_nothing(self, message: str) -> None:
         """Take away what entering made, which others would find and count as a stage that was started."""
         ranks, ledger = self.path / RANKS_FOLDER, self.path / LEDGER_FILE
         if any(str(file) in message for file in (ledger, *ranks.rglob("*.log")) if file.is_file()):
+            (self.path / JOURNAL_FILE).unlink(missing_ok=True)
             self.forget_settings()  # the message sends its reader to that file
             return
         for file in (self.path / STAGE_FILE, self.path / JOURNAL_FILE, ledger):
@@ -216,7 +250,7 @@ class Stage:
 
     def _refuse_other_settings(self, recorded: dict[str, Any]) -> None:
         names = sorted(recorded.keys() | self.settings.keys())
-        changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
+        changed = changed_settings(recorded, self.settings)
         if 2 * len(recorded.keys() & self.settings.keys()) < len(names):
             told = f"it was started with {', '.join(sorted(recorded)) or 'none'} as its settings"
             raise InputError(f"{self.path} holds something else, the output of another stage ({told}); choose another folder")

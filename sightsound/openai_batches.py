@@ -130,6 +130,7 @@ class OpenAIBatchEngine(OpenAIEngine):
         super().__init__(model, base_url, concurrency=1, timeout_s=timeout_s, options=options)
         replica = self._replicas.take(None, None)
         self._url = replica.url
+        self.keeps_records = True  # of batches, so that a rerun has to send the same requests
         self._account = BatchAccount(replica.client, replica.url, timeout_s, record, settle_s)
         self._poll_s, self._max_requests, self._max_bytes = poll_s, max_requests, max_bytes
         path = Path(record)

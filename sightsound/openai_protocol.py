@@ -14,7 +14,7 @@ import numpy as np
 
 from .audio import encode_wav
 from .chat import ChatRequest, Sampling, seed_of
-from .request_fields import IMAGES, VIDEO, RequestOptions
+from .request_fields import IMAGES, LEAVES_OUT, SENDS_IMAGES, VIDEO, RequestOptions
 from .sampling import NEUTRAL
 from .schema import REFUSED, SERVER_ERROR
 
@@ -28,6 +28,8 @@ LARGEST_SEED = 2**31 - 1  # Gemini and llama.cpp take a signed 32-bit integer
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # Quoted, as in "Unsupported parameter: 'max_tokens'": the words stand in many other sentences.
 _REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|video_url)[\"'`]")
+# Without quotes `n` is a letter: only what limits it to one is about the field.
+_REFUSED_N = re.compile(r"\bn must (?:be |equal )+(?:to )?(?:1|one)\b|\bonly n ?==? ?1\b|\bn ?(?:>|!=|<=) ?1\b", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -178,10 +180,14 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
 def _remedy(refusal: str) -> str:
     """The flag that helps where a server refuses a field by its name."""
     found = _REFUSED_FIELD.search(refusal)
-    if found is None:
+    name = found.group(1) if found else "n" if _REFUSED_N.search(refusal) else None
+    if name is None:
         return ""
-    name = found.group(1)
-    return "; --frames images sends images" if name == "video_url" else f"; --omit_field {name} leaves it out"
+    if name == "video_url":
+        return f"; --frames images{SENDS_IMAGES}"
+    if name == "max_tokens" and "max_completion_tokens" in refusal:
+        return f"; --request_field max_completion_tokens=N --omit_field max_tokens{LEAVES_OUT}"
+    return f"; --omit_field {name}{LEAVES_OUT}"
 
 
 def failure_of_connection(error: Exception, url: str, timeout_s: float) -> RequestFailure:

@@ -22,7 +22,7 @@ from . import schema
 from .cli import InputError
 from .corpus import Funnel, read_parquet
 from .executors import LEDGER_PART, RANKS_FOLDER, ROWS_PART, ScaleArguments, end_with_parent, rank_folder, run_ranks
-from .journal import JOURNAL_FILE, Journal, Stage, read_journal, read_settings
+from .journal import JOURNAL_FILE, Journal, Stage, changed_settings, read_journal, read_settings
 from .locks import is_locked
 
 
@@ -122,10 +122,7 @@ def journals(output_dir: str | Path) -> list[Path]:
 def _check_settings(folder: Path, stage: Stage) -> None:
     """A rank that was started by hand, or before the output folder was emptied, may have been given other settings."""
     recorded = read_settings(folder)
-    if recorded is not None and recorded != stage.settings:
-        changed = sorted(
-            name for name in recorded.keys() | stage.settings.keys() if recorded.get(name) != stage.settings.get(name)
-        )
+    if recorded is not None and (changed := changed_settings(recorded, stage.settings)):
         raise InputError(
             f"{folder} was made with other settings ({', '.join(changed)}); delete it, or give those settings again"
         )

@@ -82,6 +82,8 @@ def parse_config(dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
         raise InputError("--config is without a value; give a YAML file, such as one of recipes/miniature/")
     try:
         return parser.parse_args_and_config()
+    except FileNotFoundError as error:
+        raise InputError(f"--config {error.filename}: there is no such file; give a YAML file") from error
     except (ValueError, TypeError, OSError, IndexError, yaml.YAMLError) as error:
         told = " ".join(str(error).split()) + unknown_flags(sys.argv[1:], flags)
         raise InputError(f"{told}; see --help for the fields that this recipe accepts") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ from .sampling import NEUTRAL
 
 VIDEO, IMAGES = "video", "images"
 FRAMES_HELP = "how frames travel to --base_url: as one video (vLLM), or as one image_url each (OpenAI, Gemini and others)"
+# How an error names the flags that change the requests; `FLAGS_OF_REMEDY` finds them again.
+LEAVES_OUT, SENDS_IMAGES = " leaves it out", " sends images"
+FLAGS_OF_REMEDY = re.compile(rf"; (--[^;]+?)(?:{LEAVES_OUT}|{SENDS_IMAGES})$")
 # The request itself, and what the engine expects of the answer.
 FIXED = ("model", "messages", "n", "stream")
 
@@ -70,7 +74,7 @@ class RequestOptions:
 
 
 def options_of(
-    args: RequestFieldArguments, base_url: object, has_own_flag: Iterable[str], frames: str = VIDEO
+    args: RequestFieldArguments, base_url: Iterable[str] | None, has_own_flag: Iterable[str], frames: str = VIDEO
 ) -> RequestOptions:
     """
     The options that flags ask for.
@@ -83,6 +87,9 @@ def options_of(
     Raises:
         `InputError`: A flag cannot be used.
     """
+    for url in [base_url] if isinstance(base_url, str) else base_url or ():
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--base_url {url}: expected an address that begins with http:// or https://, and ends in /v1")
     fields: dict[str, Any] = {}
     for given in args.request_field or []:
         name, has_value, text = given.partition("=")

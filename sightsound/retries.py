@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from .cli import InputError
 
@@ -51,9 +52,19 @@ def retrying(call: Callable[[], T]) -> T:
             delay = _retry_after_s(error)
             if delay is None:
                 delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-            print(f"{seen}; trying again in {delay:.1f} s ({attempt} of {TRIES - 1})", flush=True)
+            if not is_offline(error):
+                print(f"{seen}; trying again in {delay:.1f} s ({attempt} of {TRIES - 1})", flush=True)
+            elif attempt == 1:
+                print(f"{seen}; trying again for a few minutes", flush=True)
             time.sleep(delay)
     raise AssertionError("unreachable")
+
+
+def is_offline(error: BaseException) -> bool:
+    """Whether the Hub's host was not found or took no connection: the network is down, and each try says the same."""
+    import httpx
+
+    return _answered(error) is None and any(isinstance(each, httpx.ConnectError) for each in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -86,6 +97,8 @@ def what_happened(error: BaseException) -> str:
     """One line about a failure of the Hub, without a token. Of an address only the path."""
     if (answered := _answered(error)) is None:
         *_, root = _causes(error)
+        if is_offline(error):
+            return f"no connection to the Hub at {_hub_host()} ({' '.join(str(root).split())[:200]})"
         told = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
         return ADDRESS_QUERY.sub("", " ".join(told.split()))[:300]
     response, message = answered.response, getattr(answered, "server_message", None)
@@ -97,6 +110,12 @@ def what_happened(error: BaseException) -> str:
     if response.status_code == 403 and response.request.method not in ("GET", "HEAD"):
         return f"{seen}; set HF_TOKEN to a token with write access, or use an organisation that you may write to"
     return seen
+
+
+def _hub_host() -> str:
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).netloc
 
 
 def _about_token() -> str:

@@ -11,7 +11,16 @@ import time
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.journal import Journal, Stage, fingerprint, leave_with_parent, replace_folder, worker_pool, write_atomically
+from sightsound.journal import (
+    Journal,
+    Stage,
+    fingerprint,
+    is_complete,
+    leave_with_parent,
+    replace_folder,
+    worker_pool,
+    write_atomically,
+)
 
 
 def journal_of(path, items=()) -> Journal:
@@ -275,3 +284,37 @@ def test_a_lock_that_a_thread_holds_is_not_held_in_a_worker_for_ever() -> None:
     """A build once waited for one of pyarrow's, in a forked worker."""
     with HELD, worker_pool(1, leave_with_parent) as pool:
         assert pool.submit(take).result()
+
+
+def test_the_folder_of_the_clips_may_be_written_in_any_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    ways = ["videos", "videos/", "./videos", str(tmp_path / "videos"), "videos/../videos"]
+    for way in ways:
+        with Stage("out", {"media_dir": way, "limit": None}) as stage:
+            journal_of(stage.path / "journal.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with Stage(tmp_path / "out", {"media_dir": "../videos", "limit": None}):
+        pass
+    with pytest.raises(InputError, match="other settings"), Stage(tmp_path / "out", {"media_dir": "videos", "limit": None}):
+        pass
+
+
+def test_a_folder_that_recorded_a_relative_path_of_the_clips_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stage.json").write_text('{"settings": {"media_dir": "videos", "limit": null}, "complete": false}')
+    with Stage("out", {"media_dir": "./videos/", "limit": None}) as stage:
+        stage.finish()
+    assert is_complete(tmp_path / "out")
+
+
+def test_outcomes_without_an_answer_do_not_keep_the_settings(tmp_path):
+    for value, is_kept in (({"outcome": "missing_media", "detail": None}, False), ({"prompt": "", "completions": []}, True)):
+        with pytest.raises(InputError), Stage(tmp_path / "out", {"seed": 0}) as stage:
+            journal = Journal(stage.path / "journal.jsonl")
+            journal.append([("a", value)])
+            journal.close()
+            raise InputError("refused")
+        assert (tmp_path / "out").exists() == is_kept

@@ -217,7 +217,7 @@ def test_the_flags_belong_to_the_settings_and_their_order_does_not():
 
 
 def test_all_scripts_that_ask_servers_have_the_flags():
-    flags = ["--base_url", "u", "--request_field", "a=1", "--omit_field", "seed", "--output_dir", "o", "--dataset", "d"]
+    flags = ["--base_url", "http://u", "--request_field", "a=1", "--omit_field", "seed", "--output_dir", "o", "--dataset", "d"]
     expected = RequestOptions({"a": 1}, ("seed",))
     assert parse_arguments(VerdictsArguments, None, [*flags, "--traces", "t", "--checker", "c"]).options() == expected
     for arguments, more in ((TracesArguments, ["--media_dir", "m"]), (RunArguments, [])):
@@ -267,3 +267,23 @@ def test_an_evaluation_records_what_it_asked(monkeypatch, tiny_dataset, tiny_wor
         json.loads(results["generation"])["requests"] == told and results["model_revision"] == f"other at its server ({told})"
     )
     assert results["settings"]["request_field"] == ["temperature=1"]
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+         "; --request_field max_completion_tokens=N --omit_field max_tokens leaves it out"),
+        ("n must be 1", "; --omit_field n leaves it out"),
+        ("Parameter n must be equal to 1 when sampling", "; --omit_field n leaves it out"),
+        ("This model supports only n = 1", "; --omit_field n leaves it out"),
+        ("n > 1 is not supported", "; --omit_field n leaves it out"),
+        ("Option n is long: temperature must be 1", ""),
+        ("the batch of size n must be 12", ""),
+        ("too long", ""),
+    ],
+)  # fmt: skip
+def test_the_remedy_is_whole_and_n_needs_no_quotes(message, remedy):
+    with HouseServer(lambda _: (400, {"error": {"message": message}})) as server:
+        (result,) = ask(server, RequestOptions(), SAMPLED, ChatRequest("q", "q"))
+    assert result.detail.partition(message)[2] == remedy
