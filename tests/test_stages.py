@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightsound.corpus import CUT
+from sightsound.corpus import CUT, NO_REASONING
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
@@ -55,7 +55,8 @@ def test_ranks_draw_what_one_run_draws(
     rows = read_rows(one)
     assert len({t["verdict_text" if script == VERDICTS else "text"] for row in rows for t in row["traces"]}) > 4
     if script == VERDICTS:
-        assert {t["verdict"] for row in rows for t in row["traces"]} == {CUT}, "random weights: all was asked twice"
+        verdicts = {t["verdict"] for row in rows for t in row["traces"]}
+        assert CUT in verdicts and verdicts <= {CUT, NO_REASONING}, "random weights: what was asked was asked twice"
 
 
 @pytest.mark.slow
