@@ -181,7 +181,7 @@ REFUSED = {
     ),
     "distillation from nothing": ({"method": "cot_distill"}, "needs --traces, the teacher's, for avqa"),
     "traces for nothing": ({"traces": "t"}, "--traces is not read with --modality audio --method direct"),
-    "a base behind a server": ({"base_url": "u", "base_model": "b"}, "the server at --base_url has its own base"),
+    "a base behind a server": ({"base_url": "http://u", "base_model": "b"}, "the server at --base_url has its own base"),
     "a base of no adapter": ({"base_model": "b", "model": "STUDENT"}, "is no adapter, and --base_model is the base of one"),
     "a folder's revision": ({"model": "STUDENT", "model_revision": "main"}, "--model_revision is of a Hub model"),
     "ears on a model that sees": ({"model": "TEACHER"}, "takes no audio"),
