@@ -13,6 +13,7 @@ from sightsound.audio import decode_audio
 from sightsound.chat import ChatRequest, Sampling
 from sightsound.openai_engine import OpenAIEngine
 from sightsound.openai_protocol import content_of, request_body
+from sightsound.request_fields import RequestOptions
 from sightsound.sampling import NEUTRAL
 from sightsound.transformers_engine import TransformersEngine
 from tests.support import served
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not served.PYTHON.exists(), reason=f"no vLLM at {served.PYTHON}; run `make setup-vllm`"),
 ]
 
+OPTIONS = RequestOptions()
 GREEDY = Sampling(n=1, temperature=0.0, max_tokens=24, seed=0)
 DRAWN = Sampling(n=8, temperature=1.0, max_tokens=24, seed=0)
 
@@ -56,7 +58,7 @@ def said(engine: Any, requests: list[ChatRequest], sampling: Sampling) -> dict[s
 
 def asked_bare(server: served.VllmServer, request: ChatRequest) -> str:
     """The answer to a request that sets no more than it did before."""
-    body = request_body("tiny", content_of(request), None, GREEDY, request.key, neutral={})
+    body = request_body("tiny", content_of(request, OPTIONS), None, GREEDY, request.key, OPTIONS, neutral={})
     post = urllib.request.Request(
         f"{server.base_url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
