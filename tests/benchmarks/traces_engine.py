@@ -21,6 +21,7 @@ from sightsound.chat import Sampling, seed_of
 from sightsound.checkpoints import load_processor
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.openai_engine import OpenAIEngine
+from sightsound.openai_protocol import LARGEST_SEED
 from sightsound.prompts import user_message
 from tests.support import in_process_vllm, served
 
@@ -68,7 +69,7 @@ def take_turn(
         return server_s, texts, sum(result.usage.completion_tokens for result in results.values())
 
     def ask_reference() -> dict[str, Any]:
-        seeds = [seed_of(sampling.seed, [request.key]) for request in requests]
+        seeds = [seed_of(sampling.seed, [request.key]) & LARGEST_SEED for request in requests]
         return reference.generate([prompt] * num_videos, [request.video for request in requests], seeds)
 
     if turn % 2:
