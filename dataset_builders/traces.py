@@ -156,8 +156,8 @@ def why_no_answer(data: Path, max_tokens: int) -> str:
         return "mend --media_dir or --model"
     parts = [f"{count} {ends[reason][0]}" for reason, count in found.most_common()]
     first = found.most_common(1)[0][0]
-    told = f"all {len(traces)} answers were {ends[first][0]}" if len(found) == 1 else f"answers: {', '.join(parts)}"
-    return f"{told}; {ends[first][1]}"
+    summary = f"all {len(traces)} answers were {ends[first][0]}" if len(found) == 1 else f"answers: {', '.join(parts)}"
+    return f"{summary}; {ends[first][1]}"
 
 
 def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str, are_f
     """
     splits = [split_told(run) for run in (first, second)]
     if all(splits) and splits[0] != splits[1]:
-        told = f"split {splits[0]} in the first, split {splits[1]} in the second"
-        raise InputError(f"on {name} the runs are about other questions: {told}; ask both the same split")
+        seen = f"split {splits[0]} in the first, split {splits[1]} in the second"
+        raise InputError(f"on {name} the runs are about other questions: {seen}; ask both the same split")
     revisions = {row["benchmark_revision"] for run in (first, second) for row in run.values()}
     if len(revisions) > 1:
         raise InputError(f"the runs answer {name} in different revisions: {', '.join(sorted(revisions))}; run both on one")

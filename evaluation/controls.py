@@ -114,8 +114,8 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
             untested.append(name)
         for control in deaf_by(gains):
             gain = gains[control]
-            told = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
-            deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({told})")
+            shown = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
+            deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({shown})")
         found = {control: part_of_pairs(scored, gain["n"]) for control, gain in gains.items()}
         parts += [f"{name} with {CONTROLS[control]} on {part}" for control, part in found.items() if part]
     lines = []
@@ -124,11 +124,11 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     if untested:
         lines.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}.")
     if not lines and len(mute) < len(runs):
-        told = "run does better with the clip than under each control of its sound, beyond the 95 % interval"
-        lines.append(f"Not deaf: every {'other ' if mute else ''}{told}.")
+        gain_shown = "run does better with the clip than under each control of its sound, beyond the 95 % interval"
+        lines.append(f"Not deaf: every {'other ' if mute else ''}{gain_shown}.")
     if mute:
-        told = "That does not show whether it uses the sound: look at the outputs, at --max_tokens and at the prompt"
-        lines.append(f"ANSWERS NOTHING: {'; '.join(mute)}. {told}.")
+        remedy = "That does not show whether it uses the sound: look at the outputs, at --max_tokens and at the prompt"
+        lines.append(f"ANSWERS NOTHING: {'; '.join(mute)}. {remedy}.")
     if parts:
         lines.append(f"Only questions to which a text came back both ways are compared: {'; '.join(parts)}.")
     return " ".join(lines)
