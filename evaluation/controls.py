@@ -114,8 +114,8 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
             untested.append(name)
         for control in deaf_by(gains):
             gain = gains[control]
-            shown = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
-            deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({shown})")
+            seen = f"{gain['difference']:+.1f} points, 95 % interval [{gain['low']:+.1f}, {gain['high']:+.1f}], n = {gain['n']}"
+            deaf.append(f"{name} does no better with the clip than with {CONTROLS[control]} ({seen})")
         found = {control: part_of_pairs(scored, gain["n"]) for control, gain in gains.items()}
         parts += [f"{name} with {CONTROLS[control]} on {part}" for control, part in found.items() if part]
     lines = []
