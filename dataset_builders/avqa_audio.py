@@ -36,10 +36,10 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from sightsound import schema
-from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.benchmarks.avqa import ID_KEY, check_answers, to_row
+from sightsound.building.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import InputError, parse_arguments, run
+from sightsound.data import schema
 
 
 @dataclass(kw_only=True)

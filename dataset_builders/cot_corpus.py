@@ -5,7 +5,8 @@ Traces + verdicts -> the fact-checked chain-of-thought corpus.
 
 Two configs: `verified` (default), accepted questions with their audio, ready for training; `traces`, the whole ledger. A
 question is accepted when all n traces agree on an answer and the checker accepted at least one of them; every question is
-in the ledger with its outcome. Training arms are selections of this ledger (`sightsound/corpus.py`). `--push_to_hub ORG/NAME`
+in the ledger with its outcome. Training arms are selections of this ledger (`sightsound/method/selection.py`).
+`--push_to_hub ORG/NAME`
 publishes the finished corpus.
 """
 
@@ -18,9 +19,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import (
+from sightsound.data import schema
+from sightsound.hub.inputs import CLIPS, front_matter_of, open_input, pin_datasets
+from sightsound.hub.publish import FUNNEL_FIGURE, render_card, write_dataset_card
+from sightsound.hub.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
+from sightsound.method.prompts import COT_INSTRUCTION, question_text
+from sightsound.method.selection import (
     SELECTIONS,
     VERDICTS,
     Funnel,
@@ -31,11 +36,7 @@ from sightsound.corpus import (
     shown,
     stream_rows,
 )
-from sightsound.hub import FUNNEL_FIGURE, render_card, write_dataset_card
-from sightsound.inputs import CLIPS, front_matter_of, open_input, pin_datasets
-from sightsound.journal import Stage, fingerprint
-from sightsound.prompts import COT_INSTRUCTION, question_text
-from sightsound.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
+from sightsound.stage import Stage, fingerprint
 
 
 if TYPE_CHECKING:

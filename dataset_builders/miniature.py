@@ -22,16 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from sightsound.cli import parse_arguments, run
-from sightsound.hub import write_dataset_card
-from sightsound.journal import Stage, leave_with_parent, worker_pool, write_atomically
-from sightsound.prompts import (
-    CHECKER_TRANSCRIPT,
-    COT_INSTRUCTION,
-    TEACHER_INSTRUCTION,
-    question_text,
-    render_trace,
-)
-from sightsound.schema import SAMPLING_RATE
+from sightsound.data.schema import SAMPLING_RATE
+from sightsound.hub.publish import write_dataset_card
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_INSTRUCTION, TEACHER_INSTRUCTION, question_text, render_trace
+from sightsound.stage import Stage, leave_with_parent, worker_pool, write_atomically
 
 
 DURATION_S = 2.0
@@ -338,7 +332,7 @@ def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> dict:
 
 def sounding_scene(rng: np.random.Generator) -> tuple[Scene, dict]:
     """A scene and its sound as an audio cell."""
-    from sightsound.audio import encode_flac
+    from sightsound.data.audio import encode_flac
 
     scene = draw_scene(rng, traps=True)
     return scene, {"bytes": encode_flac(render_audio(scene, rng)), "path": None}
@@ -380,7 +374,7 @@ def write_pretraining(rows: list[dict], medium: str, folder: Path) -> None:
     """One pretraining corpus in the layout of a Hub dataset: `prompt`, `completion` and the clip."""
     from datasets import Audio, Features, Value
 
-    from sightsound.schema import write_parquet
+    from sightsound.data.schema import write_parquet
 
     media = Audio(sampling_rate=SAMPLING_RATE) if medium == "audio" else Value("string")
     features = Features({"prompt": Value("string"), "completion": Value("string"), medium: media})

@@ -12,11 +12,11 @@ that version name alone does not say which questions were asked. Another file is
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from sightsound import schema
-from sightsound.annotations import read_annotations
-from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.benchmarks.mmau import ID_KEY, PINNED, to_row
+from sightsound.building.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import parse_arguments, run
+from sightsound.data import schema
+from sightsound.data.annotations import read_annotations
 
 
 OFFICIAL_FILE = "MMAU's mmau-test-mini.json"

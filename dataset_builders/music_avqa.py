@@ -14,11 +14,11 @@ as in avqa-audio; `video_question` is the official text.
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from sightsound import schema
-from sightsound.annotations import read_annotations
-from sightsound.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED, to_row
+from sightsound.building.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
 from sightsound.cli import parse_arguments, run
+from sightsound.data import schema
+from sightsound.data.annotations import read_annotations
 
 
 OFFICIAL_FILE = "MUSIC-AVQA's avqa-test.json"

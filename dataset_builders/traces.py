@@ -35,24 +35,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightsound import schema
-from sightsound.answers import extract_think, parse_answer
-from sightsound.chat import ChatRequest, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import UNVERIFIED, TraceRow, read_parquet, trace_outcome
-from sightsound.costs import dry_run
-from sightsound.equal_traces import check_traces_differ, warning_of_equal_traces
-from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
-from sightsound.first_answers import check_reasoning, warning_of_no_reasoning
-from sightsound.frames import Frames, frames_of_first
-from sightsound.hub import write_dataset_card
-from sightsound.inputs import CLIPS, open_input, pin_datasets, pin_model
-from sightsound.journal import Journal, fingerprint
-from sightsound.media import MediaError, MediaFolder, video_name
-from sightsound.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
-from sightsound.publishing import shown_source
-from sightsound.ranks import Result, collect, finish, open_stage, write_results
-from sightsound.request_fields import (
+from sightsound.data import schema
+from sightsound.data.clips import MediaError, MediaFolder, video_name
+from sightsound.data.frames import Frames, frames_of_first
+from sightsound.engines.base import ChatRequest, Sampling, make_engine, run_requests
+from sightsound.engines.cost import dry_run
+from sightsound.engines.equal_traces import check_traces_differ, warning_of_equal_traces
+from sightsound.engines.first_answers import check_reasoning, warning_of_no_reasoning
+from sightsound.engines.request_fields import (
     FRAMES_HELP,
     IMAGES,
     VIDEO,
@@ -61,6 +52,15 @@ from sightsound.request_fields import (
     options_of,
     recorded,
 )
+from sightsound.hub.inputs import CLIPS, open_input, pin_datasets, pin_model
+from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.publishing import shown_source
+from sightsound.method.answers import extract_think, parse_answer
+from sightsound.method.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
+from sightsound.method.selection import UNVERIFIED, TraceRow, read_parquet, trace_outcome
+from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.stage import Journal, fingerprint
 
 
 @dataclass

@@ -32,11 +32,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightsound import schema
-from sightsound.audio import decode_audio
-from sightsound.chat import ChatRequest, Engine, Sampling, make_engine, run_requests
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import (
+from sightsound.data import schema
+from sightsound.data.audio import decode_audio
+from sightsound.engines.base import ChatRequest, Engine, Sampling, make_engine, run_requests
+from sightsound.engines.cost import dry_run
+from sightsound.engines.openai import OpenAIEngine
+from sightsound.engines.openai_batch import BATCHES_FILE
+from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, recorded
+from sightsound.hub.inputs import CLIPS, TRACES, open_input, pin_datasets, pin_model
+from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.publishing import shown_source
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
+from sightsound.method.selection import (
     ACCEPT,
     CUT,
     NO_CLAIMS,
@@ -49,19 +57,11 @@ from sightsound.corpus import (
     lacking_verdicts,
     trace_outcome,
 )
-from sightsound.costs import dry_run
-from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
-from sightsound.hub import write_dataset_card
-from sightsound.inputs import CLIPS, TRACES, open_input, pin_datasets, pin_model
-from sightsound.journal import Journal, fingerprint
-from sightsound.openai_batches import BATCHES_FILE
-from sightsound.openai_engine import OpenAIEngine
-from sightsound.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
-from sightsound.publishing import shown_source
-from sightsound.ranks import Result, collect, finish, open_stage, write_results
-from sightsound.request_fields import RequestFieldArguments, RequestOptions, options_of, recorded
-from sightsound.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
-from sightsound.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
+from sightsound.method.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
+from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.stage import Journal, fingerprint
+from sightsound.training.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
 
 YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"

@@ -21,11 +21,11 @@ from sightsound.cli import InputError, run
 
 
 COMMANDS = {
-    "run": "evaluation.generate",
+    "run": "evaluation.run",
     "score": "evaluation.score",
     "compare": "evaluation.compare",
     "report": "evaluation.report",
-    "browse": "evaluation.browser",
+    "browse": "evaluation.browse",
     "publish": "evaluation.publish",
     "collect": "evaluation.collect",
 }

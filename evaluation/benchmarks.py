@@ -19,13 +19,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightsound import schema
-from sightsound.annotations import RowError
 from sightsound.benchmarks import avqa, mmau, music_avqa
 from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.cli import InputError, read_json
-from sightsound.journal import fingerprint
-from sightsound.media import sha256_of, video_name
+from sightsound.data import schema
+from sightsound.data.annotations import RowError
+from sightsound.data.clips import sha256_of, video_name
+from sightsound.stage import fingerprint
 
 
 if TYPE_CHECKING:

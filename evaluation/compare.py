@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_questions
-from evaluation.controls import NO_CONTROL
-from evaluation.finished_runs import answers_in, answers_of, find_runs, predictions_file
-from evaluation.predictions import Predictions
-from evaluation.protocols import PAPER, decide_all
-from evaluation.statistics import Comparison, compare
+from evaluation.reporting.finished_runs import answers_in, answers_of, find_runs, predictions_file
+from evaluation.running.controls import NO_CONTROL
+from evaluation.scoring.predictions import Predictions
+from evaluation.scoring.protocols import PAPER, decide_all
+from evaluation.scoring.statistics import Comparison, compare
 from sightsound.cli import InputError, parse_arguments
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import get_benchmark
-from evaluation.controls import verdict
-from evaluation.finished_runs import FinishedRun, find_runs, hears, predictions_file
-from evaluation.sections import by_protocol, losses_of, part_of, trained_on_told
-from sightsound.checkpoints import meant_model
+from evaluation.reporting.finished_runs import FinishedRun, find_runs, hears, predictions_file
+from evaluation.reporting.sections import by_protocol, losses_of, part_of, trained_on_told
+from evaluation.running.controls import verdict
 from sightsound.cli import InputError, parse_arguments
-from sightsound.hub import publish_model, render_card
-from sightsound.journal import fingerprint
-from sightsound.model_card import TASK, chosen_by
-from sightsound.publishing import COMMIT, REPO_ID, PublishArguments, is_hub_id, split_revision
+from sightsound.hub.publish import publish_model, render_card
+from sightsound.hub.publishing import COMMIT, REPO_ID, PublishArguments, is_hub_id, split_revision
+from sightsound.stage import fingerprint
+from sightsound.training.card import TASK, chosen_by
+from sightsound.training.checkpoints import meant_model
 
 
 if TYPE_CHECKING:

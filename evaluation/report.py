@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation import browser
-from evaluation.controls import NO_CONTROL, OF_SOUND, verdict
-from evaluation.figures import plot_accuracy, plot_curves, plot_table, read_logs
-from evaluation.finished_runs import FinishedRun, answers_of, find_runs, hears, run_names, split_of
-from evaluation.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
-from evaluation.scoring import ANSWERED
-from evaluation.sections import (
+from evaluation import browse as browser
+from evaluation.reporting.figures import plot_accuracy, plot_curves, plot_table, read_logs
+from evaluation.reporting.finished_runs import FinishedRun, answers_of, find_runs, hears, run_names, split_of
+from evaluation.reporting.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
+from evaluation.reporting.sections import (
     BREAKDOWNS,
     breakdown_note,
     breakdown_table,
@@ -38,9 +36,11 @@ from evaluation.sections import (
     parts_lines,
     protocols_table,
 )
+from evaluation.running.controls import NO_CONTROL, OF_SOUND, verdict
+from evaluation.scoring.accuracy import ANSWERED
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.journal import fingerprint, write_atomically
-from sightsound.publishing import split_revision
+from sightsound.hub.publishing import split_revision
+from sightsound.stage import fingerprint, write_atomically
 
 
 PAGE = "browser"

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
-from evaluation.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
-from evaluation.predictions import Predictions
-from evaluation.protocols import PAPER, chosen_index, decide_all, protocols_of
-from evaluation.scoring import score_run
-from evaluation.sections import gain_cell, percent, table, with_interval
+from evaluation.reporting.sections import gain_cell, percent, table, with_interval
+from evaluation.running.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
+from evaluation.scoring.accuracy import score_run
+from evaluation.scoring.predictions import Predictions
+from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
 from sightsound.cli import InputError, parse_arguments
-from sightsound.journal import write_atomically
+from sightsound.stage import write_atomically
 
 
 @dataclass

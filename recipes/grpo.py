@@ -13,7 +13,7 @@ going on after a kill, publishing: as in `sft.py`. Validation questions are answ
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
-from sightsound.recipe import ValidationArguments
+from sightsound.training.recipe import ValidationArguments
 
 
 @dataclass
@@ -34,13 +34,13 @@ def main() -> None:
     )
     from trl import GRPOConfig, ModelConfig
 
-    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
-    from sightsound.collator import CompletionCollator
-    from sightsound.grpo_batches import check_fills_a_batch
-    from sightsound.grpo_trainer import AudioGRPOTrainer
-    from sightsound.journal import fingerprint
-    from sightsound.model_card import chosen_by, count_outcomes, write_student_card
-    from sightsound.processes import (
+    from sightsound.method.prompts import COT_INSTRUCTION
+    from sightsound.method.rewards import accuracy_reward, format_reward, without_reward
+    from sightsound.stage import fingerprint
+    from sightsound.training.card import chosen_by, count_outcomes, write_student_card
+    from sightsound.training.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
+    from sightsound.training.collator import CompletionCollator
+    from sightsound.training.distributed import (
         SharedStage,
         is_main_process,
         on_main_process,
@@ -48,8 +48,9 @@ def main() -> None:
         save_trained,
         together,
     )
-    from sightsound.prompts import COT_INSTRUCTION
-    from sightsound.recipe import (
+    from sightsound.training.grpo import AudioGRPOTrainer
+    from sightsound.training.grpo_batches import check_fills_a_batch
+    from sightsound.training.recipe import (
         audio_rows,
         callbacks_of,
         lora_of,
@@ -60,9 +61,8 @@ def main() -> None:
         training_settings,
         validation_of,
     )
-    from sightsound.rewards import accuracy_reward, format_reward, without_reward
-    from sightsound.trained_on import write_trained_on
-    from sightsound.vllm_rollouts import check_rollouts
+    from sightsound.training.trained_on import write_trained_on
+    from sightsound.training.vllm_rollouts import check_rollouts
 
     with together():
         script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))

@@ -17,7 +17,7 @@ ends with the best checkpoint. A killed run goes on with the same command. With 
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
-from sightsound.recipe import ValidationArguments
+from sightsound.training.recipe import ValidationArguments
 
 
 @dataclass
@@ -39,12 +39,12 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
-    from sightsound.collator import CompletionCollator
-    from sightsound.corpus import instruction_of
-    from sightsound.journal import fingerprint
-    from sightsound.model_card import chosen_by, count_outcomes, write_student_card
-    from sightsound.processes import (
+    from sightsound.method.selection import instruction_of
+    from sightsound.stage import fingerprint
+    from sightsound.training.card import chosen_by, count_outcomes, write_student_card
+    from sightsound.training.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
+    from sightsound.training.collator import CompletionCollator
+    from sightsound.training.distributed import (
         SharedStage,
         is_main_process,
         on_main_process,
@@ -52,7 +52,7 @@ def main() -> None:
         save_trained,
         together,
     )
-    from sightsound.recipe import (
+    from sightsound.training.recipe import (
         audio_rows,
         callbacks_of,
         lora_of,
@@ -63,8 +63,8 @@ def main() -> None:
         training_settings,
         validation_of,
     )
-    from sightsound.sft_trainer import AudioSFTTrainer
-    from sightsound.trained_on import write_trained_on
+    from sightsound.training.sft import AudioSFTTrainer
+    from sightsound.training.trained_on import write_trained_on
 
     with together():
         script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))

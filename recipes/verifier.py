@@ -12,7 +12,7 @@ With `--push_to_hub true --hub_model_id ORG/NAME [--hub_private_repo true]` the 
 
 The calibration set is what verdicts.py wrote with the checker, here for 1,200 of the questions. Its clips are split by hash:
 60 % to train on, 20 % to choose the threshold for `--target_precision` on, 20 % held out for the figures on the card. What a
-verifier is, and why not CLAP with a head: `sightsound/verifier.py`. Written to `output_dir`: `model/` (a Qwen2-Audio
+verifier is, and why not CLAP with a head: `sightsound/training/verifier.py`. Written to `output_dir`: `model/` (a Qwen2-Audio
 checkpoint, LoRA merged, with the threshold and the figures in its config.json, and a card), `trainer_state.json` (the log) and
 `ledger.parquet` (what each calibration trace was used for).
 """
@@ -43,17 +43,23 @@ def main() -> None:
     from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments, set_seed
     from trl import ModelConfig, get_peft_config
 
-    from sightsound import schema
-    from sightsound.checkpoints import last_complete_checkpoint, load_processor, safetensors_only, save_checkpoint
-    from sightsound.inputs import CLIPS, VERDICTS, open_input
-    from sightsound.journal import Stage, fingerprint
-    from sightsound.model_card import count_outcomes, hardware, training_time, write_model_card
-    from sightsound.processes import refuse_several_processes
-    from sightsound.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
-    from sightsound.publishing import shown_source
-    from sightsound.recipe import parse_config, pin_inputs, refuse_what_would_be_ignored, take_publication, training_settings
-    from sightsound.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
-    from sightsound.verifier_trainer import VerifierTrainer
+    from sightsound.data import schema
+    from sightsound.hub.inputs import CLIPS, VERDICTS, open_input
+    from sightsound.hub.publishing import shown_source
+    from sightsound.method.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
+    from sightsound.stage import Stage, fingerprint
+    from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
+    from sightsound.training.checkpoints import last_complete_checkpoint, load_processor, safetensors_only, save_checkpoint
+    from sightsound.training.distributed import refuse_several_processes
+    from sightsound.training.recipe import (
+        parse_config,
+        pin_inputs,
+        refuse_what_would_be_ignored,
+        take_publication,
+        training_settings,
+    )
+    from sightsound.training.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
+    from sightsound.training.verifier_trainer import VerifierTrainer
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     publication = take_publication(training_args)

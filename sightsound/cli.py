@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from .launchers import repeat_below_traceback
+from sightsound.launchers import repeat_below_traceback
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from .cli import InputError
+from sightsound.cli import InputError
 
 
 LOCK_FILE, OWNER_FILE = ".lock", ".lock.owner"

@@ -15,7 +15,7 @@ from conftest import REPO
 
 from sightsound import locks
 from sightsound.cli import InputError
-from sightsound.journal import Stage
+from sightsound.stage import Stage
 
 
 REFUSALS = ("ENOLCK", "ENOSYS", "EOPNOTSUPP")

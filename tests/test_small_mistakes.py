@@ -6,14 +6,15 @@ import httpx
 import pytest
 
 from dataset_builders.traces import TracesArguments
-from sightsound import costs, retries
-from sightsound.chat import ChatRequest, Sampling
 from sightsound.cli import InputError, parse_arguments, read_json
-from sightsound.inputs import pin_model
-from sightsound.media import MediaError
-from sightsound.recipe import parse_config
-from sightsound.request_fields import RequestFieldArguments, options_of
-from sightsound.schema import MISSING_MEDIA
+from sightsound.data.clips import MediaError
+from sightsound.data.schema import MISSING_MEDIA
+from sightsound.engines import cost as costs
+from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.request_fields import RequestFieldArguments, options_of
+from sightsound.hub import retries
+from sightsound.hub.inputs import pin_model
+from sightsound.training.recipe import parse_config
 
 
 def test_a_model_folder_that_is_not_there_has_no_revision_and_only_models_resemble_it(tmp_path):

@@ -139,8 +139,8 @@ def make_teacher():  # type: ignore[no-untyped-def]
 
 def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
     """Pretraining rows in the collator's form; videos are decoded once, they are tiny."""
-    from sightsound.frames import load_frames
-    from sightsound.schema import open_dataset
+    from sightsound.data.frames import load_frames
+    from sightsound.data.schema import open_dataset
 
     folder = world / "pretraining" / name
     rows = list(open_dataset(str(folder), "train"))
@@ -181,10 +181,10 @@ def main() -> None:
         set_seed,
     )
 
-    from sightsound.checkpoints import FullWeightsResume, last_complete_checkpoint, save_checkpoint
-    from sightsound.collator import CompletionCollator
-    from sightsound.journal import Stage, fingerprint
-    from sightsound.recipe import parse_config, training_settings
+    from sightsound.stage import Stage, fingerprint
+    from sightsound.training.checkpoints import FullWeightsResume, last_complete_checkpoint, save_checkpoint
+    from sightsound.training.collator import CompletionCollator
+    from sightsound.training.recipe import parse_config, training_settings
 
     class PretrainTrainer(FullWeightsResume, Trainer):
         def _get_train_sampler(self, train_dataset=None):  # type: ignore[no-untyped-def]

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sightsound import prompts
 from sightsound.cli import parse_arguments, run
+from sightsound.method import prompts
 
 
 SPECIAL_TOKENS = [
@@ -38,7 +38,7 @@ class TokenizerArguments:
 
 def corpus(world: Path) -> list[str]:
     """Every kind of text that a miniature model reads or writes."""
-    from sightsound.schema import open_dataset
+    from sightsound.data.schema import open_dataset
 
     texts = [*TEMPLATE_TEXTS, prompts.CHECKER_YES_NO] * 50
     for name in ("student", "teacher", "checker"):

@@ -71,7 +71,7 @@ evaluate() { # ARM MODEL METHOD: a folder per benchmark
 }
 
 if [ -n "${CHECKER_BASE_URL:-}" ] && ! is_complete "$D/verdicts"; then
-  python -m sightsound.openai_models --model "$CHECKER" --base_url "$CHECKER_BASE_URL"
+  python -m sightsound.engines.openai_models --model "$CHECKER" --base_url "$CHECKER_BASE_URL"
 fi
 
 python dataset_builders/avqa_audio.py --train_annotations "$ANNOTATIONS/train_qa.json" \

@@ -3,8 +3,10 @@
 import sys
 from typing import Any
 
-from sightsound import schema
-from sightsound.annotations import (
+from sightsound.benchmarks.pinned import PinnedFile
+from sightsound.cli import InputError
+from sightsound.data import schema
+from sightsound.data.annotations import (
     RowError,
     audio_question,
     expect_choices,
@@ -14,10 +16,8 @@ from sightsound.annotations import (
     expect_text,
     optional_label,
 )
-from sightsound.benchmarks.pinned import PinnedFile
-from sightsound.cli import InputError
-from sightsound.media import VIDEO_NAME
-from sightsound.prompts import LETTERS
+from sightsound.data.clips import VIDEO_NAME
+from sightsound.method.prompts import LETTERS
 
 
 # The authors' own repository (AlyssaYoung/AVQA) does not hold the questions, and nobody publishes a digest: a report tells

@@ -9,10 +9,10 @@ import json
 import re
 from typing import Any
 
-from sightsound import schema
-from sightsound.annotations import RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
 from sightsound.benchmarks.pinned import PinnedFile
-from sightsound.prompts import LETTERS
+from sightsound.data import schema
+from sightsound.data.annotations import RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.method.prompts import LETTERS
 
 
 # Of the pinned rows whatever their formatting, and of their ids, in any order: how another file differs is told by these.

@@ -4,9 +4,9 @@ import json
 import re
 from typing import Any
 
-from sightsound import schema
-from sightsound.annotations import RowError, audio_question, expect_id, expect_keys, expect_text
 from sightsound.benchmarks.pinned import PinnedFile
+from sightsound.data import schema
+from sightsound.data.annotations import RowError, audio_question, expect_id, expect_keys, expect_text
 
 
 PINNED = PinnedFile(

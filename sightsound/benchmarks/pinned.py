@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightsound.cli import InputError
-from sightsound.media import sha256_of
+from sightsound.data.clips import sha256_of
 
 
 TEXTS = ("id", "video_question", "choices", "answer_text")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.media import CLIP_DURATION_S
+from sightsound.data.clips import CLIP_DURATION_S
 
 
 BUILDER = Path(__file__).resolve().parents[2] / "dataset_builders" / "avqa_audio.py"

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightsound import schema
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import UNVERIFIED, trace_outcome
-from sightsound.hub import write_dataset_card
-from sightsound.prompts import render_trace
+from sightsound.data import schema
+from sightsound.hub.publish import write_dataset_card
+from sightsound.method.prompts import render_trace
+from sightsound.method.selection import UNVERIFIED, trace_outcome
 
 
 BUILDER = Path(__file__).resolve().parents[2] / "dataset_builders" / "cot_corpus.py"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sightsound.audio import encode_flac, load_clip
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.media import CLIP_DURATION_S, MEDIA_EXTENSIONS, MediaError
-from sightsound.schema import SAMPLING_RATE
+from sightsound.data.audio import encode_flac, load_clip
+from sightsound.data.clips import CLIP_DURATION_S, MEDIA_EXTENSIONS, MediaError
+from sightsound.data.schema import SAMPLING_RATE
 
 
 MIN_RATIO = 2.0  # clips per CPU-second, ours to ffmpeg's

@@ -54,8 +54,8 @@ def build_model(folder: Path, tiny: bool) -> None:
         WhisperFeatureExtractor,
     )
 
-    from sightsound.checkpoints import save_checkpoint
-    from sightsound.processes import whole_models
+    from sightsound.training.checkpoints import save_checkpoint
+    from sightsound.training.distributed import whole_models
     from tests.support.tiny import REPO
 
     if folder.exists():
@@ -85,8 +85,8 @@ def make_rows(count: int, clip_s: float, num_new_tokens: int) -> list[dict[str, 
     """Questions about noise, each with its own clip, and a target of about `num_new_tokens`."""
     import numpy as np
 
-    from sightsound.audio import encode_flac
-    from sightsound.prompts import COT_INSTRUCTION, question_text, render_trace
+    from sightsound.data.audio import encode_flac
+    from sightsound.method.prompts import COT_INSTRUCTION, question_text, render_trace
 
     draw = np.random.default_rng(0)
     choices = ["a dog barks", "a siren wails", "a bell rings", "a drum is beaten"]
@@ -167,9 +167,9 @@ def sft(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float]
     from trl import SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.collator import CompletionCollator
-    from sightsound.processes import on_main_process
-    from sightsound.sft_trainer import AudioSFTTrainer
+    from sightsound.training.collator import CompletionCollator
+    from sightsound.training.distributed import on_main_process
+    from sightsound.training.sft import AudioSFTTrainer
 
     rows_per_step = 2 if args.tiny else 8
     training_args = SFTConfig(
@@ -199,7 +199,7 @@ def grpo(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float
     from transformers import AutoProcessor
     from trl import GRPOConfig
 
-    from sightsound.grpo_trainer import AudioGRPOTrainer
+    from sightsound.training.grpo import AudioGRPOTrainer
 
     training_args = GRPOConfig(
         per_device_train_batch_size=4,
@@ -231,7 +231,7 @@ def main() -> None:
 
     import torch
 
-    from sightsound.processes import is_main_process
+    from sightsound.training.distributed import is_main_process
 
     if not args.tiny and not torch.cuda.is_available():
         raise InputError("there is no GPU here; --tiny runs a small model on the CPU")

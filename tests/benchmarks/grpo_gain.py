@@ -22,8 +22,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import read_parquet
-from sightsound.journal import is_complete
+from sightsound.method.selection import read_parquet
+from sightsound.stage import is_complete
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -115,7 +115,7 @@ def build_checkpoint(shape: Shape, folder: Path) -> None:
         set_seed,
     )
 
-    from sightsound.checkpoints import save_checkpoint
+    from sightsound.training.checkpoints import save_checkpoint
 
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "recipes" / "miniature" / "tokenizer")
@@ -156,9 +156,9 @@ def make_rows(seconds: int) -> list[dict[str, Any]]:
     """A question each about a clip of noise; the questions are of different lengths."""
     import numpy as np
 
-    from sightsound.audio import encode_flac
-    from sightsound.prompts import COT_INSTRUCTION, question_text
-    from sightsound.schema import SAMPLING_RATE
+    from sightsound.data.audio import encode_flac
+    from sightsound.data.schema import SAMPLING_RATE
+    from sightsound.method.prompts import COT_INSTRUCTION, question_text
 
     rng = np.random.default_rng(0)
     rows = []
@@ -198,7 +198,7 @@ def take_step(way: str, checkpoint: Path, rows: list[dict[str, Any]], num_new_to
     from transformers import AutoProcessor, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from sightsound.grpo_trainer import AudioGRPOTrainer
+    from sightsound.training.grpo import AudioGRPOTrainer
 
     step = Step()
 

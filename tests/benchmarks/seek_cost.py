@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sightsound import audio, frames
 from sightsound.cli import InputError, parse_arguments, run
+from sightsound.data import audio, frames
 
 
 Load = Callable[[float], np.ndarray]

@@ -17,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sightsound.chat import Sampling, seed_of
-from sightsound.checkpoints import load_processor
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.openai_engine import OpenAIEngine
-from sightsound.openai_protocol import LARGEST_SEED
-from sightsound.prompts import user_message
+from sightsound.engines.base import Sampling, seed_of
+from sightsound.engines.openai import OpenAIEngine
+from sightsound.engines.openai_protocol import LARGEST_SEED
+from sightsound.method.prompts import user_message
+from sightsound.training.checkpoints import load_processor
 from tests.support import in_process_vllm, served
 
 

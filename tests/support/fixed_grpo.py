@@ -9,7 +9,7 @@ import runpy
 from typing import Any
 
 from sightsound.cli import run
-from sightsound.grpo_trainer import AudioGRPOTrainer
+from sightsound.training.grpo import AudioGRPOTrainer
 from tests.support.tiny import REPO
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sightsound.chat import Sampling
+from sightsound.engines.base import Sampling
 from tests.support import served
 from tests.support.tiny import REPO
 

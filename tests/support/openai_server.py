@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from sightsound.chat import ChatRequest, Completion, Sampling
-from sightsound.frames import Frames
-from sightsound.sampling import NEUTRAL
-from sightsound.transformers_engine import TransformersEngine
+from sightsound.data.frames import Frames
+from sightsound.engines.base import ChatRequest, Completion, Sampling
+from sightsound.engines.sampling import NEUTRAL
+from sightsound.engines.transformers import TransformersEngine
 
 
 # In place of a status code: what else a server can do wrong.

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightsound import schema
-from sightsound.chat import ChatRequest, ChatResult, Completion, Sampling, run_requests
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.corpus import UNVERIFIED, trace_outcome
-from sightsound.executors import SCALE_FIELDS, ScaleArguments, for_rank
-from sightsound.hub import write_dataset_card
-from sightsound.journal import Journal
-from sightsound.media import MediaError
-from sightsound.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.data import schema
+from sightsound.data.clips import MediaError
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, run_requests
+from sightsound.hub.publish import write_dataset_card
+from sightsound.method.selection import UNVERIFIED, trace_outcome
+from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
+from sightsound.stage import Journal
 
 
 CHOICES = ["dog", "bell"]

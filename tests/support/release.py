@@ -9,11 +9,12 @@ import pytest
 from transformers import TrainerState
 from trl import ModelConfig, SFTConfig
 
-from evaluation import generate, publish
-from sightsound import schema
-from sightsound.hub import write_dataset_card
-from sightsound.journal import Stage, fingerprint
-from sightsound.model_card import write_student_card
+from evaluation import publish
+from evaluation import run as generate
+from sightsound.data import schema
+from sightsound.hub.publish import write_dataset_card
+from sightsound.stage import Stage, fingerprint
+from sightsound.training.card import write_student_card
 from tests.support import tiny
 from tests.support.hub_routes import TOKEN
 

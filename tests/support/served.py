@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from sightsound.chat import ChatRequest
-from sightsound.frames import Frames
+from sightsound.data.frames import Frames
+from sightsound.engines.base import ChatRequest
 from tests.support.tiny import REPO
 
 
@@ -93,7 +93,7 @@ def train_teacher(world: Path, folder: Path, max_steps: int) -> Path:
 def save_with_ends(model: Any, processor: Any, folder: Path) -> Path:
     from transformers import GenerationConfig
 
-    from sightsound.checkpoints import save_checkpoint
+    from sightsound.training.checkpoints import save_checkpoint
 
     ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**ids)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightsound import schema
-from sightsound.corpus import UNVERIFIED, trace_outcome
-from sightsound.hub import write_dataset_card
-from sightsound.prompts import render_trace
+from sightsound.data import schema
+from sightsound.hub.publish import write_dataset_card
+from sightsound.method.prompts import render_trace
+from sightsound.method.selection import UNVERIFIED, trace_outcome
 
 
 REPO = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def build_checkpoint(kind: str, path: Path) -> Path:
     """A `student` (audio) or `teacher` (video) with random weights, saved as the miniature's pretraining saves it."""
     from transformers import GenerationConfig, set_seed
 
-    from sightsound.checkpoints import save_checkpoint
+    from sightsound.training.checkpoints import save_checkpoint
 
     spec = importlib.util.spec_from_file_location("pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
     pretrain = importlib.util.module_from_spec(spec)

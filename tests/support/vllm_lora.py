@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sightsound.schema import SAMPLING_RATE
+from sightsound.data.schema import SAMPLING_RATE
 from tests.support.tiny import REPO
 
 

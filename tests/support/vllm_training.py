@@ -21,9 +21,9 @@ from transformers import AutoProcessor
 from trl import GRPOConfig
 from trl.generation import vllm_generation
 
-from sightsound import grpo_trainer
-from sightsound.grpo_trainer import AudioGRPOTrainer
-from sightsound.prompts import COT_INSTRUCTION, question_text
+from sightsound.method.prompts import COT_INSTRUCTION, question_text
+from sightsound.training import grpo as grpo_trainer
+from sightsound.training.grpo import AudioGRPOTrainer
 from tests.support.tiny import read_rows
 
 

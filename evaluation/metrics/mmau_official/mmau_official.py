@@ -10,9 +10,8 @@ The rule is in `matcher.py`.
 import datasets
 import evaluate
 
-from sightsound.answers import extract_answer_texts
-
-from .matcher import decide, words
+from evaluation.metrics.mmau_official.matcher import decide, words
+from sightsound.method.answers import extract_answer_texts
 
 
 _DESCRIPTION = "Accuracy on MMAU by the official rule: all words of the answer, none that only other choices hold."

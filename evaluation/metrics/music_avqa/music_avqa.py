@@ -10,9 +10,8 @@ The rule is in `matcher.py`.
 import datasets
 import evaluate
 
-from sightsound.answers import extract_answer_texts
-
-from .matcher import decide, word_of
+from evaluation.metrics.music_avqa.matcher import decide, word_of
+from sightsound.method.answers import extract_answer_texts
 
 
 _DESCRIPTION = "Accuracy on MUSIC-AVQA: the extracted answer is the right one of the 42 words that can be answered."

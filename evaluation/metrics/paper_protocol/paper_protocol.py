@@ -12,7 +12,7 @@ from collections import Counter
 import datasets
 import evaluate
 
-from sightsound.answers import extract_answer_texts, is_correct, match_choice
+from sightsound.method.answers import extract_answer_texts, is_correct, match_choice
 
 
 _DESCRIPTION = "Accuracy on multiple choice: an option letter, else the choice that the answer's text is most similar to."

@@ -1,0 +1,184 @@
+"""What `python -m evaluation run` is asked to do: its flags, the benchmarks that they name, and what a rerun has to share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
+from evaluation.running.controls import CONTROLS, OF_SOUND
+from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
+from sightsound.cli import InputError
+from sightsound.data import schema
+from sightsound.data.clips import Clip, MediaError, MediaFolder
+from sightsound.engines import request_fields
+from sightsound.hub.inputs import pin_dataset
+from sightsound.hub.publishing import COMMIT, shown_source
+from sightsound.method.prompts import PROMPT_VERSION
+from sightsound.stage import fingerprint
+
+
+@dataclass
+class RunArguments(request_fields.RequestFieldArguments):
+    model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
+    output_dir: str = field(metadata={"help": "where to write predictions and results"})
+    dataset: list[str] = field(metadata={"help": "the benchmark's rows, folder or Hub id; of several: NAME=VALUE each"})
+    benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
+    split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
+    modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
+    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    controls: list[str] | None = field(
+        default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
+    )
+    media_dir: list[str] | None = field(
+        default=None, metadata={"help": "folder with the videos, for --modality video and audio_video"}
+    )
+    traces: list[str] | None = field(
+        default=None, metadata={"help": "a teacher's traces, folder or Hub id, for --method cot_distill"}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "of a Hub model; for a served model it is recorded only"}
+    )
+    base_model: str | None = field(default=None, metadata={"help": "where the base of a LoRA is now, if it was moved"})
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
+    arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
+    max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
+    num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
+    max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
+    frames: str = field(
+        default=request_fields.VIDEO,
+        metadata={"help": request_fields.FRAMES_HELP, "choices": [request_fields.VIDEO, request_fields.IMAGES]},
+    )
+    batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
+    concurrency: int = field(default=32, metadata={"help": "requests in flight at --base_url", "minimum": 1})
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each benchmark", "minimum": 1})
+    seed: int = field(default=0, metadata={"help": "recorded with the results; the answers themselves are greedy"})
+
+    def options(self) -> request_fields.RequestOptions:
+        return request_fields.options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
+
+    @property
+    def name(self) -> str:
+        """What the run is called in reports."""
+        return self.arm or shown_source(self.model)
+
+
+PER_BENCHMARK = ("dataset", "split", "media_dir", "traces")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One benchmark of a run, and where what belongs to it is."""
+
+    benchmark: str
+    dataset: str
+    split: str | None = None
+    media_dir: str | None = None
+    traces: str | None = None
+
+    def find_videos(self) -> Callable[[Row], list[Clip]] | None:
+        """A function from a row to the files of its video, in the order to try them; None where no video is shown."""
+        name_of = get_benchmark(self.benchmark).clip_name
+        if self.media_dir is None or name_of is None:
+            return None
+        media = MediaFolder(self.media_dir)
+
+        def find(row: Row) -> list[Clip]:
+            clips = media.candidates(name_of(row), row["media_sha256"])
+            if not clips:
+                raise MediaError(schema.MISSING_MEDIA, f"no clip named {name_of(row)}.*")
+            return clips
+
+        return find
+
+
+def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_share: bool) -> dict[str, str]:
+    """`NAME=VALUE ...`, or one value for the only benchmark, or for all of them."""
+    given: dict[str, str] = {}
+    for value in values or []:
+        name, is_named, rest = value.partition("=")
+        if is_named and name in BENCHMARKS:  # other signs of equality are a path's own
+            if name not in names:
+                raise InputError(f"--{flag} {value}: {name} is not among --benchmark {','.join(names)}")
+            found = {name: rest}
+        elif len(names) == 1 or may_share:
+            found = dict.fromkeys(names, value)
+        else:
+            raise InputError(f"--{flag} {value}: which of {', '.join(names)} is it? Give NAME={value}")
+        for target, part in found.items():
+            if target in given:
+                raise InputError(f"--{flag}: two values for {target}, {given[target]} and {part}; give one")
+            given[target] = part
+    return given
+
+
+def sources_of(args: RunArguments) -> list[Source]:
+    """
+    The benchmarks of a run.
+
+    Raises:
+        `InputError`: One is unknown, or what it needs is not given.
+    """
+    names = list(dict.fromkeys(name.strip() for name in args.benchmark.split(",")))
+    for name in names:
+        get_benchmark(name)
+    given = {flag: _by_benchmark(flag, getattr(args, flag), names, flag != "dataset") for flag in PER_BENCHMARK}
+    for name in names:
+        if name not in given["dataset"]:
+            raise InputError(f"--dataset: nothing for {name}; give {name}=FOLDER_OR_HUB_ID")
+    return [Source(name, **{flag: given[flag].get(name) for flag in PER_BENCHMARK}) for name in names]
+
+
+def pinned(source: Source) -> Source:
+    """The same with the commits of its datasets on the Hub."""
+    given = {flag: name for flag in ("dataset", "traces") if (name := getattr(source, flag)) is not None}
+    return replace(source, **{flag: pin_dataset(flag, name) for flag, name in given.items()})
+
+
+def check(args: RunArguments, sources: list[Source]) -> None:
+    """
+    Refuse combinations that cannot be what was meant.
+
+    Raises:
+        `InputError`: One of them.
+    """
+    args.options()
+    if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
+        raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
+    if args.base_url and args.base_model:
+        raise InputError("--base_model is for a LoRA that is loaded here; the server at --base_url has its own base")
+    if not args.base_url and args.model_revision and Path(args.model).is_dir():
+        raise InputError(f"--model_revision is of a Hub model, and {args.model} is a folder; leave one of them out")
+    for source in sources:
+        if args.modality != AUDIO and get_benchmark(source.benchmark).clip_name is None:
+            raise InputError(f"{source.benchmark} has no videos; ask it with --modality audio")
+        for flag, is_needed, why in (
+            ("media_dir", args.modality != AUDIO, f"--modality {args.modality}"),
+            ("traces", args.method == COT_DISTILL, f"--method {COT_DISTILL}"),
+        ):
+            if is_needed and getattr(source, flag) is None:
+                what = {"media_dir": "the folder with the videos", "traces": "the teacher's"}[flag]
+                raise InputError(f"{why} needs --{flag}, {what}, for {source.benchmark}")
+            if not is_needed and getattr(source, flag) is not None:
+                raise InputError(f"--{flag} is not read with --modality {args.modality} --method {args.method}; leave it out")
+
+
+def settings_of(args: RunArguments, source: Source, revision: str, model_commit: str | None) -> dict[str, Any]:
+    """
+    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not; nor do the
+    controls, each of which is asked by itself.
+
+    Args:
+        revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
+        model_commit (`str`, *optional*): Of a Hub model.
+    """
+    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
+    ignored += ["batch_size"] if args.base_url else []
+    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
+    settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
+    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
+    settings |= request_fields.recorded(args, args.frames)
+    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}

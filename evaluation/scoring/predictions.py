@@ -1,0 +1,171 @@
+"""
+Predictions on a benchmark's questions, ours or others': each output goes to the question that it answers.
+
+The outputs and their questions' ids stand where `prediction_files` finds them; `id` may be what the benchmark calls it. Nothing
+is guessed: what cannot be one question's output is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from evaluation.benchmarks import Row, get_benchmark
+from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
+from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
+from sightsound.cli import InputError
+from sightsound.data.annotations import LETTERED, RowError, without_letters
+from sightsound.method.prompts import LETTERS
+
+
+OURS = {"gold", "matched_by"}  # a run's file, where `answer` is what the model answered
+# What people keep of a question, one of ours or an official annotation, when they add the output to it: key -> the columns of
+# ours that it may equal. An official `question` is our `video_question`; an `answer` is an index, with MMAU a text.
+TEXTS = {
+    **dict.fromkeys(("question", "video_question", "question_text"), ("video_question", "question")),
+    "question_content": ("template",),
+    **dict.fromkeys(CHOICES, ("choices",)),
+    **dict.fromkeys(("answer_text", "anser"), ("answer_text",)),
+    **dict.fromkeys(("answer", "gold"), ("answer",)),
+}
+
+
+def _ids(rows: list[Row], id_key: str, path: str) -> list[str]:
+    ids = []
+    for number, row in enumerate(rows):
+        value = next((row[key] for key in ("id", id_key, "question_id") if row.get(key) is not None), None)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            expected = "id" if id_key == "id" else f"id or {id_key}"
+            keys = f"it has {some_of(row) or 'no keys'}"
+            if value is None and "doc_id" in row:
+                keys += "; doc_id is a place in the harness's own data, which need not be in this order: put the id in the doc"
+            seen = f"no id (under {expected})" if value is None else f"{value!r} as {expected}"
+            raise InputError(f"{path}: row {number} has {seen}, expected a question's id; {keys}")
+        ids.append(str(value))
+    return ids
+
+
+def _why_unknown(benchmark: str, num_questions: int, revision: str) -> str:
+    """What may be the cause that a file has ids which are no question's."""
+    is_file = revision.startswith("sha256:")  # of annotations: it has the questions without a clip too
+    total = get_benchmark(benchmark).pinned.questions
+    source = "annotation file" if is_file else "dataset"
+    part = f"the {source} holds {num_questions:,} of {total:,} questions; " if num_questions < (total or 0) else ""
+    asked = f"{part}were another benchmark, split or revision answered"
+    if is_file:
+        return f"{asked}?"
+    return f"{asked}, or does the dataset lack their clips? --annotations instead of --dataset has every question"
+
+
+class Predictions:
+    """
+    Outputs of one run on a benchmark, in the order of its questions.
+
+    Args:
+        path (`str`): The file.
+        benchmark (`str`): Its name.
+        questions (`list[dict]`): Its rows.
+        revision (`str`): Where they come from; compared where the file tells its own.
+
+    Attributes:
+        ids (`set`): The questions that the file has an answer with the clip to.
+        outputs (`dict`): Per control, an output per question; None where it is missing or no text.
+        rows (`dict`): Per control, the questions as they were asked.
+        key (`str`): Under which key the outputs stand in the file.
+        several (`int`): Rows that hold more than one output; the first of each is the one that counts.
+        missing (`dict`): Per control, how many questions have no prediction.
+        not_text (`dict`): Per control, how many outputs are something else than text.
+
+    Raises:
+        `InputError`: An id is unknown or stands there twice, or the file is about other questions than these.
+    """
+
+    def __init__(self, path: str, benchmark: str, questions: list[Row], revision: str):
+        self._path, self._benchmark = path, benchmark
+        rows = read_rows(path)
+        self.key, ids = output_key(rows, path), _ids(rows, get_benchmark(benchmark).id_key, path)
+        samples = [outputs_of(row[self.key], self.key) if self.key in row else [] for row in rows]
+        self.several = sum(len(outputs) > 1 for outputs in samples)
+        rows = [row | {self.key: outputs[0]} if outputs else row for row, outputs in zip(rows, samples, strict=True)]
+        self._check_origin(rows, revision)
+        asked = {row["id"]: row for row in questions}
+        unknown = [row_id for row_id in ids if row_id not in asked]
+        if unknown:
+            told = f"{len(unknown)} of {len(ids)} ids are no question of {benchmark} in this revision (first: {unknown[0]})"
+            splits = sorted({row["split"] for row in rows if isinstance(row.get("split"), str)})
+            named = f"; the file names split {' and '.join(splits)}" if splits else ""
+            raise InputError(f"{path}: {told}{named}; {_why_unknown(benchmark, len(questions), revision)}")
+        found: dict[str, dict[str, Row]] = {}
+        for row_id, row in zip(ids, rows, strict=True):
+            control = row.get("control", NO_CONTROL)
+            if control not in (NO_CONTROL, *CONTROLS):
+                raise InputError(f"{path}: {control!r} is no control; expected {', '.join((NO_CONTROL, *CONTROLS))}")
+            if row_id in found.setdefault(control, {}):
+                raise InputError(f"{path}: id {row_id} stands there twice; which of the outputs counts cannot be told")
+            found[control][row_id] = row
+        if NO_CONTROL not in found:
+            raise InputError(f"{path} holds controls only ({', '.join(found)}), and no answer with the clip")
+        self.ids = set(found[NO_CONTROL])
+        self.rows = {c: [shuffled(row) for row in questions] if c == SHUFFLED else questions for c in found}
+        self.outputs: dict[str, list[str | None]] = {}
+        self.missing: dict[str, int] = {}
+        self.not_text: dict[str, int] = {}
+        for control, given in found.items():
+            self._check_texts(given, {row["id"]: row for row in self.rows[control]})
+            values = [given[row["id"]].get(self.key) if row["id"] in given else None for row in questions]
+            self.outputs[control] = [value if isinstance(value, str) else None for value in values]
+            self.missing[control] = sum(row["id"] not in given or self.key not in given[row["id"]] for row in questions)
+            self.not_text[control] = self.outputs[control].count(None) - self.missing[control]
+
+    def _check_origin(self, rows: list[Row], revision: str) -> None:
+        """What our own files tell of where their questions came from."""
+        for name, expected in (("benchmark", self._benchmark), ("benchmark_revision", revision)):
+            others = {str(row[name]) for row in rows if row.get(name) not in (None, expected)}
+            # The digest of an annotation file says nothing of the dataset that was built from it; texts are compared instead.
+            if others and not (name == "benchmark_revision" and revision.startswith("sha256:")):
+                told = f"{name} {sorted(others)[0]}, expected {expected}"
+                raise InputError(f"{self._path} answers other questions: {told}; give the ones that it was made from")
+
+    def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
+        """Where a prediction repeats something of its question, it is this benchmark's question in this revision."""
+        to_row = get_benchmark(self._benchmark).to_row
+        for row_id, row in given.items():
+            question = questions[row_id]
+            for name, seen, columns in _repeated(row, to_row):
+                known = [question[column] for column in columns if column in question]
+                if name == "answer" and isinstance(seen, str) and seen.strip(" ().") == LETTERS[question["answer"]]:
+                    continue  # the letter of the right choice
+                forms = [_plain(each) for each in known]
+                if known and _plain(seen) not in forms and _plain(_without_letters(seen)) not in forms:
+                    told = f"question {row_id} has other texts there than in {self._benchmark} in this revision"
+                    differs = f"{name} {seen!r}, expected {known[0]!r}"
+                    raise InputError(f"{self._path}: {told} ({differs}); give the questions that it was made from")
+
+
+def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """What a prediction repeats of its question: where it stands, what stands there, and the columns that it may equal."""
+    with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is what its template and values make
+        row = row | to_row(row)
+    for name, columns in TEXTS.items():
+        value = row.get(name)
+        if value is None or (name == "answer" and OURS & row.keys()):
+            continue
+        if columns == ("answer",) and isinstance(value, str):
+            columns = ("answer_text",)
+        yield name, value, columns
+
+
+def _plain(value: Any) -> Any:
+    """Equal for texts, or lists of them, that differ in spaces only."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def _without_letters(value: Any) -> Any:
+    """A choice, or choices, without the letters of a prompt before them; choices lose them only where all have theirs."""
+    if isinstance(value, str):
+        found = LETTERED.match(value)
+        return value[found.end() :] if found else value
+    return without_letters(value) if isinstance(value, list) else value

@@ -1,0 +1,301 @@
+"""
+What the builders of audio datasets share: annotations and clips in, a dataset repository with its ledger and card out.
+
+A builder's script says how one annotation reads and where its clip lies (`AudioDataset`); decoding, shards, resume,
+coverage and card are here. Annotations are judged before any clip is opened, so a worker gets rows that only
+lack their sound.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightsound.building.overlap import overlaps
+from sightsound.building.report import (
+    contents_in_words,
+    coverage_table,
+    files_by_choice,
+    first_reasons,
+    outcomes_in_words,
+    why_no_row,
+    write_card,
+)
+from sightsound.building.sounds import Sound, SoundReader
+from sightsound.cli import InputError
+from sightsound.data import schema
+from sightsound.data.annotations import Row, RowError, check_text, read_annotations
+from sightsound.data.clips import MediaFolder, sha256_of, without_extension
+from sightsound.hub.publishing import PublishArguments
+from sightsound.stage import Stage, fingerprint
+
+
+if TYPE_CHECKING:
+    from datasets import Features
+    from tqdm import tqdm
+
+# An entry of the ledger, and the row that it is about where the annotation is good: all columns but the sound.
+Judged = tuple[Row, Row | None]
+Shard = tuple[str, list[Judged]]  # its name (`train-00000-of-00004`) and its annotations
+
+# Rows of one file. With ten-second clips that is about 75 MB, with minutes of music about 400 MB: under the 500 MB per file
+# that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`schema.write_parquet`).
+ROWS_PER_SHARD = 500
+MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
+
+
+@dataclass(kw_only=True)
+class AudioDatasetArguments(PublishArguments):
+    media_dir: str = field(metadata={"help": "folder with the clips, searched recursively"})
+    output_dir: str = field(metadata={"help": "where to write the dataset"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N annotations of each split", "minimum": 1})
+    num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
+
+
+@dataclass(frozen=True)
+class AudioDataset:
+    """
+    What sets one audio dataset apart from the others. Functions are the builder's own and stand at the top of its script.
+
+    Args:
+        features (`Callable`): Columns, from `schema`.
+        to_row (`Callable`): An annotation, of any type that JSON has, -> its columns without `audio`, `duration_s` and
+            `media_sha256`. Raises `RowError`.
+        clip_name (`Callable`): Such a row -> the name of its clip without the extension.
+        id_key (`str`): Where an annotation keeps its id.
+        choices_key (`str`, *optional*): Where it keeps its choices; None where the row function knows them.
+        official_file (`str`): Whose format is expected, for messages.
+        card (`str`): Template in `model_cards/`.
+        front_matter (`dict`): Of the card.
+        check_file (`Callable`, *optional*): A file's path and its annotations; raises `InputError` where all of them would
+            be misread.
+        describe (`Callable`, *optional*): The rows that were built, without their sound -> front matter in place of
+            `front_matter`, and further values for the card.
+    """
+
+    features: Callable[[], Features]
+    to_row: Callable[[Any], Row]
+    clip_name: Callable[[Row], str]
+    id_key: str
+    official_file: str
+    card: str
+    front_matter: Row
+    choices_key: str | None = None
+    check_file: Callable[[str, list[Any]], None] | None = None
+    describe: Callable[[list[Row]], tuple[Row, Row]] | None = None
+
+
+def _storable(text: str) -> str:
+    """Text for the ledger: file names and annotations can hold what UTF-8 cannot, and be of any length."""
+    plain = text.encode("utf-8", "backslashreplace").decode()
+    return plain if len(plain) <= MAX_DETAIL_CHARACTERS else f"{plain[:MAX_DETAIL_CHARACTERS]}..."
+
+
+def _explain(entry: Row, error: RowError) -> None:
+    entry |= {"outcome": error.outcome, "detail": _storable(str(error))}
+
+
+def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
+    """Every annotation of a split by itself. One that is bad neither takes an id nor repeats one."""
+    seen: set[str] = set()
+    for annotation in annotations:
+        named = _storable(str(annotation.get(dataset.id_key))) if isinstance(annotation, dict) else ""
+        entry: Row = {"id": named, "outcome": schema.BUILT, "detail": None}
+        row: Row | None = None
+        try:
+            row = dataset.to_row(annotation)
+            check_text(row)
+            if row["id"] in seen:
+                raise RowError(schema.DUPLICATE_ID, "the id stands in an earlier row")
+            seen.add(row["id"])
+        except RowError as error:
+            row = None
+            _explain(entry, error)
+        yield entry, row
+
+
+def count_lettered(dataset: AudioDataset, annotations: list[Any], judged: list[Judged]) -> int:
+    """How many good annotations had letters before their choices, which the row lacks (`annotations.without_letters`)."""
+    key = dataset.choices_key
+    if key is None:
+        return 0
+    pairs = zip(annotations, judged, strict=False)  # judged are the first ones
+    return sum(row is not None and row["choices"] != [str(each) for each in annotation[key]] for annotation, (_, row) in pairs)
+
+
+def _rows_with_sound(
+    judged: list[Judged], dataset: AudioDataset, media: MediaFolder, reader: SoundReader, sounds: Iterator[Sound], bar: tqdm
+) -> Iterator[Row]:
+    """The rows that have a usable clip; of all others the ledger's entry gets the reason."""
+    for entry, row in judged:
+        bar.update()
+        if row is None:
+            continue
+        name, sound = dataset.clip_name(row), next(sounds)
+        try:
+            yield row | _audio_columns(name, sound, media, reader)
+        except RowError as error:
+            _explain(entry, error)
+            continue
+        if told := _choice_of_file(name, sound, media):
+            entry["detail"] = _storable(told)
+
+
+def _audio_columns(name: str, sound: Sound, media: MediaFolder, reader: SoundReader) -> Row:
+    """
+    The columns `audio`, `duration_s` and `media_sha256`.
+
+    Raises:
+        `RowError`: There is no such clip, or none of its files can be used.
+    """
+    if sound.clip is None:
+        if not sound.failures:
+            raise RowError(schema.MISSING_MEDIA, f"no clip named {without_extension(name)}.*")
+        raise RowError(sound.failures[0][0], "; ".join(detail for _, detail in sound.failures))
+    try:
+        sha256 = reader.sha256_of(sound.clip.path)
+    except OSError as error:
+        shown = os.path.relpath(sound.clip.path, media.root)
+        raise RowError(schema.CORRUPT_MEDIA, f"{shown}: {error}") from error
+    audio = {"bytes": sound.flac, "path": f"{name}.flac"}
+    return {"audio": audio, "duration_s": sound.duration_s, "media_sha256": sha256}
+
+
+def _choice_of_file(name: str, sound: Sound, media: MediaFolder) -> str | None:
+    """Which file was taken, where that is not plain from the clip's name."""
+    if sound.clip is None:
+        return None
+    reasons = [detail for _, detail in sound.failures]
+    if others := media.namesakes(name, sound.clip):
+        reasons.append(f"other files of that name: {', '.join(os.path.relpath(path, media.root) for path in others)}")
+    return f"{os.path.relpath(sound.clip.path, media.root)} was used; {'; '.join(reasons)}" if reasons else None
+
+
+def shards_of(split: str, judged: list[Judged]) -> Iterator[tuple[str, list[Judged]]]:
+    """Cut a split into named shards; a split without a row is one empty shard."""
+    count = max(1, math.ceil(len(judged) / ROWS_PER_SHARD))
+    for i in range(count):
+        yield f"{split}-{i:05d}-of-{count:05d}", judged[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
+
+
+def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[str]], list[Row]]:
+    """Join the shards' ledgers into `ledger.parquet`; returns the count of outcomes in each split, and its entries."""
+    import pyarrow.parquet as pq
+
+    entries: list[Row] = []
+    for split in splits:
+        for part in sorted((folder / "ledger").glob(f"{split}-*.parquet")):
+            entries += [entry | {"split": split} for entry in pq.read_table(part).to_pylist()]
+    schema.write_parquet(entries, schema.build_ledger_features(), folder / "ledger.parquet")
+    return {split: Counter(entry["outcome"] for entry in entries if entry["split"] == split) for split in splits}, entries
+
+
+def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], **card_values: Any) -> None:
+    """
+    Build a dataset folder from annotation files, continue one, or do nothing when it is complete; then publish it if asked.
+
+    Args:
+        dataset (`AudioDataset`): Which one.
+        args (`AudioDatasetArguments`): What the user asked for.
+        annotations (`dict`): Split to annotation file.
+        card_values: What the card's template names beyond what every audio dataset has.
+
+    Raises:
+        `InputError`: An annotation file or the media folder cannot be used, or not a single row could be built.
+    """
+    settings = {"media_dir": args.media_dir, "limit": args.limit}
+    settings |= {f"{split}_annotations": fingerprint(path) for split, path in annotations.items()}
+    with Stage(args.output_dir, settings) as stage:
+        if stage.complete:
+            print(f"{stage.path} is complete: {contents_in_words(stage.path)}; delete the folder to build again")
+        else:
+            try:
+                _build(dataset, args, annotations, stage, card_values)
+            except InputError:
+                if not any((stage.path / part).exists() for part in ("ledger", "data")):
+                    stage.forget_settings()  # nothing was kept: the corrected command may have others
+                raise
+        args.publish(stage.path)
+
+
+def _build(
+    dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], stage: Stage, card_values: Row
+) -> None:
+    media = MediaFolder(args.media_dir)
+    shards: list[Shard] = []
+    sources, num_lettered = [], 0
+    for split, path in annotations.items():
+        rows = read_annotations(path, dataset.official_file)
+        if dataset.check_file is not None:
+            dataset.check_file(path, rows)
+        judged = list(judge(dataset, rows[: args.limit]))
+        num_lettered += count_lettered(dataset, rows, judged)
+        shards += shards_of(split, judged)
+        sources.append({"split": split, "file": Path(path).name, "rows": len(rows), "sha256": sha256_of(path)})
+    _write_shards(shards, dataset, stage.path, media, args.num_proc)
+    counts, ledger = join_ledger(stage.path, list(annotations))
+    print(f"{len(ledger)} annotations: {outcomes_in_words(counts)}\n\n{coverage_table(counts)}")
+    if num_lettered:
+        print(f"the choices of {num_lettered} questions began with their letters (A, B, ...), which were taken off")
+    if all(entry["outcome"] != schema.BUILT for entry in ledger):
+        for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
+            shutil.rmtree(stage.path / part)
+        files, ledger_path = list(annotations.values()), stage.path / "ledger.parquet"
+        raise InputError(why_no_row(counts, ledger, dataset.official_file, files, media, ledger_path))
+    shared = _tell(stage.path, counts, ledger)
+    front_matter, described = dataset.front_matter, Row()
+    if dataset.describe is not None:
+        rows_of_ledger = (row for _, judged in shards for _, row in judged)
+        built = zip(ledger, rows_of_ledger, strict=True)
+        front_matter, described = dataset.describe([row for entry, row in built if row and entry["outcome"] == schema.BUILT])
+    features, values = dataset.features(), {"sources": sources, "num_lettered": num_lettered, **card_values, **described}
+    write_card(stage.path, dataset.card, front_matter, features, counts, shared, **values)
+    stage.finish()
+
+
+def _tell(folder: Path, counts: dict[str, Counter[str]], ledger: Sequence[Row]) -> list[str]:
+    """Print what a user has to know of a build before it is used; returns what its splits share."""
+    if reasons := first_reasons(ledger):
+        print("\nThe first row of each outcome:")
+        print("\n".join(f"  {outcome}: {reason}" for outcome, reason in reasons.items()))
+    if chosen := files_by_choice(ledger):
+        print(chosen)
+    for split, count in counts.items():
+        if not count[schema.BUILT]:
+            print(f"warning: no row of split {split} could be built; the dataset has no such split", file=sys.stderr)
+    shared = overlaps(folder, list(counts))
+    for overlap in shared:
+        if overlap.leak:
+            print(f"warning: {overlap.leak}", file=sys.stderr)
+        if overlap.same_ids:
+            print(overlap.same_ids)
+    return [part for overlap in shared for part in (overlap.leak, overlap.same_ids) if part]
+
+
+def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, media: MediaFolder, num_proc: int) -> None:
+    """
+    Write the shards that are not done yet, one after the other: rows first, then the part of the ledger that marks it as done.
+
+    Clips are decoded ahead, by other processes and across the ends of shards.
+    """
+    from tqdm import tqdm
+
+    missing = [(name, judged) for name, judged in shards if not (folder / "ledger" / f"{name}.parquet").exists()]
+    total, left = (sum(len(judged) for _, judged in part) for part in (shards, missing))
+    rows = (row for _, judged in missing for _, row in judged if row is not None)
+    with (
+        SoundReader(media.root, num_proc) as reader,
+        tqdm(total=total, initial=total - left, desc="annotations", unit="row", mininterval=1.0) as bar,
+    ):
+        sounds = reader.sounds(media.candidates(dataset.clip_name(row)) for row in rows)
+        for name, judged in missing:
+            built = _rows_with_sound(judged, dataset, media, reader, sounds, bar)
+            schema.write_parquet(built, dataset.features(), folder / "data" / f"{name}.parquet")
+            schema.write_ledger((entry for entry, _ in judged), folder / "ledger" / f"{name}.parquet")

@@ -1,0 +1,165 @@
+"""What an annotation has to be before its clip is opened: checks that the builders of audio datasets share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sightsound.cli import InputError, read_json
+from sightsound.data import schema
+from sightsound.method.prompts import LETTERS
+
+
+Row = dict[str, Any]
+
+WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+# The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
+# would crowd the clip out of any model's context.
+MAX_TEXT_CHARACTERS = 25_000
+# "(A) Man", "A. Man": as choices stand in a prompt. A letter and what closes it, before a choice of its own. "A:maj/1" is none.
+LETTERED = re.compile(r"\s*(\(?)([A-Za-z])([.:)])\s+(?=\S)")
+
+
+def read_annotations(path: str, official_file: str) -> list[Any]:
+    """
+    The annotations in a file: a list in JSON, an object that holds one such list, or one object a line (JSON lines).
+
+    Args:
+        path (`str`): The file.
+        official_file (`str`): Whose format is expected, for messages.
+
+    Raises:
+        `InputError`: It cannot be read, holds no list of annotations, or an empty one.
+    """
+    content = _json_lines(path)
+    if content is None:
+        content = read_json(path)
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items() if isinstance(value, list) and _are_objects(value)}
+        if len(lists) != 1:
+            keys = ", ".join(map(repr, list(content)[:5])) or "none"
+            found = f"an object with the keys {keys}{', ...' if len(content) > 5 else ''}"
+            raise InputError(f"{path}: expected a list of annotations as in {official_file}, found {found}")
+        [content] = lists.values()
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of annotations as in {official_file}, found {type(content).__name__}")
+    if not content:
+        raise InputError(f"{path} holds no annotations; was its list written to the end?")
+    return content
+
+
+def _are_objects(value: list[Any]) -> bool:
+    return all(isinstance(each, dict) for each in value)
+
+
+def _json_lines(path: str) -> list[Any] | None:
+    """The objects of a file that holds one a line; None for every other file."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            if not file.readline().startswith("{"):
+                return None
+            file.seek(0)
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError, RecursionError):  # `read_json` says what is wrong with it
+        return None
+    is_one_object = len(rows) == 1 and not path.endswith((".jsonl", ".ndjson"))
+    return None if is_one_object or not _are_objects(rows) else rows
+
+
+class RowError(Exception):
+    """An annotation that cannot become a row: its outcome in the ledger, and why."""
+
+    def __init__(self, outcome: str, detail: str):
+        super().__init__(detail)
+        self.outcome = outcome
+
+
+def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:
+    """The annotation, if it is an object with these keys."""
+    if not isinstance(annotation, dict):
+        raise RowError(schema.BAD_ANNOTATION, f"expected an object, found {type(annotation).__name__}")
+    missing = [key for key in keys if key not in annotation]
+    if missing:
+        found = ", ".join(map(str, annotation)) or "nothing"
+        raise RowError(schema.BAD_ANNOTATION, f"lacks {', '.join(missing)}; its fields are {found}")
+    return annotation
+
+
+def expect_id(annotation: Row, key: str) -> str:
+    """A row's id as text: AVQA and MUSIC-AVQA number their questions."""
+    value = annotation[key]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise RowError(schema.BAD_ANNOTATION, f"expected text or a number as {key}, found {value!r}")
+    return str(value)
+
+
+def expect_text(annotation: Row, key: str) -> str:
+    """Text that is not blank, byte for byte."""
+    value = annotation[key]
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
+    return value
+
+
+def expect_file_name(annotation: Row, key: str) -> str:
+    """The name of a file below a folder, byte for byte: nothing that leads out of it, and no control characters."""
+    name = expect_text(annotation, key)
+    parts = re.split(r"[/\\]", name)
+    if name != name.strip("/\\") or ".." in parts or WINDOWS_DRIVE.match(name) or CONTROL_CHARACTERS.search(name):
+        expected = "the name of a file in the media folder, with or without its extension"
+        raise RowError(schema.BAD_ANNOTATION, f"expected {expected}, as {key}, found {name!r}")
+    return name
+
+
+def without_letters(choices: Sequence[str]) -> list[str]:
+    """Choices without the letters before them, where all have their own, in order and in one style: a prompt adds letters."""
+    found = [LETTERED.match(choice) for choice in choices]
+    matches = [match for match in found if match is not None]
+    styles = {(match[1], match[2].isupper(), match[3]) for match in matches}
+    letters = "".join(match[2] for match in matches).upper()
+    if len(matches) < len(choices) or len(styles) != 1 or letters != LETTERS[: len(choices)]:
+        return list(choices)
+    return [match.string[match.end() :] for match in matches]
+
+
+def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
+    """A list of choices, byte for byte but for letters before all of them; a number is read as its text."""
+    wanted = str(most) if fewest == most else f"{fewest} to {most}"
+    if not isinstance(value, list) or not fewest <= len(value) <= most:
+        raise RowError(schema.WRONG_CHOICE_COUNT, f"expected {wanted} choices, found {value!r}")
+    for choice in value:
+        if isinstance(choice, bool) or not isinstance(choice, str | int | float) or not str(choice).strip():
+            raise RowError(schema.BAD_ANNOTATION, f"expected text as every choice, found {choice!r}")
+    return without_letters([str(choice) for choice in value])
+
+
+def optional_label(annotation: Row, key: str) -> str:
+    """A label that some annotations lack; nothing, or null, is the empty text."""
+    value = annotation.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
+    return value or ""
+
+
+def audio_question(video_question: str) -> str:
+    """R1-AQA's rule: every "video" becomes "audio", nothing else changes."""
+    return video_question.replace("video", "audio")
+
+
+def check_text(row: Row) -> None:
+    """Whatever column it stands in: text can be too long for a question, or no text at all."""
+    for name, value in row.items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if len(text) > MAX_TEXT_CHARACTERS:
+                told = f"{name} is {len(text)} characters long, expected at most {MAX_TEXT_CHARACTERS}"
+                raise RowError(schema.BAD_ANNOTATION, told)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                told = f"{name} holds half of a UTF-16 pair, which no file can store as text"
+                raise RowError(schema.BAD_ANNOTATION, told) from error

@@ -1,0 +1,314 @@
+"""
+What a user names as input: a folder here, or a repository of the Hub at one commit; and whether it is of the expected kind.
+
+A stage reads its inputs more than once, and may be killed and continued days later, while the Hub's `main` moves. So a Hub
+dataset is looked up once, and from then on named `ORG/NAME@COMMIT`, also in the stage's settings: a rerun reads that commit.
+Users can pin a revision in the same way (`--dataset ORG/NAME@build-0123456789ab`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightsound.cli import InputError, nearest
+from sightsound.data import schema
+from sightsound.hub.publishing import COMMIT, REPO_ID, split_revision
+from sightsound.hub.retries import TRANSIENT, what_happened
+from sightsound.stage import STAGE_FILE, is_complete, read_settings
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+LOOK_UP_TIMEOUT_S = 10.0
+LOOK_UPS = 3  # of a Hub that is busy; one that cannot be reached is asked once
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of dataset that a stage reads.
+
+    Args:
+        name (`str`): What it holds.
+        columns (`tuple`): Those that are read, of the types that `schema` gives for avqa-audio and traces.
+        made_by (`str`): Where users get it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    made_by: str
+
+
+_ASKED = ("id", "question", "choices", "media_sha256")
+CLIPS = Kind(
+    "clips with questions (avqa-audio)",
+    (*_ASKED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
+    "the output folder of a builder such as dataset_builders/avqa_audio.py, or its Hub id",
+)
+TRACES = Kind(
+    "teacher traces",
+    (*_ASKED, "traces", "teacher_answer", "unanimous", "outcome"),
+    "the output folder of dataset_builders/traces.py",
+)
+VERDICTS = Kind(
+    "traces with verdicts", (*TRACES.columns, "checker", "verdict_mode"), "the output folder of dataset_builders/verdicts.py"
+)
+CORPUS = Kind(
+    "a corpus with the config `traces`", TRACES.columns, "the output folder of dataset_builders/cot_corpus.py, or its Hub id"
+)
+
+
+def _is_like(found: Any, expected: Any) -> bool:
+    """Whether a column has the type that is expected, whatever its width: `int64` is like `int32`."""
+    from datasets import Audio, List, Value
+
+    if isinstance(expected, Audio):
+        return isinstance(found, Audio)
+    if isinstance(expected, List):
+        return isinstance(found, List) and _is_like(found.feature, expected.feature)
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(_is_like(found.get(name), each) for name, each in expected.items())
+    if not isinstance(found, Value):
+        return False
+    texts, numbers = ("string", "large_string", "null"), ("int", "uint", "float", "null")
+    return found.dtype in texts if expected.dtype == "string" else found.dtype.startswith((*numbers, expected.dtype))
+
+
+def check_kind(features: Features, source: str, kind: Kind) -> None:
+    """
+    Raises:
+        `InputError`: A column is missing, or of another type.
+    """
+    expected = {**schema.avqa_audio_features(), **schema.traces_features()}
+    missing = [name for name in kind.columns if name not in features]
+    if missing:
+        found = f"it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: {', '.join(features) or 'none'})"
+    else:
+        wrong = [name for name in kind.columns if not _is_like(features[name], expected[name])]
+        if not wrong:
+            return
+        found = f"its column {wrong[0]} is of another type ({_shown_type(features[wrong[0]])})"
+    raise InputError(f"{source} does not hold {kind.name}: {found}; give {kind.made_by}")
+
+
+def _shown_type(feature: Any) -> str:
+    text = str(feature)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def open_input(source: str, split: str, kind: Kind, config: str | None = None) -> Dataset:
+    """
+    A split of a dataset of the expected kind, audio left encoded.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: As for `schema.open_dataset`, or the dataset is of another kind.
+    """
+    dataset = schema.open_dataset(source, split, config)
+    check_kind(dataset.features, f"split '{split}' of {source}", kind)
+    return dataset
+
+
+def front_matter_of(source: str) -> dict[str, Any]:
+    """
+    What the card of a dataset says before its text; nothing where it has no card.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: The Hub does not give the card, and the cache has none.
+    """
+    import httpx
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    card = Path(source, "README.md")
+    if not Path(source).exists():
+        name, revision = split_revision(source)
+        try:
+            card = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
+        except RemoteEntryNotFoundError:
+            return {}
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            told = f"the card of {source} cannot be read ({what_happened(error)})"
+            raise InputError(f"{told}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
+    return DatasetCard.load(card).data.to_dict() if card.is_file() else {}
+
+
+def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) -> str:
+    """
+    The dataset that a flag names, looked up before anything is read: a folder as it is, a Hub id with its commit.
+
+    Args:
+        flag (`str`): Without `--`; the stage's setting has the same name.
+        output_dir (`str`, *optional*): Of the stage: a rerun reads the commit that is recorded there.
+
+    Raises:
+        `InputError`: It is neither a folder that can be read nor a dataset of the Hub.
+    """
+    if Path(source).exists():
+        _check_dataset_folder(flag, Path(source))
+        return source
+    name, revision = split_revision(source)
+    recorded = (read_settings(Path(output_dir)) or {}).get(flag) if output_dir is not None else None
+    if revision is None and recorded is not None and split_revision(str(recorded))[0] == name:
+        return str(recorded)
+    return f"{name}@{_commit_on_hub(flag, name, 'dataset', revision)}"
+
+
+def pin_datasets(arguments: Any, flags: Sequence[str], output_dir: str) -> None:
+    """`pin_dataset` for fields of a stage's arguments, in place; those that are None stay so."""
+    for flag in flags:
+        if (source := getattr(arguments, flag)) is not None:
+            setattr(arguments, flag, pin_dataset(flag, source, output_dir))
+
+
+def pin_model(
+    flag: str, model: str, output_dir: str | Path | None = None, revision: str | None = None, base_model: str | None = None
+) -> str | None:
+    """
+    The commits of a model that is about to be loaded in this process: what `generator.load_generator` takes as `revision`.
+
+    Args:
+        flag (`str`): Without `--`.
+        output_dir (`str`, *optional*): Of the stage: a rerun loads the commits that are recorded there as `model_commit`.
+        revision (`str`, *optional*): Of a Hub model.
+        base_model (`str`, *optional*): The base of a LoRA.
+
+    Returns:
+        `str` or `None`: None of a folder.
+
+    Raises:
+        `InputError`: It is neither a folder with a model nor a model of the Hub.
+    """
+    from sightsound.models.loading import resolved_revision
+
+    settings = (read_settings(Path(output_dir)) or {}) if output_dir is not None else {}
+    if settings.get("model_commit") and settings.get(flag) == model:
+        return str(settings["model_commit"])
+    if Path(model).exists():
+        check_model_folder(flag, Path(model))
+    else:
+        revision = _commit_on_hub(flag, model, "model", revision)
+    return resolved_revision(model, revision, base_model)
+
+
+def check_model_folder(flag: str, folder: Path) -> None:
+    """
+    Raises:
+        `InputError`: The path holds no model that has been written to its end.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--{flag} {folder} is a file; expected a model folder or a Hub model id")
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return
+    if (folder / "model" / "config.json").is_file():
+        raise InputError(f"--{flag} {folder} holds no config.json; did you mean {folder / 'model'}?")
+    if (folder / STAGE_FILE).is_file() and not is_complete(folder):
+        raise InputError(f"--{flag} {folder} is not complete; rerun the stage that writes it")
+    raise InputError(f"--{flag} {folder} is no model: it holds no config.json; expected a model folder or a Hub model id")
+
+
+def _check_dataset_folder(flag: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"--{flag} {folder} is a file; expected a dataset folder or a Hub dataset id")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"--{flag} {folder} cannot be read; check its permissions")
+    if (folder / STAGE_FILE).is_file() and not is_complete(folder):
+        raise InputError(f"--{flag} {folder} is not complete; rerun the stage that writes it")
+    # Without our card, `load_dataset` would take whatever data files it finds.
+    if next(folder.glob("data/**/*.parquet"), None) is None and next(folder.glob("*.parquet"), None) is None:
+        inner = next((each for each in sorted(folder.iterdir()) if (each / "data").is_dir()), None)
+        meant = f"; did you mean {inner}?" if inner is not None else "; expected what a stage or dataset builder has written"
+        raise InputError(f"--{flag} {folder} is no dataset folder: it holds no data/*.parquet{meant}")
+
+
+def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -> str:
+    """
+    The commit of a repository.
+
+    Raises:
+        `InputError`: There is none of this name, it cannot be read with this token, or the Hub cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+
+    asked = f"--{flag} {name}{f'@{revision}' if revision else ''}"
+    if name.startswith((".", "/", "~")) or not (REPO_ID.fullmatch(name) or re.fullmatch(r"[\w.-]+", name, re.ASCII)):
+        raise InputError(f"--{flag} {name}: there is no such folder{_similar_folder(name, repo_type)}")
+    missing = f"{asked}: there is no folder {name} here{_similar_folder(name, repo_type)}"
+    if constants.HF_HUB_OFFLINE:
+        if cached := _cached_commit(name, repo_type, revision):
+            return cached
+        raise InputError(f"{missing}, HF_HUB_OFFLINE is set, and the cache has no {repo_type} of that name")
+    for attempt in range(1, LOOK_UPS + 1):
+        try:
+            info = HfApi().repo_info(name, repo_type=repo_type, revision=revision, timeout=LOOK_UP_TIMEOUT_S)
+            return str(info.sha)
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code in TRANSIENT and attempt < LOOK_UPS:
+                time.sleep(attempt)
+                continue
+            if response is None or response.status_code in TRANSIENT:
+                if cached := _cached_commit(name, repo_type, revision):
+                    print(f"the Hub does not answer ({what_happened(error)}); {name} is taken from the cache, commit {cached}")
+                    return cached
+                raise InputError(f"{missing}, and the Hub does not answer ({what_happened(error)})") from error
+            raise InputError(_refusal(missing, name, repo_type, revision, error)) from error
+    raise AssertionError("unreachable")
+
+
+def _refusal(missing: str, name: str, repo_type: str, revision: str | None, error: Any) -> str:
+    """One line on why the Hub does not give a repository."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    is_sent = get_token() is not None
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision} on the Hub; give a branch, a tag or a commit of it"
+    if isinstance(error, GatedRepoError):
+        return f"{name} is gated: ask for access on its page, then set HF_TOKEN or run `hf auth login` ({what_happened(error)})"
+    is_missing = isinstance(error, RepositoryNotFoundError) or error.response.status_code == 404
+    if is_missing and not (is_sent and "credentials" in what_happened(error)):
+        may = "this token may not read it" if is_sent else "it is private: set HF_TOKEN or run `hf auth login`"
+        return f"{missing}, and the Hub has no {repo_type} of that name, or {may}"
+    return f"{name} cannot be read: {what_happened(error)}"
+
+
+def _similar_folder(name: str, repo_type: str) -> str:
+    """`, did you mean ...?` where a folder of almost that name is there; in place of a model, only one that holds a model."""
+    parent = Path(name).parent
+    beside = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() and os.access(parent, os.R_OK) else []
+    if repo_type == "model":
+        configs = ("config.json", "adapter_config.json", "model/config.json")
+        beside = [each for each in beside if any((parent / each / config).is_file() for config in configs)]
+    found = nearest(Path(name).name, beside)
+    return f" (did you mean {parent / found}?)" if found else ""
+
+
+def _cached_commit(name: str, repo_type: str, revision: str | None) -> str | None:
+    """The revision by the caches on this machine: the Hub's client knows branches, `datasets` what it has prepared."""
+    from datasets import config
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)
+    if revision and (folder / "snapshots" / revision).is_dir():
+        return revision
+    ref = folder / "refs" / (revision or "main")
+    if ref.is_file():
+        return ref.read_text().strip()
+    prepared = Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).glob("*/*/*") if repo_type == "dataset" else ()
+    commits = [each for each in prepared if COMMIT.fullmatch(each.name) and revision in (None, each.name)]
+    return max(commits, key=lambda each: each.stat().st_mtime).name if commits else None

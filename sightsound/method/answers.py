@@ -1,0 +1,127 @@
+"""
+The one grader of the project: extract the answer, match it to a choice, grade it.
+
+The order is the paper's (Table 1): an option letter first; without one, the text is aligned to a choice, exactly if it can
+be and else to the most similar one. When nothing is similar enough the question is *unanswered*, which is not the same as
+wrong and never a guess. How a match was made is part of the result.
+
+`answer_sections` finds the part of an output that answers, and `answer_marks` brings it into one way of writing.
+`answer_statements` finds the final statement in it, by the words of `answer_cues`, and `answer_claims` reads it.
+`answer_choices` finds what a text says about the choices, and `answer_similarity` the choice that it is similar to.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sightsound.method.answer_reading.choices import forms_of, plain
+from sightsound.method.answer_reading.sections import extract_answer_text, extract_think
+from sightsound.method.answer_reading.statements import read_statement
+from sightsound.method.prompts import LETTERS
+
+
+__all__ = [
+    "Answer",
+    "extract_answer_text",
+    "extract_answer_texts",
+    "extract_think",
+    "has_trace_format",
+    "is_correct",
+    "match_choice",
+    "parse_answer",
+]
+
+_TRACE = re.compile(
+    r"\s*<think>(?:(?!</?think>|</?answer>).)+</think>\s*<answer>(?:(?!</?think>|</?answer>).)+</answer>\s*", re.DOTALL
+)
+# "B", "(B)", "B.", "B. bell", "(B) bell": most answers have one of these forms and need no reading. An article, a pronoun
+# and a list have none of them.
+_LETTER_FORM = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):]?)(?:$| +(?=\S))")
+
+
+_SENTENCE_FORM = re.compile(r"the (?:correct |final )?answer is (.{1,200}?)\.?")
+
+
+class Answer(NamedTuple):
+    """
+    An extracted answer.
+
+    Args:
+        index (`int` or `None`): Which choice; None when the question was not answered.
+        matched_by (`str`): `"letter"`, `"choice_text"`, `"similarity"` or `"none"`.
+        text (`str`): What was matched.
+    """
+
+    index: int | None  # type: ignore[assignment]  # a tuple's own index() is of no use here
+    matched_by: str
+    text: str
+
+
+def extract_answer_texts(outputs: Sequence[str]) -> list[str]:
+    """
+    `extract_answer_text` of every output that a metric is given.
+
+    Raises:
+        `ValueError`: There are none, or one is None, which may be no answer or a loss on the way.
+    """
+    if not outputs:
+        raise ValueError("there are no predictions to score")
+    if None in outputs:
+        raise ValueError(f"prediction {outputs.index(None)} is None; give an empty text where nothing was answered")
+    return [extract_answer_text(output) for output in outputs]
+
+
+def match_choice(text: str, choices: Sequence[str]) -> Answer:
+    """
+    Match an answer's text to one of the choices.
+
+    Args:
+        text (`str`): What `extract_answer_text` returned.
+        choices (`Sequence[str]`): At most 26.
+
+    Returns:
+        `Answer`: `index` is None when the text settles on no choice, or on several.
+    """
+    if not text:
+        return Answer(None, "none", text)
+    forms = forms_of(tuple(choices))
+    if len(text) == 1 and "A" <= text <= "Z" and ord(text) - ord("A") < len(choices):
+        return Answer(forms.first[ord(text) - ord("A")], "letter", text)
+    exact = plain(text)
+    # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
+    index = forms.by_plain.get(exact)
+    if index is not None and (len(exact) > 1 or not exact.isalpha()):
+        return Answer(index, "choice_text", text)
+    if letter := _LETTER_FORM.match(text):
+        index = LETTERS.index(letter.group(1) or letter.group(2))
+        if index < len(choices):
+            rest = plain(text[letter.end() :])
+            if not rest or rest == forms.plains[index]:
+                # The first of equal choices, as by text: traces that say B and D of the same choice agree.
+                return Answer(forms.first[index], "letter", text)
+    said = _SENTENCE_FORM.fullmatch(exact) if exact.startswith("the ") else None
+    index = forms.by_plain.get(said.group(1) if said else exact.removesuffix("."))
+    if index is not None and (len(forms.plains[index]) > 1 or not forms.plains[index].isalpha()):
+        return Answer(index, "choice_text", text)
+    if (index := forms.nearly(exact)) is not None:
+        return Answer(index, "similarity", text)
+    found = read_statement(text, forms)
+    return Answer(found.choice, found.matched_by, text)
+
+
+def parse_answer(output: str, choices: Sequence[str]) -> Answer:
+    """Extract and match in one step: what every caller outside this module wants."""
+    return match_choice(extract_answer_text(output), choices)
+
+
+def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
+    """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
+    if answer.index is None or answer.index == gold:
+        return answer.index is not None
+    first = forms_of(tuple(choices)).first
+    return first[answer.index] == first[gold]
+
+
+def has_trace_format(output: str) -> bool:
+    """Whether the output is exactly one `<think>...</think>` and one `<answer>...</answer>`, neither empty."""
+    return _TRACE.fullmatch(output) is not None

@@ -1,0 +1,266 @@
+"""
+Ranks of a stage, started: on this machine, under Ray or as Slurm jobs, by datatrove's executors.
+
+A rank is the same script with `--rank R` added, and can be started by hand as well; what a rank does is in `ranks.py`. It is a
+process of its own, not a function in datatrove's worker, because those workers are daemons: they may not have the processes
+that a stage starts, and a fork of one that has used CUDA cannot use it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sightsound.cli import InputError
+from sightsound.stage import RANKS_FOLDER
+
+
+LOCAL, RAY, SLURM = "local", "ray", "slurm"
+# What a finished rank leaves. Not `.parquet`: nothing that looks for data may find them before they are joined.
+ROWS_PART, LEDGER_PART = "rows.part", "ledger.part"
+JOB_FILE = "slurm_job"
+EXTRA = "pip install 'sightsound[scale]'"
+_PARENT = "SIGHTSOUND_RANK_PARENT"  # process id of what started a rank
+_WATCH_EVERY_S = 0.5
+
+
+@dataclass(kw_only=True)
+class ScaleArguments:
+    executor: str = field(default=LOCAL, metadata={"help": "what starts the ranks", "choices": [LOCAL, RAY, SLURM]})
+    num_tasks: int = field(default=1, metadata={"help": "ranks that share the questions", "minimum": 1})
+    workers: int | None = field(default=None, metadata={"help": "ranks at a time (default: all)", "minimum": 1})
+    rank: int | None = field(default=None, metadata={"help": "do this rank's slice alone, here", "minimum": 0})
+    cpus_per_task: int = field(default=1, metadata={"help": "of each rank, for ray and slurm", "minimum": 1})
+    mem_per_cpu_gb: int = field(default=2, metadata={"help": "of each rank, for ray and slurm", "minimum": 1})
+    gpus_per_task: int = field(default=0, metadata={"help": "of each rank, for ray and slurm", "minimum": 0})
+    slurm_partition: str | None = field(default=None, metadata={"help": "needed for slurm"})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "limit of a rank"})
+    slurm_args: list[str] | None = field(default=None, metadata={"help": "further sbatch options, such as account=lab"})
+    slurm_setup: str | None = field(
+        default=None, metadata={"help": "shell line that a job runs first, such as the start of a server on its node"}
+    )
+
+    def check_scale(self) -> None:
+        """
+        Raises:
+            `InputError`: The flags contradict each other.
+        """
+        if self.rank is not None and self.rank >= self.num_tasks:
+            raise InputError(f"--rank {self.rank} of --num_tasks {self.num_tasks}: ranks are numbered from 0")
+        if self.executor != LOCAL and self.num_tasks == 1 and self.rank is None:
+            raise InputError(f"--executor {self.executor} needs --num_tasks of at least 2: one rank would run here")
+        if self.executor == SLURM and self.slurm_partition is None:
+            raise InputError("--executor slurm needs --slurm_partition")
+        bad = next((option for option in self.slurm_args or [] if "=" not in option), None)
+        if bad is not None:
+            raise InputError(f"--slurm_args {bad}: expected NAME=VALUE, such as account=lab")
+
+
+# How a run is divided does not change its result: to be left out of a stage's settings.
+SCALE_FIELDS = tuple(each.name for each in fields(ScaleArguments))
+
+
+def for_rank(value: str, args: ScaleArguments) -> str:
+    """`http://gpu-{rank}:8000/v1` -> the address of this rank's own server; an address without `{rank}` is shared by all."""
+    return value.replace("{rank}", str(args.rank or 0))
+
+
+def rank_folder(output_dir: str | Path, rank: int, num_tasks: int) -> Path:
+    """Where a rank works; what it prints is in a file beside it, `.log` added."""
+    return Path(output_dir) / RANKS_FOLDER / f"{rank}-of-{num_tasks}"
+
+
+def _log_file(output_dir: str | Path, rank: int, num_tasks: int) -> Path:
+    folder = rank_folder(output_dir, rank, num_tasks)
+    return folder.with_name(f"{folder.name}.log")
+
+
+class RankFailed(Exception):
+    """A rank ended with another exit code than 0."""
+
+
+@dataclass
+class RankCommand:
+    """
+    A step of a datatrove pipeline: the command that was given here, once more, for one rank.
+
+    Args:
+        command (`list[str]`): Without `--rank`.
+        output_dir (`str`): Of the stage.
+        working_dir (`str`): Where the command was given.
+        raises (`bool`): Whether a rank that fails makes the task fail. Slurm tells users of it; the others would fill the
+            terminal with it, and the local one would end the other ranks. What counts is the part that is there or not.
+    """
+
+    command: list[str]
+    output_dir: str
+    working_dir: str
+    raises: bool = False
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        from multiprocess import parent_process  # datatrove's own fork of multiprocessing
+
+        # A worker of the local executor is a child of a fork server, which lives as long as its workers do.
+        started_by = parent_process()
+        log_file = _log_file(self.output_dir, rank, world_size)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        parent = os.getppid()
+        environment = {**os.environ, _PARENT: str(os.getpid())}
+        with open(log_file, "ab") as log:
+            process = subprocess.Popen(
+                [*self.command, "--rank", str(rank)],
+                cwd=self.working_dir,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                while process.poll() is None and os.getppid() == parent and (started_by is None or started_by.is_alive()):
+                    time.sleep(_WATCH_EVERY_S)
+            finally:
+                process.kill()
+                process.wait()
+        if process.returncode and self.raises:
+            raise RankFailed(f"rank {rank} ended with {process.returncode}, see {log_file}")
+
+
+def end_with_parent() -> None:
+    """A rank that outlives the command would hold its lock, and go on paying, with nobody to join what it gets."""
+    parent = os.environ.get(_PARENT)
+    if parent is not None:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_EVERY_S)
+    os._exit(1)
+
+
+def _missing(args: ScaleArguments, output_dir: str) -> list[int]:
+    folders = (rank_folder(output_dir, rank, args.num_tasks) for rank in range(args.num_tasks))
+    return [rank for rank, folder in enumerate(folders) if not (folder / LEDGER_PART).is_file()]
+
+
+def run_ranks(args: ScaleArguments, output_dir: str) -> bool:
+    """Start the ranks that have not finished; whether all have."""
+    missing = _missing(args, output_dir)
+    if not missing:
+        return True
+    if args.executor == SLURM and shutil.which("sbatch") is None:
+        raise InputError("--executor slurm: there is no sbatch here; run this command where jobs are submitted")
+    logs = Path(output_dir).resolve() / RANKS_FOLDER / f"datatrove-of-{args.num_tasks}"
+    # datatrove's marks would keep a rank from running whose folder was deleted, or made by hand; the parts are what counts.
+    for rank in range(args.num_tasks):
+        mark = logs / "completions" / f"{rank:05d}"
+        mark.unlink(missing_ok=True)
+        if rank not in missing:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    script = str(Path(sys.argv[0]).resolve())
+    step = RankCommand([sys.executable, script, *sys.argv[1:]], str(Path(output_dir).resolve()), os.getcwd())
+    step.raises = args.executor == SLURM
+    print(f"{len(missing)} of {args.num_tasks} ranks to run ({args.executor}); their logs: {output_dir}/{RANKS_FOLDER}/*.log")
+    try:
+        {LOCAL: _run_local, RAY: _run_ray, SLURM: _run_slurm}[args.executor](args, step, logs)
+    except ModuleNotFoundError as error:
+        if error.name not in ("datatrove", "ray"):
+            raise
+        raise InputError(f"--num_tasks {args.num_tasks} needs {error.name}; {EXTRA}") from error
+    if args.executor == SLURM:
+        print("submitted; once the jobs have ended, the same command joins what they wrote, or submits again what failed")
+        return False
+    missing = _missing(args, output_dir)
+    if missing:
+        log = _log_file(output_dir, missing[0], args.num_tasks)
+        lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+        said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("error: ")
+        raise InputError(f"rank {missing[0]}: {said} ({len(missing)} of {args.num_tasks} ranks not finished; log: {log})")
+    return True
+
+
+def _quiet_datatrove() -> None:
+    """Ranks write their own logs, and datatrove its own beside them; the terminal is for what the user needs."""
+    from datatrove.utils.logging import logger
+
+    logger.remove()
+
+
+def _run_local(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+
+    _quiet_datatrove()
+    # It forks a process for its counters, which would outlive a kill and hold the stage's lock for ever.
+    command = os.getpid()
+    os.register_at_fork(after_in_child=lambda: threading.Thread(target=_watch, args=(command,), daemon=True).start())
+    LocalPipelineExecutor([step], tasks=args.num_tasks, workers=args.workers or -1, logging_dir=str(logs)).run()
+
+
+def _run_ray(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
+    import ray
+    from datatrove.executor import RayPipelineExecutor
+
+    _quiet_datatrove()
+    resources = {
+        "cpus_per_task": args.cpus_per_task,
+        "mem_per_cpu_gb": args.mem_per_cpu_gb,
+        "gpus_per_task": args.gpus_per_task,
+    }
+    # Joins the cluster of RAY_ADDRESS, or of this machine; without one it starts one here.
+    ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        executor = RayPipelineExecutor(
+            [step], tasks=args.num_tasks, workers=args.workers or -1, logging_dir=str(logs), **resources
+        )
+        executor.run()
+    finally:
+        ray.shutdown()
+
+
+def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
+    from datatrove.executor import SlurmPipelineExecutor
+
+    _quiet_datatrove()
+    # `launch_pickled_pipeline`, which a job runs, is installed beside this Python.
+    setup = "\n".join(line for line in (f'export PATH="{Path(sys.executable).parent}:$PATH"', args.slurm_setup) if line)
+    executor = SlurmPipelineExecutor(
+        [step],
+        tasks=args.num_tasks,
+        workers=args.workers or -1,
+        time=args.slurm_time,
+        partition=args.slurm_partition,
+        cpus_per_task=args.cpus_per_task,
+        mem_per_cpu_gb=args.mem_per_cpu_gb,
+        gpus_per_task=args.gpus_per_task,
+        job_name=f"sightsound-{Path(step.command[1]).stem}",
+        qos="",  # the partition's own
+        env_command=setup,
+        sbatch_args=dict(option.split("=", 1) for option in args.slurm_args or []),
+        logging_dir=str(logs),
+    )
+    _refuse_while_queued(logs)
+    try:
+        executor.run()
+    except subprocess.CalledProcessError as error:  # its own words are on the terminal already
+        raise InputError(f"sbatch refused the job (exit code {error.returncode}); mend --slurm_... and run again") from error
+    (logs / JOB_FILE).write_text(str(executor.job_id))
+
+
+def _refuse_while_queued(logs: Path) -> None:
+    """Submitted a second time, ranks that wait or run would be started again beside themselves."""
+    file = logs / JOB_FILE
+    if not file.is_file() or shutil.which("squeue") is None:
+        return
+    job = file.read_text()
+    queued = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, check=False).stdout
+    if queued.strip():
+        raise InputError(f"Slurm job {job} has not ended (squeue --jobs {job}); run this command again when it has")

@@ -1,0 +1,134 @@
+"""Rows to a padded batch: clips become features, and only the completion is a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sightsound.data.audio import decode_audio
+from sightsound.data.frames import Frames
+from sightsound.data.schema import SAMPLING_RATE
+from sightsound.method.prompts import user_message, with_audio
+
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import ProcessorMixin
+
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+
+
+def end_of_turn(processor: ProcessorMixin) -> str:
+    """What the chat template writes after an assistant's text, without the newline, which is never sampled."""
+    turn = user_message("?")
+    before = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
+    return processor.apply_chat_template(answered, tokenize=False)[len(before) + 1 :].rstrip("\n")
+
+
+def audio_window_s(processor: ProcessorMixin) -> float | None:
+    """Seconds of sound that the model takes in; None for a model that does not hear."""
+    extractor = getattr(processor, "feature_extractor", None)
+    return float(extractor.chunk_length) if extractor is not None else None
+
+
+class CompletionCollator:
+    """
+    Collate rows for supervised training of an audio (or vision) language model.
+
+    A row holds `prompt` (messages with string contents), `completion` (text) and one of `audio` (an undecoded
+    `datasets.Audio` cell), `video` (`Frames`) or neither. Sounds are cut to the model's window: callers put `heard_s` in
+    their ledger.
+
+    Args:
+        processor (`ProcessorMixin`): Of the model that is trained.
+        max_length (`int`, *optional*): In tokens. Rows are never cut: a completion without its end teaches not to answer.
+
+    Returns of a call:
+        `dict`: `input_ids`, `attention_mask`, `labels`, each `(batch, length)` and right-padded, and the processor's
+        features, one entry per clip.
+    """
+
+    def __init__(self, processor: ProcessorMixin, max_length: int | None = None):
+        self.processor = processor
+        self.max_length = max_length
+        self.window_s = audio_window_s(processor)
+        self._end = end_of_turn(processor)
+        self._audio_tokens: dict[int, int] = {}
+
+    def _prompt(self, row: Mapping[str, Any]) -> str:
+        messages = row["prompt"]
+        if row.get("audio") is not None:
+            messages = with_audio(messages)
+        elif row.get("video") is not None:
+            messages = user_message(messages[-1]["content"], "video")
+        else:
+            messages = user_message(messages[-1]["content"])
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _media(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sounds = [row["audio"] for row in rows if row.get("audio") is not None]
+        videos: list[Frames] = [row["video"] for row in rows if row.get("video") is not None]
+        media: dict[str, Any] = {}
+        if sounds:
+            media["audio"] = [decode_audio(sound, self.window_s).waveform for sound in sounds]
+            media["sampling_rate"] = SAMPLING_RATE
+        if videos:
+            media["videos"] = [video.pixels for video in videos]
+            media["video_metadata"] = [video.metadata() for video in videos]
+            media["do_sample_frames"] = False
+        return media
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[list[int]]]:
+        prompts = self.processor(text=[self._prompt(row) for row in rows], **self._media(rows))
+        completions = [row["completion"] + self._end for row in rows]
+        return prompts, self.processor.tokenizer(completions, add_special_tokens=False)["input_ids"]
+
+    def num_tokens(self, row: Mapping[str, Any], duration_s: float | None = None) -> int:
+        """
+        Length of one row as the model sees it; the sound itself is not read.
+
+        Args:
+            row: As for a call.
+            duration_s (`float`, *optional*): Of the row's sound, before any cut.
+        """
+        text = self._prompt(row) + row["completion"] + self._end
+        num_tokens = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if duration_s is None or self.window_s is None:
+            return num_tokens
+        return num_tokens - 1 + self._num_audio_tokens(round(min(duration_s, self.window_s) * SAMPLING_RATE))
+
+    def _num_audio_tokens(self, num_samples: int) -> int:
+        """What the processor expands a clip's placeholder to; most clips of a dataset have the same length."""
+        if num_samples not in self._audio_tokens:
+            silence = np.zeros(num_samples, dtype=np.float32)
+            expanded = self.processor(text=self.processor.audio_token, audio=[silence], sampling_rate=SAMPLING_RATE)
+            self._audio_tokens[num_samples] = len(expanded["input_ids"][0])
+        return self._audio_tokens[num_samples]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        prompts, completions = self._encode(rows)
+        ids, labels = [], []
+        for prompt, completion in zip(prompts["input_ids"], completions, strict=True):
+            if self.max_length is not None and len(prompt) + len(completion) > self.max_length:
+                raise ValueError(f"a row of {len(prompt) + len(completion)} tokens exceeds max_length={self.max_length}")
+            ids.append(torch.tensor([*prompt, *completion]))
+            labels.append(torch.tensor([IGNORED] * len(prompt) + completion))
+        pad = self.processor.tokenizer.pad_token_id
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
+            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
+        length = batch["input_ids"].shape[1]
+        for name, value in prompts.items():
+            if name == "mm_token_type_ids":  # per token, like the ids; a completion is text (0)
+                batch[name] = torch.tensor([[*types, *[0] * (length - len(types))] for types in value])
+            elif name not in ("input_ids", "attention_mask"):
+                batch[name] = torch.as_tensor(value)
+        return batch

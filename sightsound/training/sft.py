@@ -1,0 +1,24 @@
+"""TRL's SFTTrainer with the checkpoints of `checkpoints.py` and `validation.py`; a collator is all that audio needs."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl import SFTTrainer
+
+from sightsound.training.checkpoints import FullWeightsResume, freeze_positions
+from sightsound.training.validation import BestByAccuracy
+
+
+class AudioSFTTrainer(BestByAccuracy, FullWeightsResume, SFTTrainer):
+    """`SFTTrainer` that answers validation questions, and resumes and ends with every weight."""
+
+    def __init__(self, model: PreTrainedModel, **kwargs: Any):
+        freeze_positions(model)
+        super().__init__(model, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # TRL counts the tokens it has trained on from zero again.
+        counted = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        if checkpoint is not None and counted:
+            self._total_train_tokens = counted[-1]

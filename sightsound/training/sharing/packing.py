@@ -1,0 +1,177 @@
+"""
+One prompt for all its completions: GRPO scores G of them about the same clip and question (`shared_sampling` samples them).
+
+A group is packed into one row, `prompt, completion 1, ..., completion G`, under a mask that lets every completion see the
+prompt and itself and no other. The last token of the prompt opens each completion, because its output predicts a completion's
+first token. This is exact: log-probabilities and gradients are those of separate rows, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from trl.trainer.utils import split_tensor_dict
+
+from sightsound.training.sharing.attention import PACKED, Packing
+
+
+# Attention implementations of transformers that take an arbitrary mask; the flash kernels know causal ones only.
+MASKABLE = ("sdpa", "eager", PACKED)
+
+
+def takes_any_mask(model: PreTrainedModel) -> bool:
+    """Whether the language model's attention can let completions of a row not see each other."""
+    config = model.config.get_text_config()
+    return config._attn_implementation in MASKABLE and "sliding_attention" not in config.layer_types
+
+
+def additive_mask(sees: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """
+    0 where `sees`, far below elsewhere, in the type that attention computes in.
+
+    Eager attention knows no other mask, and the other would turn truth values into this one again in each layer.
+    """
+    device = sees.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
+
+
+def group_rows(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Positions of equal keys, in the order of their first."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    return list(groups.values())
+
+
+@dataclass
+class PackedBatch:
+    """
+    Rows of a batch, packed by prompt.
+
+    Args:
+        inputs (`dict`): `input_ids` and `position_ids` `(groups, length)`, what attention needs, and `shift_labels`
+            `(groups, length)`: the token that each position predicts, -100 where none is scored.
+        first (`list[int]`): A row of each group: its clip is the group's.
+        group, position (`torch.Tensor`): `(rows, completion length)`: where each completion token is predicted.
+    """
+
+    inputs: dict[str, Any]
+    first: list[int]
+    group: torch.Tensor
+    position: torch.Tensor
+
+    def unpack(self, scores: torch.Tensor) -> torch.Tensor:
+        """`(groups, length)` -> `(rows, completion length)`; what stands at padding means nothing."""
+        return scores[self.group, self.position]
+
+
+def pack(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_length: int,
+    clips: Sequence[Hashable],
+) -> PackedBatch:
+    """
+    Pack rows of a left-padded prompt and a right-padded completion.
+
+    Args:
+        model (`PreTrainedModel`): For which; under the autocast, if any, that it will run under.
+        input_ids, attention_mask (`torch.Tensor`): `(rows, prompt length + completion_length)`.
+        completion_length (`int`): Columns of completions.
+        clips (`Sequence[Hashable]`): Per row: rows share a prompt only if they share the clip.
+    """
+    device, split = input_ids.device, input_ids.shape[1] - completion_length
+    ids, shown = input_ids.cpu(), attention_mask.cpu().bool()
+    prompts = [tuple(row[:split][mask[:split]].tolist()) for row, mask in zip(ids, shown, strict=True)]
+    written = shown[:, split:].sum(dim=1).tolist()
+    groups = group_rows(list(zip(clips, prompts, strict=True)))
+    # Each completion takes as many positions as it has tokens: they are predicted by the token before.
+    length = max(len(prompts[rows[0]]) - 1 + sum(written[row] for row in rows) for rows in groups)
+    tokens = torch.zeros(len(groups), length, dtype=torch.long)
+    positions, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
+    segment = torch.full_like(tokens, -1)  # 0 is the prompt, -1 padding
+    group = torch.zeros(len(ids), completion_length, dtype=torch.long)
+    position = torch.zeros_like(group)
+    for packed, rows in enumerate(groups):
+        prompt = torch.tensor(prompts[rows[0]])
+        end = len(prompt) - 1
+        tokens[packed, :end], segment[packed, :end] = prompt[:-1], 0
+        positions[packed, :end] = torch.arange(end)
+        for number, row in enumerate(rows, 1):
+            count = written[row]
+            completion, at = ids[row, split : split + count], slice(end, end + count)
+            tokens[packed, at] = torch.cat([prompt[-1:], completion])[:count]
+            positions[packed, at] = torch.arange(len(prompt) - 1, len(prompt) - 1 + count)
+            labels[packed, at], segment[packed, at] = completion, number
+            group[row] = packed
+            position[row, :count] = torch.arange(end, end + count)
+            end += count
+    inputs: dict[str, Any] = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
+    if model.config.get_text_config()._attn_implementation == PACKED:
+        ends = torch.tensor([len(prompts[rows[0]]) - 1 for rows in groups])
+        packing = _packing(model, group, position, torch.tensor(written), ends, length)
+        inputs["packing"] = Packing(packing[0], *(part.to(device) for part in packing[1:]))
+        inputs["attention_mask"] = {"full_attention": None}  # each layer's; without it the model would make one
+    else:
+        asks, answers = segment[:, :, None], segment[:, None, :]
+        order = torch.arange(length)
+        sees = (order[:, None] >= order) & ((answers == 0) | (answers == asks))
+        inputs["attention_mask"] = additive_mask(sees[:, None], model)
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return PackedBatch(inputs, [rows[0] for rows in groups], group.to(device), position.to(device))
+
+
+def _packing(
+    model: PreTrainedModel,
+    group: torch.Tensor,
+    position: torch.Tensor,
+    written: torch.Tensor,
+    ends: torch.Tensor,
+    length: int,
+) -> Packing:
+    """For `PackedBatch`'s `group` and `position`, tokens per row, and tokens that each group's completions share."""
+    shared, tokens = int(ends.max()), torch.arange(group.shape[1])
+    sees_prompt = torch.arange(shared) < ends[group[:, :1], None]
+    sees_itself = (tokens[:, None] >= tokens).expand(len(group), -1, -1)
+    sees = torch.cat([sees_prompt.expand(-1, len(tokens), -1), sees_itself], dim=2)
+    place = group * length + position
+    origin = torch.arange(len(ends))[:, None] * shared + torch.arange(length).clamp(max=shared - 1)
+    origin = origin.flatten()
+    is_written = tokens < written[:, None]
+    results = len(ends) * shared + torch.arange(place.numel()).view_as(place)
+    origin[place[is_written]] = results[is_written]
+    return Packing(shared, group[:, 0], place, additive_mask(sees[:, None], model), origin)
+
+
+Batch = dict[str, Any]  # of TRL: rows as tensors and lists, and scalars
+
+
+def regroup(batches: Sequence[Batch]) -> list[Batch]:
+    """
+    The rows of micro-batches, dealt out again so that those of a prompt follow each other: groups in a random order.
+
+    TRL shuffles single rows, and a micro-batch of 8 rows of 8 prompts shares nothing.
+    """
+    joined = {name: _join([batch[name] for batch in batches]) for name in batches[0]}
+    keys = [(id(mel), tuple(ids)) for (mel, _), ids in zip(joined["audio"], joined["prompt_ids"].tolist(), strict=True)]
+    groups = group_rows(keys)
+    order = [row for group in torch.randperm(len(groups)).tolist() for row in groups[group]]
+    return split_tensor_dict({name: _reorder(value, order) for name, value in joined.items()}, len(batches))
+
+
+def _join(values: list[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [row for value in values for row in value]
+    return torch.cat(values) if isinstance(values[0], torch.Tensor) and values[0].ndim else values[0]
+
+
+def _reorder(value: Any, order: list[int]) -> Any:
+    if isinstance(value, list):
+        return [value[row] for row in order]
+    return value[order] if isinstance(value, torch.Tensor) and value.ndim else value

@@ -1,0 +1,169 @@
+"""Scorers: MMAU's official rule on every row, by decisions frozen from the published rule; the others; all as metrics."""
+
+import base64
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import REPO
+
+from evaluation.benchmarks import read_annotations
+from evaluation.metrics.mmau_official.matcher import decide as mmau_decides
+from evaluation.metrics.music_avqa.matcher import decide as music_decides
+from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, decide_all
+from sightsound.benchmarks.mmau import PINNED
+from sightsound.benchmarks.music_avqa import VOCABULARY
+from sightsound.cli import InputError
+from sightsound.method.prompts import LETTERS
+
+
+METRICS = REPO / "evaluation" / "metrics"
+FROZEN = json.loads((REPO / "tests" / "labelled" / "mmau_official_decisions.json").read_text())
+
+
+def letter_of(row: dict) -> str:
+    return LETTERS[row["choices"].index(row["answer"])]
+
+
+def distractors(row: dict) -> list[str]:
+    return [choice for choice in row["choices"] if choice != row["answer"]]
+
+
+# What is answered to an official annotation; decisions are in the order of the rows, and of a row's outputs.
+CASES: dict[str, Callable[[dict], list[str]]] = {
+    "gold text": lambda row: [row["answer"]],
+    "letter and gold text": lambda row: [f"({letter_of(row)}) {row['answer']}"],
+    "letter only": lambda row: [letter_of(row)],
+    "every wrong choice": distractors,
+    "gold text plus a distractor": lambda row: [f"{row['answer']} {other}" for other in distractors(row)],
+    "empty": lambda row: [""],
+}
+
+
+def random_outputs(row: dict, count: int) -> Iterator[str]:
+    """Strings of the words of a row's choices: one choice's, in any order, often with one missing or one of another added."""
+    rng = random.Random(row["id"])
+    words = [re.findall(r"\w+", choice) for choice in row["choices"]]
+    vocabulary = [word for each in words for word in each]
+    for _ in range(count):
+        drawn = rng.sample(each := rng.choice(words), len(each))
+        if rng.random() < 0.3:
+            drawn = drawn[1:]
+        if rng.random() < 0.3:
+            drawn.append(rng.choice(vocabulary))
+        yield rng.choice((" ", ", ", "-")).join(drawn)
+
+
+@pytest.fixture(scope="module")
+def official(real_data) -> list[dict]:
+    content = (real_data / "annotations" / "mmau" / "mmau-test-mini.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == PINNED.sha256
+    return json.loads(content)
+
+
+def decisions(official: list[dict], outputs: Callable[[dict], list[str]]) -> str:
+    bits = (mmau_decides(output, row["answer"], row["choices"]) for row in official for output in outputs(row))
+    return "".join("1" if bit else "0" for bit in bits)
+
+
+def frozen(case: dict) -> str:
+    packed = int.from_bytes(base64.b64decode(case["bits"]), "big")
+    return f"{packed:b}"[1:]  # the first one keeps the zeros that follow it
+
+
+@pytest.mark.parametrize("name", [*CASES, "2 random strings"])
+def test_official_decisions_are_the_frozen_ones_on_every_row(official, name):
+    outputs = CASES.get(name) or (lambda row: random_outputs(row, 2))
+    decided, expected = decisions(official, outputs), FROZEN["cases"][name]
+    assert decided == frozen(expected)
+    assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
+
+
+@pytest.mark.slow
+def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(official):
+    decided, expected = decisions(official, lambda row: random_outputs(row, 2000)), FROZEN["cases"]["2000 random strings"]
+    assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
+    assert hashlib.sha256(decided.encode()).hexdigest() == expected["sha256"]
+
+
+def test_what_is_known_of_the_official_rule_holds(official):
+    rejected = [
+        row for row in official if not mmau_decides(CASES["letter and gold text"](row)[0], row["answer"], row["choices"])
+    ]
+    accepted = [row for row in official if any(mmau_decides(c, row["answer"], row["choices"]) for c in distractors(row))]
+    assert (len(rejected), len(accepted)) == (33, 9)
+    assert sum(len(set(row["choices"])) < len(row["choices"]) for row in official) == 27
+    assert mmau_decides("(A) Man", "Man", ["Man", "Woman", "Child", "Robot"])
+    assert mmau_decides("(A) Man", "Man", ["Man", "A woman"]) is False
+
+
+def test_the_paper_s_protocol_takes_what_the_official_rule_rejects(real_data):
+    rows, _ = read_annotations("mmau", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"), allow_unpinned=False)
+    for write in ("({letter}) {text}", "{letter}"):
+        outputs = [write.format(letter=LETTERS[row["answer"]], text=row["answer_text"]) for row in rows]
+        decided = decide_all("mmau", [OFFICIAL, PAPER], outputs, rows)
+        assert sum(decision.correct for decision in decided[PAPER]) == 1000
+        assert sum(decision.correct for decision in decided[OFFICIAL]) == (967 if "text" in write else 2)
+
+
+QUESTION = {"id": "1", "choices": ["Man", "Woman"], "answer": 0, "answer_text": "Man"}
+
+
+def test_the_answer_is_extracted_before_any_rule():
+    output = "<think>A woman, or a man?</think><answer>man</answer>"
+    decided = decide_all("mmau", [OFFICIAL, PAPER], [output, "<think>A man.", "", None], [QUESTION] * 4)
+    assert decided[OFFICIAL] == [Decision(True, "words"), *[Decision(False, "none")] * 3]
+    assert [decision.matched_by for decision in decided[PAPER]] == ["choice_text", "none", "none", "none"]
+
+
+def test_the_same_answer_to_another_question_is_decided_anew():
+    other = {"id": "2", "choices": ["Woman", "Man"], "answer": 0, "answer_text": "Woman"}
+    decided = decide_all("mmau", [OFFICIAL, PAPER], ["Man", "Man", "Man"], [QUESTION, other, QUESTION])
+    assert [decision.correct for decision in decided[OFFICIAL]] == [True, False, True]
+    assert [decision.correct for decision in decided[PAPER]] == [True, False, True]
+
+
+def test_a_benchmark_without_an_official_protocol_says_so():
+    with pytest.raises(InputError, match="avqa has no protocol 'official'; expected paper"):
+        decide_all("avqa", [OFFICIAL], ["Man"], [QUESTION])
+
+
+def test_music_avqa_is_matched_over_its_forty_two_words():
+    assert len(VOCABULARY) == 42
+    assert all(music_decides(word, word) for word in VOCABULARY)
+    for said in ("Acoustic guitar.", "acoustic_guitar", "**ACOUSTIC  GUITAR**"):
+        assert music_decides(said, "acoustic_guitar")
+    assert music_decides("More than ten!", "more than ten")
+    assert music_decides("one", "two") is False
+    for said in ("", "A", "guitar", "2", "two or three", "it is two"):
+        assert music_decides(said, "two") is None, said
+
+
+def test_a_reference_may_be_spelled_as_an_answer_may():
+    assert music_decides("acoustic_guitar", "acoustic guitar") and music_decides("More than ten", "More than ten.")
+    assert music_decides("two", "One") is False
+
+
+@pytest.mark.slow  # `evaluate` takes long to import
+@pytest.mark.parametrize("name", ["mmau_official", "music_avqa", "paper_protocol"])
+def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
+    import evaluate
+
+    metric = evaluate.load(str(METRICS / name))
+    page = (METRICS / name / "README.md").read_text()
+    shown = re.search(r"```python\n.*?(metric\.compute\(.*\))\n# (\{.*?\})\n```", page, re.DOTALL)
+    told = eval(shown.group(1), {"metric": metric})
+    assert {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} == eval(shown.group(2))
+    one = {"predictions": "", "references": 0 if name == "paper_protocol" else "two", "choices": ["two", "one"]}
+    assert metric.compute(**{column: [one[column]] for column in metric.features})["unanswered"] == 100.0
+    for wrong in (-1, 2) if name == "paper_protocol" else ("acoustic",):
+        with pytest.raises(ValueError, match=f"^reference {wrong!r} is no"):
+            metric.compute(**{column: [(one | {"references": wrong})[column]] for column in metric.features})
+    given = {column: [one[column]] * 2 for column in metric.features} | {"predictions": ["two", None]}
+    with pytest.raises(ValueError, match=r"^prediction 1 is None; give an empty text"):
+        metric.compute(**given)
+    with pytest.raises(ValueError, match=r"^there are no predictions to score$"):
+        metric.compute(**{column: [] for column in metric.features})

@@ -1,0 +1,280 @@
+"""AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+from trl import GRPOConfig
+from trl.trainer.utils import create_model_from_path
+
+from sightsound.cli import InputError
+from sightsound.data.audio import encode_flac
+from sightsound.method.prompts import COT_INSTRUCTION, question_text
+from sightsound.method.rewards import accuracy_reward, format_reward
+from sightsound.training.grpo import HOPELESS_BATCHES, AudioGRPOTrainer, stack_features
+from sightsound.training.rollout_buffer import window_file
+
+
+def some_reward(completions: list[Any], **_: Any) -> list[float]:
+    """Differs between the completions of random weights, so that there is something to learn from."""
+    return [float(len(completion[0]["content"]) % 3) for completion in completions]
+
+
+def make_rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row["id"],
+            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_INSTRUCTION)}],
+            "audio": row["audio"],
+            "teacher_answer": row["answer"],
+            "choices": row["choices"],
+        }
+        for row in questions[:4]
+    ]
+
+
+def make_trainer(
+    checkpoint: Path,
+    rows: list[dict[str, Any]],
+    output_dir: Path,
+    rewards: Sequence[Any] = (some_reward, format_reward, accuracy_reward),
+    peft_config: LoraConfig | None = None,
+    share_prompts: bool = True,
+    freeze_audio_tower: bool = False,
+    **changed: Any,
+) -> AudioGRPOTrainer:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "beta": 0.04,
+        "loss_type": "grpo",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    args = GRPOConfig(output_dir=str(output_dir), **(settings | changed))
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    return AudioGRPOTrainer(
+        str(checkpoint),
+        reward_funcs=list(rewards),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        peft_config=peft_config,
+        share_prompts=share_prompts,
+        freeze_audio_tower=freeze_audio_tower,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return make_rows(questions)
+
+
+def direct_logps(model: torch.nn.Module, batch: dict[str, Any], audio: list[Any], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of the completion tokens by a plain forward with the clips, `(rows, completion length)`."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, **stack_features(audio)).logits
+    logps = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return logps[:, -batch["completion_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_policy_old_and_reference_logps_equal_a_direct_forward_with_the_clip(
+    student_checkpoint, rows, tmp_path, temperature
+) -> None:
+    # Two iterations per batch make the trainer keep the old policy's log-probabilities.
+    settings = {"num_iterations": 2, "per_device_train_batch_size": 16, "temperature": temperature}
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    shown = batch["completion_mask"].bool()
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
+    expected = direct_logps(model, batch, batch["audio"], temperature)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    policy, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, batch["completion_ids"].shape[1])
+    for logps in (policy, batch["old_per_token_logps"], batch["ref_per_token_logps"]):
+        assert (logps - expected)[shown].abs().max() < 1e-5
+    other_clips = batch["audio"][4:] + batch["audio"][:4]
+    assert (direct_logps(model, batch, other_clips, temperature) - expected)[shown].abs().max() > 1e-3
+
+
+def test_each_clip_is_encoded_once_per_forward(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16, beta=0.0)
+    tower = trainer._tower_of(trainer.model)
+    trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    assert tower.rows_encoded == 4  # 16 completions of 4 clips, in one prefill
+
+
+def test_sharing_a_clip_does_not_mix_clips_up(student_checkpoint, rows, tmp_path) -> None:
+    """Groups in any order: every sequence keeps its own clip."""
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16)
+    order = [0, 1, 0, 2, 3, 1, 2, 0]
+    audio = trainer._read_audio([rows[i]["audio"] for i in order])
+    tower = trainer.model.model.audio_tower
+    features = stack_features(audio)["input_features"]
+    with torch.no_grad():
+        alone = tower(features).last_hidden_state
+        with trainer._tower_of(trainer.model).sharing(audio):
+            shared = tower(features).last_hidden_state
+    assert torch.allclose(alone, shared, atol=1e-6)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_training_changes_the_weights_and_logs_reward_and_kl(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "kl" in entry]
+    assert len(logged) == 2 and all("reward" in entry for entry in logged)
+    assert logged[0]["kl"] < 1e-6 < logged[1]["kl"]  # the first batch is the reference's own, the second no longer
+    assert any(not torch.equal(before[name], weight) for name, weight in trainer.model.named_parameters())
+    assert not hasattr(trainer.model.config, "image_token_id")
+
+
+def test_no_model_is_spread_over_all_gpus_that_a_process_sees(student_checkpoint, rows, tmp_path, monkeypatch) -> None:
+    """As TRL does by default where there is a GPU; in several processes such a model cannot be trained."""
+    asked = []
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs.get("device_map", "auto"))
+        return create_model_from_path(*args, **kwargs)
+
+    for module in ("sightsound.training.grpo", "trl.trainer.grpo_trainer"):
+        monkeypatch.setattr(f"{module}.create_model_from_path", load)
+    make_trainer(student_checkpoint, rows, tmp_path)
+    assert asked == [None, None]  # policy and reference
+
+
+def test_the_audio_placeholder_is_never_sampled(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
+
+
+def test_a_clip_longer_than_the_window_is_cut(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    noise = np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
+    whole, first = ({"bytes": encode_flac(wave), "path": None} for wave in (noise, noise[: 2 * 16_000]))
+    (long_features, _), (short_features, _) = trainer._read_audio([whole, first])
+    assert torch.equal(long_features, short_features)
+
+
+TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up what one process did
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"gradient_accumulation_steps": 1},
+        {"num_iterations": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 4},
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "logging_steps": 2},
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 4, "num_iterations": 2},
+        {"max_steps": 6, "save_steps": 5},
+    ],
+    ids=["at its end", "second iteration", "steps_per_generation", "both", "third epoch"],
+)
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_checkpoint, rows, tmp_path) -> None:
+    """Weights and logs, also where the checkpoint lies inside a generation window or behind an epoch or two."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, **window}
+    whole = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+    whole.train()
+    resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{settings['save_steps']}"))
+    expected = dict(whole.model.named_parameters())
+    for name, weight in resumed.model.named_parameters():
+        assert torch.equal(weight, expected[name]), name
+    start = dict(Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint).named_parameters())
+    assert any(not torch.equal(start[name], weight) for name, weight in expected.items())
+    logs = [
+        [{k: v for k, v in entry.items() if not k.startswith(TIMES)} for entry in trainer.state.log_history]
+        for trainer in (whole, resumed)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_where_an_epoch_cut_an_accumulation_short_resumes(student_checkpoint, rows, tmp_path) -> None:
+    """Three micro-steps an epoch, two an optimizer step: the second step has one, and the window is used up after it."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "steps_per_generation": 3}
+    batch = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    whole = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
+    whole.train()
+    resumed = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = dict(whole.model.named_parameters())
+    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.named_parameters())
+
+
+def test_a_checkpoint_inside_a_window_needs_its_own_number_of_processes(student_checkpoint, rows, tmp_path) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
+    make_trainer(student_checkpoint, rows, tmp_path, **settings).train()
+    window_file(tmp_path / "checkpoint-1", 0).unlink()
+    with pytest.raises(InputError, match="number of processes that wrote"):
+        resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_logs_tell_where_the_time_goes_and_what_was_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=1, log_completions=True, report_to="tensorboard")
+    trainer.train()
+    log = trainer.state.log_history[0]
+    parts = [log[f"time/{part}"] for part in ("rollout_s", "score_s", "train_s")]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(log["step_time"], rel=0.05)
+    # 8 completions of 2 clips: sampled, scored under the reference, trained on in 2 micro-batches of one clip each.
+    assert log["audio_tower/rows_saved"] == 3 * 8 - 3 * 2
+    assert log["unanswered"] == 1.0  # random weights
+    assert 0 <= log["frac_reward_zero_std"] <= 1 and "rewards/accuracy_reward/mean" in log
+    (table,) = (tmp_path / "completions").glob("*.parquet")
+    columns = pq.read_table(table).to_pylist()
+    assert len(columns) == 8 and {"prompt", "completion", "accuracy_reward"} <= columns[0].keys()
+    assert table.stat().st_size < 50_000 and "bytes" not in str(columns[0]["prompt"])
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_a_frozen_tower_keeps_its_weights_and_the_rest_learns(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, freeze_audio_tower=True)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(before[name], weight)}
+    assert not [name for name in changed if "audio_tower" in name]
+    assert [name for name in changed if "projector" in name] and [name for name in changed if "language_model" in name]
+
+
+def test_rewards_that_never_differ_stop_the_run(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=20, rewards=[format_reward])
+    with pytest.raises(InputError, match="first 10 batches all completions of every prompt got equal rewards"):
+        trainer.train()
+    assert trainer.state.global_step == HOPELESS_BATCHES - 1
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_lora_with_gradient_checkpointing_trains_only_the_adapter(share_prompts, student_checkpoint, rows, tmp_path) -> None:
+    """The reference is the model without its adapter: their KL is zero until the first step, and then it is not."""
+    pattern = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    lora = LoraConfig(r=4, target_modules=pattern, task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        student_checkpoint, rows, tmp_path, gradient_checkpointing=True, peft_config=lora, share_prompts=share_prompts
+    )
+    trainer.train()
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert kl[0] < 1e-6 < kl[1]
+    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
