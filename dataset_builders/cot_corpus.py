@@ -20,22 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.data import schema
-from sightsound.hub.inputs import CLIPS, front_matter_of, open_input, pin_datasets
-from sightsound.hub.publish import FUNNEL_FIGURE, render_card, write_dataset_card
-from sightsound.hub.publishing import SHOWN_AUDIO, PublishArguments, as_json, dataset_info, provenance
+from sightsound.data import parquet, schema
+from sightsound.data.kinds import CLIPS, open_input
+from sightsound.data.parquet import read_parquet
+from sightsound.hub.cards import FUNNEL_FIGURE, SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
+from sightsound.hub.inputs import front_matter_of, pin_datasets
+from sightsound.hub.publishing import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, question_text
-from sightsound.method.selection import (
-    SELECTIONS,
-    VERDICTS,
-    Funnel,
-    TraceRow,
-    Unjoined,
-    join_verdicts,
-    read_parquet,
-    shown,
-    stream_rows,
-)
+from sightsound.method.selection import SELECTIONS, VERDICTS, Funnel, TraceRow, Unjoined, join_verdicts, shown, stream_rows
 from sightsound.stage import Stage, fingerprint
 
 
@@ -104,14 +96,14 @@ def read_traces(folder: Path, columns: Sequence[str]) -> Iterator[TraceRow]:
 def write_traces(rows: Iterator[TraceRow], count: int, folder: Path) -> None:
     """Shards of the `traces` config, written while the join is read."""
     for name in shard_names(count, TRACES_ROWS_PER_SHARD):
-        schema.write_parquet(islice(rows, TRACES_ROWS_PER_SHARD), schema.traces_features(), folder / name)
+        parquet.write_parquet(islice(rows, TRACES_ROWS_PER_SHARD), schema.traces_features(), folder / name)
 
 
-def write_verified(accepted: Iterator[TraceRow], count: int, audio: schema.AudioById, folder: Path) -> None:
+def write_verified(accepted: Iterator[TraceRow], count: int, audio: parquet.AudioById, folder: Path) -> None:
     """Shards of the `verified` config; one row group of audio in memory at a time."""
     rows = (verified_row(row, audio[row["id"]]) for row in accepted)
     for name in shard_names(count, ROWS_PER_SHARD):
-        schema.write_parquet(islice(rows, ROWS_PER_SHARD), schema.verified_features(), folder / name)
+        parquet.write_parquet(islice(rows, ROWS_PER_SHARD), schema.verified_features(), folder / name)
 
 
 def plot_funnel(funnel: Funnel, path: Path) -> None:
@@ -184,7 +176,7 @@ def check_inputs(args: CotCorpusArguments, dataset: Dataset) -> int:
         for count, row in enumerate(stream_rows(args.traces, ["id", "media_sha256"]), 1):  # noqa: B007
             yield row
 
-    schema.check_same_clips(traced(), dataset, f"split '{args.split}' of {args.dataset}")
+    parquet.check_same_clips(traced(), dataset, f"split '{args.split}' of {args.dataset}")
     return count
 
 
@@ -201,12 +193,12 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
     rows = join_verdicts(stream_rows(args.traces), stream_rows(args.verdicts), unjoined)
     write_traces(funnel.count(tqdm(rows, "traces", count, unit="row", mininterval=1.0, disable=None)), count, traces)
     unjoined.check(args.verdicts)
-    schema.write_ledger(read_traces(traces, ("id", "outcome")), stage.path / "ledger.parquet")
+    parquet.write_ledger(read_traces(traces, ("id", "outcome")), stage.path / "ledger.parquet")
     print(funnel)
     if not funnel.accepted:
         raise InputError(f"no question was accepted ({funnel.told}); {stage.path}/ledger.parquet tells every one's outcome")
     accepted = (row for row in read_traces(traces, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
-    write_verified(accepted, funnel.accepted, schema.AudioById(dataset), verified)
+    write_verified(accepted, funnel.accepted, parquet.AudioById(dataset), verified)
     plot_funnel(funnel, stage.path / FUNNEL_FIGURE)
     configs = {name: {"train": f"data/{name}/train-*.parquet"} for name in ("verified", "traces")}
     features = {"verified": schema.verified_features(), "traces": schema.traces_features()}

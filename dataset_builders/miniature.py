@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import parse_arguments, run
 from sightsound.data.schema import SAMPLING_RATE
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_INSTRUCTION, TEACHER_INSTRUCTION, question_text, render_trace
-from sightsound.stage import Stage, leave_with_parent, worker_pool, write_atomically
+from sightsound.stage import Stage, write_atomically
 
 
 DURATION_S = 2.0
@@ -374,7 +375,7 @@ def write_pretraining(rows: list[dict], medium: str, folder: Path) -> None:
     """One pretraining corpus in the layout of a Hub dataset: `prompt`, `completion` and the clip."""
     from datasets import Audio, Features, Value
 
-    from sightsound.data.schema import write_parquet
+    from sightsound.data.parquet import write_parquet
 
     media = Audio(sampling_rate=SAMPLING_RATE) if medium == "audio" else Value("string")
     features = Features({"prompt": Value("string"), "completion": Value("string"), medium: media})

@@ -39,10 +39,18 @@ from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data import schema
 from sightsound.data.clips import MediaError, MediaFolder, video_name
 from sightsound.data.frames import Frames, frames_of_first
-from sightsound.engines.base import ChatRequest, Sampling, make_engine, run_requests
+from sightsound.data.kinds import CLIPS, open_input
+from sightsound.data.parquet import read_parquet
+from sightsound.data.sources import shown_source
+from sightsound.engines import make_engine
+from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.cost import dry_run
-from sightsound.engines.equal_traces import check_traces_differ, warning_of_equal_traces
-from sightsound.engines.first_answers import check_reasoning, warning_of_no_reasoning
+from sightsound.engines.early_stops import (
+    check_reasoning,
+    check_traces_differ,
+    warning_of_equal_traces,
+    warning_of_no_reasoning,
+)
 from sightsound.engines.request_fields import (
     FRAMES_HELP,
     IMAGES,
@@ -52,12 +60,13 @@ from sightsound.engines.request_fields import (
     options_of,
     recorded,
 )
-from sightsound.hub.inputs import CLIPS, open_input, pin_datasets, pin_model
-from sightsound.hub.publish import write_dataset_card
-from sightsound.hub.publishing import shown_source
+from sightsound.engines.runner import run_requests
+from sightsound.hub.cards import write_dataset_card
+from sightsound.hub.inputs import pin_datasets
 from sightsound.method.answers import extract_think, parse_answer
 from sightsound.method.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
-from sightsound.method.selection import UNVERIFIED, TraceRow, read_parquet, trace_outcome
+from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
+from sightsound.models.sources import pin_model
 from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.stage import Journal, fingerprint

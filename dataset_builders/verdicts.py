@@ -33,16 +33,19 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio
-from sightsound.engines.base import ChatRequest, Engine, Sampling, make_engine, run_requests
+from sightsound.data.kinds import CLIPS, TRACES, open_input
+from sightsound.data.sources import shown_source
+from sightsound.engines import make_engine
+from sightsound.engines.base import ChatRequest, Engine, Sampling
 from sightsound.engines.cost import dry_run
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, recorded
-from sightsound.hub.inputs import CLIPS, TRACES, open_input, pin_datasets, pin_model
-from sightsound.hub.publish import write_dataset_card
-from sightsound.hub.publishing import shown_source
+from sightsound.engines.runner import run_requests
+from sightsound.hub.cards import write_dataset_card
+from sightsound.hub.inputs import pin_datasets
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
 from sightsound.method.selection import (
     ACCEPT,
@@ -58,6 +61,7 @@ from sightsound.method.selection import (
     trace_outcome,
 )
 from sightsound.method.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
+from sightsound.models.sources import pin_model
 from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.stage import Journal, fingerprint
@@ -200,9 +204,9 @@ class CheckerRun:
         traces = open_input(args.traces, "train", TRACES)
         self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
         dataset = open_input(args.dataset, args.split, CLIPS)
-        self._audio = schema.AudioById(dataset)
+        self._audio = parquet.AudioById(dataset)
         clips = self._traces.select_columns(["id", "media_sha256"])
-        schema.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
+        parquet.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
         self.ids: list[str] = list(self._traces["id"])
         self.is_part = args.rank is not None
         self._position = {row_id: i for i, row_id in enumerate(self.ids)}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sightsound.benchmarks import avqa, mmau, music_avqa
 from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.cli import InputError, read_json
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.annotations import RowError
 from sightsound.data.clips import sha256_of, video_name
 from sightsound.stage import fingerprint
@@ -116,7 +116,7 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
         `InputError`: Unknown benchmark, its dataset cannot be opened, or is another benchmark's.
     """
     benchmark = get_benchmark(name)
-    rows = schema.open_dataset(dataset, split or benchmark.split)
+    rows = parquet.open_dataset(dataset, split or benchmark.split)
     columns = set(rows.column_names)
     # All benchmarks have the columns of avqa-audio; what tells them apart is which further ones there are.
     for other, its in BENCHMARKS.items():
@@ -131,7 +131,7 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
     selected = rows.select(range(min(len(rows), limit or len(rows))))
     if benchmark.counted and not any(selected[benchmark.counted]):
         raise InputError(f"none of the first {len(selected)} questions counts in {name}'s average; give a larger --limit")
-    return selected, schema.commit_of(rows) or fingerprint(dataset) or dataset
+    return selected, parquet.commit_of(rows) or fingerprint(dataset) or dataset
 
 
 def part_asked(asked: int, questions: int | None, are_pinned: bool | None) -> str | None:

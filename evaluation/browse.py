@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import answers_of, find_runs, run_names, split_of
 from sightsound.cli import InputError, parse_arguments
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import stored_bytes
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.frames import load_frames
-from sightsound.hub.publishing import shown_source
+from sightsound.data.sources import shown_source
 from sightsound.method.selection import shown
 from sightsound.stage import write_atomically
 
@@ -263,18 +263,18 @@ def write_page(args: BrowseArguments) -> None:
     datasets: dict[str, Dataset] = {}
     provenance: dict[str, Any] = {}
     if args.corpus:
-        datasets[args.split] = schema.open_dataset(args.dataset, args.split)
-        ledger = list(schema.open_dataset(args.corpus, "train", "traces"))
+        datasets[args.split] = parquet.open_dataset(args.dataset, args.split)
+        ledger = list(parquet.open_dataset(args.corpus, "train", "traces"))
         if not ledger:
             raise InputError(f"{args.corpus} holds no traces; run traces.py, verdicts.py and cot_corpus.py first")
-        schema.check_same_clips(ledger, datasets[args.split], f"split '{args.split}' of {args.dataset}")
+        parquet.check_same_clips(ledger, datasets[args.split], f"split '{args.split}' of {args.dataset}")
         added[args.split] = {row["id"]: to_traced(row) for row in ledger}
         provenance = {name: ledger[0][name] for name in ("verdict_mode", "temperature", "prompt_version")}
         models = {name: ledger[0][name] for name in ("teacher", "checker")}
         provenance = {name: model and shown_source(model) for name, model in models.items()} | provenance
     runs = {folder: read_run(folder, benchmark) for folder in args.runs or []}
     if runs:
-        dataset = datasets.setdefault(runs_split, schema.open_dataset(args.dataset, runs_split))
+        dataset = datasets.setdefault(runs_split, parquet.open_dataset(args.dataset, runs_split))
         traced = added.setdefault(runs_split, {})
         for row_id, answered in join_runs(runs, dataset, runs_split).items():
             traced[row_id] = {**traced.get(row_id, {}), **answered}

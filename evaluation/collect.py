@@ -9,8 +9,8 @@ The collection belongs to the owner of the first of them, or to `--namespace`. G
 from dataclasses import dataclass, field
 
 from sightsound.cli import InputError, parse_arguments
+from sightsound.data.sources import REPO_ID
 from sightsound.hub.collection import make_collection
-from sightsound.hub.publishing import REPO_ID
 
 
 @dataclass

@@ -24,11 +24,13 @@ from evaluation.reporting.finished_runs import FinishedRun, find_runs, hears, pr
 from evaluation.reporting.sections import by_protocol, losses_of, part_of, trained_on_told
 from evaluation.running.controls import verdict
 from sightsound.cli import InputError, parse_arguments
-from sightsound.hub.publish import publish_model, render_card
-from sightsound.hub.publishing import COMMIT, REPO_ID, PublishArguments, is_hub_id, split_revision
+from sightsound.data.sources import COMMIT, REPO_ID, is_hub_id, split_revision
+from sightsound.hub.cards import render_card
+from sightsound.hub.publish import publish_model
+from sightsound.hub.publishing import PublishArguments
+from sightsound.models.loading import meant_model
 from sightsound.stage import fingerprint
 from sightsound.training.card import TASK, chosen_by
-from sightsound.training.checkpoints import meant_model
 
 
 if TYPE_CHECKING:

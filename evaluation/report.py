@@ -39,7 +39,7 @@ from evaluation.reporting.sections import (
 from evaluation.running.controls import NO_CONTROL, OF_SOUND, verdict
 from evaluation.scoring.accuracy import ANSWERED
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.hub.publishing import split_revision
+from sightsound.data.sources import split_revision
 from sightsound.stage import fingerprint, write_atomically
 
 

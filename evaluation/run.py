@@ -41,14 +41,16 @@ from evaluation.scoring.prediction_files import read_rows
 from evaluation.scoring.protocols import OFFICIAL, PAPER, protocols_of
 from sightsound.benchmarks.pinned import TEXTS
 from sightsound.cli import parse_arguments, read_json
-from sightsound.data import schema
-from sightsound.engines.base import Engine, Sampling, make_engine, run_requests
+from sightsound.data import parquet, schema
+from sightsound.data.sources import shown_source
+from sightsound.engines import make_engine
+from sightsound.engines.base import Engine, Sampling
+from sightsound.engines.runner import run_requests
 from sightsound.engines.transformers import TransformersEngine
-from sightsound.hub.inputs import pin_model
-from sightsound.hub.publish import write_dataset_card
-from sightsound.hub.publishing import shown_source
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.answers import is_correct, parse_answer
 from sightsound.method.prompts import PROMPT_VERSION
+from sightsound.models.sources import pin_model
 from sightsound.stage import JOURNAL_FILE, Journal, Stage, read_journal, write_atomically
 from sightsound.training.trained_on import count_trained_on
 
@@ -204,7 +206,7 @@ class BenchmarkRun:
             for i, row in enumerate(rows)
         ]
         path = predictions_file(stage.path, benchmark)
-        schema.write_parquet(predictions, schema.predictions_features(), path)
+        parquet.write_parquet(predictions, schema.predictions_features(), path)
         text = f"# Predictions of {args.name}\n"
         write_dataset_card(stage.path, text, {"default": {"train": "data/*.parquet"}})
         outputs = {name: [p["output"] for p in predictions if p["control"] == name] for name in asked}

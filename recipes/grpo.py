@@ -36,9 +36,10 @@ def main() -> None:
 
     from sightsound.method.prompts import COT_INSTRUCTION
     from sightsound.method.rewards import accuracy_reward, format_reward, without_reward
+    from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
-    from sightsound.training.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
+    from sightsound.training.checkpoints import checkpoint_to_resume
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import (
         SharedStage,

@@ -40,9 +40,10 @@ def main() -> None:
     from trl.trainer.utils import create_model_from_path
 
     from sightsound.method.selection import instruction_of
+    from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
-    from sightsound.training.checkpoints import checkpoint_to_resume, load_audio_processor, safetensors_only
+    from sightsound.training.checkpoints import checkpoint_to_resume
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import (
         SharedStage,

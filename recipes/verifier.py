@@ -43,13 +43,14 @@ def main() -> None:
     from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments, set_seed
     from trl import ModelConfig, get_peft_config
 
-    from sightsound.data import schema
-    from sightsound.hub.inputs import CLIPS, VERDICTS, open_input
-    from sightsound.hub.publishing import shown_source
+    from sightsound.data import parquet
+    from sightsound.data.kinds import CLIPS, VERDICTS, open_input
+    from sightsound.data.sources import shown_source
     from sightsound.method.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
+    from sightsound.models.loading import load_processor, safetensors_only
     from sightsound.stage import Stage, fingerprint
     from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
-    from sightsound.training.checkpoints import last_complete_checkpoint, load_processor, safetensors_only, save_checkpoint
+    from sightsound.training.checkpoints import last_complete_checkpoint, save_checkpoint
     from sightsound.training.distributed import refuse_several_processes
     from sightsound.training.recipe import (
         parse_config,
@@ -58,8 +59,15 @@ def main() -> None:
         take_publication,
         training_settings,
     )
-    from sightsound.training.verifier import ExamplesWithAudio, PairCollator, calibrate, calibration_parts, score, use_of_traces
-    from sightsound.training.verifier_trainer import VerifierTrainer
+    from sightsound.training.verifier import (
+        ExamplesWithAudio,
+        PairCollator,
+        VerifierTrainer,
+        calibrate,
+        calibration_parts,
+        score,
+        use_of_traces,
+    )
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     publication = take_publication(training_args)
@@ -82,10 +90,10 @@ def main() -> None:
         if not any(verdicts["checker"]):
             raise InputError(f"{script_args.verdicts} holds no verdicts; give the output of verdicts.py")
         dataset = open_input(script_args.audio, script_args.split, CLIPS)
-        schema.check_same_clips(verdicts, dataset, f"split '{script_args.split}' of {script_args.audio}")
-        audio = schema.AudioById(dataset)
+        parquet.check_same_clips(verdicts, dataset, f"split '{script_args.split}' of {script_args.audio}")
+        audio = parquet.AudioById(dataset)
         parts = calibration_parts(verdicts, script_args.max_clips)
-        schema.write_ledger(use_of_traces(verdicts, parts), stage.path / "ledger.parquet")
+        parquet.write_ledger(use_of_traces(verdicts, parts), stage.path / "ledger.parquet")
         rows = {part: ExamplesWithAudio(examples, audio) for part, examples in parts.items()}
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)

@@ -8,16 +8,11 @@ rerun of a complete stage does nothing; other settings are refused, because half
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -125,47 +120,6 @@ def _digest_of_results(folder: Path) -> str:
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def leave_with_parent() -> None:
-    """
-    Initializer for the workers of a process pool: end when the main process does, also when it was killed.
-
-    Orphans would go on writing while a rerun does.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _Pool(ProcessPoolExecutor):
-    """Its processes ignore Ctrl-C, which a terminal sends to all of them: the main process ends them."""
-
-    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        # Processes are started here and keep the signals that are blocked: a handler of their own would come after imports.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(*args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
-    """
-    Processes that start anew: a forked copy of one in which pyarrow's threads run may wait for a lock of theirs for ever.
-
-    Args:
-        num_proc (`int`): How many.
-        initializer (`Callable`): Runs first in each; `leave_with_parent`, or what calls it.
-    """
-    resource_tracker.ensure_running()  # its start unblocks SIGINT, and must not come within `submit`
-    return _Pool(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
 class Stage:

@@ -13,7 +13,7 @@ from sightsound.engines import cost as costs
 from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.request_fields import RequestFieldArguments, options_of
 from sightsound.hub import retries
-from sightsound.hub.inputs import pin_model
+from sightsound.models.sources import pin_model
 from sightsound.training.recipe import parse_config
 
 

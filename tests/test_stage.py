@@ -10,17 +10,9 @@ import time
 
 import pytest
 
+from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import InputError
-from sightsound.stage import (
-    Journal,
-    Stage,
-    fingerprint,
-    is_complete,
-    leave_with_parent,
-    replace_folder,
-    worker_pool,
-    write_atomically,
-)
+from sightsound.stage import Journal, Stage, fingerprint, is_complete, replace_folder, write_atomically
 
 
 def journal_of(path, items=()) -> Journal:

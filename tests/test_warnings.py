@@ -4,8 +4,7 @@ import pytest
 
 from dataset_builders import traces, verdicts
 from sightsound.cli import InputError
-from sightsound.engines.equal_traces import warning_of_equal_traces
-from sightsound.engines.first_answers import warning_of_no_reasoning
+from sightsound.engines.early_stops import warning_of_equal_traces, warning_of_no_reasoning
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, choice
 from tests.support.tiny import trace, trace_row, write_traces

@@ -27,7 +27,7 @@ from evaluation.reporting.finished_runs import FinishedRun, run_names, split_of
 from evaluation.reporting.sections import trained_lines
 from evaluation.running.controls import NO_CONTROL
 from sightsound.cli import InputError
-from sightsound.hub.publishing import REPO_ID
+from sightsound.data.sources import REPO_ID
 
 
 TABLES = ("table1", "table2")

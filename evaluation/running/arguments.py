@@ -13,9 +13,9 @@ from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.clips import Clip, MediaError, MediaFolder
+from sightsound.data.sources import COMMIT, shown_source
 from sightsound.engines import request_fields
 from sightsound.hub.inputs import pin_dataset
-from sightsound.hub.publishing import COMMIT, shown_source
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.stage import fingerprint
 

@@ -18,9 +18,10 @@ from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import Clip
 from sightsound.data.frames import Frames, frames_of_first
+from sightsound.data.kinds import TRACES, check_kind
+from sightsound.data.parquet import parquet_schema, read_parquet
+from sightsound.data.sources import split_revision
 from sightsound.engines.base import ChatRequest, Engine
-from sightsound.hub.inputs import TRACES, check_kind
-from sightsound.hub.publishing import split_revision
 from sightsound.method.prompts import (
     COT_DISTILL_INSTRUCTION,
     COT_INSTRUCTION,
@@ -30,7 +31,7 @@ from sightsound.method.prompts import (
     ZERO_SHOT_COT_INSTRUCTION,
     question_text,
 )
-from sightsound.method.selection import ACCEPT, parquet_schema, read_parquet
+from sightsound.method.selection import ACCEPT
 
 
 if TYPE_CHECKING:

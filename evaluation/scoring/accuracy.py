@@ -10,7 +10,7 @@ from evaluation.benchmarks import Benchmark, Row, get_benchmark
 from evaluation.running.controls import NO_CONTROL, SHUFFLED, consistency, gains_over
 from evaluation.scoring.protocols import PAPER, UNANSWERED, Decision, decide_all
 from evaluation.scoring.statistics import clustered_error, wilson_interval
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 Figures = dict[str, float | None]

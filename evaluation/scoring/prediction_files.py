@@ -20,7 +20,7 @@ from typing import Any
 
 from evaluation.benchmarks import Row
 from sightsound.cli import InputError, read_json
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 # Where outputs stand. Where a row has several, the first is read: what a model wrote says more than what another script read

@@ -16,7 +16,7 @@ from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
 from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
 from sightsound.cli import InputError
 from sightsound.data.annotations import LETTERED, RowError, without_letters
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 OURS = {"gold", "matched_by"}  # a run's file, where `answer` is what the model answered

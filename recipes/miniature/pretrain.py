@@ -140,7 +140,7 @@ def make_teacher():  # type: ignore[no-untyped-def]
 def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
     """Pretraining rows in the collator's form; videos are decoded once, they are tiny."""
     from sightsound.data.frames import load_frames
-    from sightsound.data.schema import open_dataset
+    from sightsound.data.parquet import open_dataset
 
     folder = world / "pretraining" / name
     rows = list(open_dataset(str(folder), "train"))

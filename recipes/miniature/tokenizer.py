@@ -38,7 +38,7 @@ class TokenizerArguments:
 
 def corpus(world: Path) -> list[str]:
     """Every kind of text that a miniature model reads or writes."""
-    from sightsound.data.schema import open_dataset
+    from sightsound.data.parquet import open_dataset
 
     texts = [*TEMPLATE_TEXTS, prompts.CHECKER_YES_NO] * 50
     for name in ("student", "teacher", "checker"):

@@ -17,7 +17,7 @@ from sightsound.data.annotations import (
     optional_label,
 )
 from sightsound.data.clips import VIDEO_NAME
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 # The authors' own repository (AlyssaYoung/AVQA) does not hold the questions, and nobody publishes a digest: a report tells

@@ -12,7 +12,7 @@ from typing import Any
 from sightsound.benchmarks.pinned import PinnedFile
 from sightsound.data import schema
 from sightsound.data.annotations import RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 # Of the pinned rows whatever their formatting, and of their ids, in any order: how another file differs is told by these.

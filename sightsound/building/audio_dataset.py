@@ -30,7 +30,7 @@ from sightsound.building.report import (
 )
 from sightsound.building.sounds import Sound, SoundReader
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.annotations import Row, RowError, check_text, read_annotations
 from sightsound.data.clips import MediaFolder, sha256_of, without_extension
 from sightsound.hub.publishing import PublishArguments
@@ -46,7 +46,7 @@ Judged = tuple[Row, Row | None]
 Shard = tuple[str, list[Judged]]  # its name (`train-00000-of-00004`) and its annotations
 
 # Rows of one file. With ten-second clips that is about 75 MB, with minutes of music about 400 MB: under the 500 MB per file
-# that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`schema.write_parquet`).
+# that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`parquet.write_parquet`).
 ROWS_PER_SHARD = 500
 MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
 
@@ -193,7 +193,7 @@ def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[
     for split in splits:
         for part in sorted((folder / "ledger").glob(f"{split}-*.parquet")):
             entries += [entry | {"split": split} for entry in pq.read_table(part).to_pylist()]
-    schema.write_parquet(entries, schema.build_ledger_features(), folder / "ledger.parquet")
+    parquet.write_parquet(entries, schema.build_ledger_features(), folder / "ledger.parquet")
     return {split: Counter(entry["outcome"] for entry in entries if entry["split"] == split) for split in splits}, entries
 
 
@@ -297,5 +297,5 @@ def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, medi
         sounds = reader.sounds(media.candidates(dataset.clip_name(row)) for row in rows)
         for name, judged in missing:
             built = _rows_with_sound(judged, dataset, media, reader, sounds, bar)
-            schema.write_parquet(built, dataset.features(), folder / "data" / f"{name}.parquet")
-            schema.write_ledger((entry for entry, _ in judged), folder / "ledger" / f"{name}.parquet")
+            parquet.write_parquet(built, dataset.features(), folder / "data" / f"{name}.parquet")
+            parquet.write_ledger((entry for entry, _ in judged), folder / "ledger" / f"{name}.parquet")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.data import schema
 from sightsound.data.clips import MediaFolder
-from sightsound.hub.publish import render_card, write_dataset_card
-from sightsound.hub.publishing import SHOWN_AUDIO, as_json, dataset_info, provenance
+from sightsound.hub.cards import SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
 
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
+from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.audio import encode_flac, is_silent, load_clip
 from sightsound.data.clips import Clip, MediaError, open_media, sha256_of
-from sightsound.stage import leave_with_parent, worker_pool
 
 
 # Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.

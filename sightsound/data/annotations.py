@@ -9,7 +9,7 @@ from typing import Any
 
 from sightsound.cli import InputError, read_json
 from sightsound.data import schema
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 Row = dict[str, Any]

@@ -95,7 +95,7 @@ class ProcessorCounter:
     """
 
     def __init__(self, model: str):
-        from sightsound.training.checkpoints import load_processor
+        from sightsound.models.loading import load_processor
 
         self._processor = load_processor(model)
         self.told = f"counted with the processor of {model}"

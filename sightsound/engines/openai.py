@@ -32,6 +32,7 @@ from typing import Any
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
 from sightsound.data.schema import BAD_RESPONSE
+from sightsound.data.sources import shown_source
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, Usage
 from sightsound.engines.openai_models import is_alive
 from sightsound.engines.openai_protocol import (
@@ -46,7 +47,6 @@ from sightsound.engines.openai_replicas import Replica, Replicas
 from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.request_fields import RequestOptions
 from sightsound.engines.sampling import effective
-from sightsound.hub.publishing import shown_source
 
 
 # Long enough for n = 8 long traces from a queue of hundreds at a busy server: what takes longer is a server that hangs.

@@ -32,12 +32,13 @@ from typing import Any
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
 from sightsound.data.schema import SERVER_ERROR
-from sightsound.engines.base import MAX_UNANSWERED, ChatRequest, ChatResult, Completion, Sampling, Usage
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, Usage
 from sightsound.engines.openai import TIMEOUT_S, OpenAIEngine
 from sightsound.engines.openai_account import ENDPOINT, BatchAccount
 from sightsound.engines.openai_protocol import RequestFailure, content_of, failure_of_reported, request_body
 from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.request_fields import RequestOptions
+from sightsound.engines.runner import MAX_UNANSWERED
 from sightsound.engines.sampling import NEUTRAL, OPENAI_FIELDS, effective, named_fields
 
 

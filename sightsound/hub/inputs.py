@@ -12,110 +12,17 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sightsound.cli import InputError, nearest
-from sightsound.data import schema
-from sightsound.hub.publishing import COMMIT, REPO_ID, split_revision
+from sightsound.data.sources import COMMIT, REPO_ID, split_revision
 from sightsound.hub.retries import TRANSIENT, what_happened
 from sightsound.stage import STAGE_FILE, is_complete, read_settings
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
 LOOK_UP_TIMEOUT_S = 10.0
 LOOK_UPS = 3  # of a Hub that is busy; one that cannot be reached is asked once
-
-
-@dataclass(frozen=True)
-class Kind:
-    """
-    A kind of dataset that a stage reads.
-
-    Args:
-        name (`str`): What it holds.
-        columns (`tuple`): Those that are read, of the types that `schema` gives for avqa-audio and traces.
-        made_by (`str`): Where users get it.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    made_by: str
-
-
-_ASKED = ("id", "question", "choices", "media_sha256")
-CLIPS = Kind(
-    "clips with questions (avqa-audio)",
-    (*_ASKED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
-    "the output folder of a builder such as dataset_builders/avqa_audio.py, or its Hub id",
-)
-TRACES = Kind(
-    "teacher traces",
-    (*_ASKED, "traces", "teacher_answer", "unanimous", "outcome"),
-    "the output folder of dataset_builders/traces.py",
-)
-VERDICTS = Kind(
-    "traces with verdicts", (*TRACES.columns, "checker", "verdict_mode"), "the output folder of dataset_builders/verdicts.py"
-)
-CORPUS = Kind(
-    "a corpus with the config `traces`", TRACES.columns, "the output folder of dataset_builders/cot_corpus.py, or its Hub id"
-)
-
-
-def _is_like(found: Any, expected: Any) -> bool:
-    """Whether a column has the type that is expected, whatever its width: `int64` is like `int32`."""
-    from datasets import Audio, List, Value
-
-    if isinstance(expected, Audio):
-        return isinstance(found, Audio)
-    if isinstance(expected, List):
-        return isinstance(found, List) and _is_like(found.feature, expected.feature)
-    if isinstance(expected, dict):
-        return isinstance(found, dict) and all(_is_like(found.get(name), each) for name, each in expected.items())
-    if not isinstance(found, Value):
-        return False
-    texts, numbers = ("string", "large_string", "null"), ("int", "uint", "float", "null")
-    return found.dtype in texts if expected.dtype == "string" else found.dtype.startswith((*numbers, expected.dtype))
-
-
-def check_kind(features: Features, source: str, kind: Kind) -> None:
-    """
-    Raises:
-        `InputError`: A column is missing, or of another type.
-    """
-    expected = {**schema.avqa_audio_features(), **schema.traces_features()}
-    missing = [name for name in kind.columns if name not in features]
-    if missing:
-        found = f"it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: {', '.join(features) or 'none'})"
-    else:
-        wrong = [name for name in kind.columns if not _is_like(features[name], expected[name])]
-        if not wrong:
-            return
-        found = f"its column {wrong[0]} is of another type ({_shown_type(features[wrong[0]])})"
-    raise InputError(f"{source} does not hold {kind.name}: {found}; give {kind.made_by}")
-
-
-def _shown_type(feature: Any) -> str:
-    text = str(feature)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def open_input(source: str, split: str, kind: Kind, config: str | None = None) -> Dataset:
-    """
-    A split of a dataset of the expected kind, audio left encoded.
-
-    Args:
-        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
-
-    Raises:
-        `InputError`: As for `schema.open_dataset`, or the dataset is of another kind.
-    """
-    dataset = schema.open_dataset(source, split, config)
-    check_kind(dataset.features, f"split '{split}' of {source}", kind)
-    return dataset
 
 
 def front_matter_of(source: str) -> dict[str, Any]:
@@ -171,52 +78,6 @@ def pin_datasets(arguments: Any, flags: Sequence[str], output_dir: str) -> None:
     for flag in flags:
         if (source := getattr(arguments, flag)) is not None:
             setattr(arguments, flag, pin_dataset(flag, source, output_dir))
-
-
-def pin_model(
-    flag: str, model: str, output_dir: str | Path | None = None, revision: str | None = None, base_model: str | None = None
-) -> str | None:
-    """
-    The commits of a model that is about to be loaded in this process: what `generator.load_generator` takes as `revision`.
-
-    Args:
-        flag (`str`): Without `--`.
-        output_dir (`str`, *optional*): Of the stage: a rerun loads the commits that are recorded there as `model_commit`.
-        revision (`str`, *optional*): Of a Hub model.
-        base_model (`str`, *optional*): The base of a LoRA.
-
-    Returns:
-        `str` or `None`: None of a folder.
-
-    Raises:
-        `InputError`: It is neither a folder with a model nor a model of the Hub.
-    """
-    from sightsound.models.loading import resolved_revision
-
-    settings = (read_settings(Path(output_dir)) or {}) if output_dir is not None else {}
-    if settings.get("model_commit") and settings.get(flag) == model:
-        return str(settings["model_commit"])
-    if Path(model).exists():
-        check_model_folder(flag, Path(model))
-    else:
-        revision = _commit_on_hub(flag, model, "model", revision)
-    return resolved_revision(model, revision, base_model)
-
-
-def check_model_folder(flag: str, folder: Path) -> None:
-    """
-    Raises:
-        `InputError`: The path holds no model that has been written to its end.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--{flag} {folder} is a file; expected a model folder or a Hub model id")
-    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return
-    if (folder / "model" / "config.json").is_file():
-        raise InputError(f"--{flag} {folder} holds no config.json; did you mean {folder / 'model'}?")
-    if (folder / STAGE_FILE).is_file() and not is_complete(folder):
-        raise InputError(f"--{flag} {folder} is not complete; rerun the stage that writes it")
-    raise InputError(f"--{flag} {folder} is no model: it holds no config.json; expected a model folder or a Hub model id")
 
 
 def _check_dataset_folder(flag: str, folder: Path) -> None:

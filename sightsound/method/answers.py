@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import forms_of, plain
 from sightsound.method.answer_reading.sections import extract_answer_text, extract_think
 from sightsound.method.answer_reading.statements import read_statement
-from sightsound.method.prompts import LETTERS
 
 
 __all__ = [

@@ -7,13 +7,13 @@ compared with what a checker hears without a second language model (`heard_sound
 """
 
 import re
-import string
 from collections.abc import Sequence
+
+from sightsound.data.schema import LETTERS
 
 
 PROMPT_VERSION = "1"
 
-LETTERS = string.ascii_uppercase
 
 ANSWER_FORMAT = "then give one choice inside <answer></answer>."
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.data import schema
-from sightsound.hub.publishing import split_revision
+from sightsound.data.parquet import parquet_schema, read_parquet
+from sightsound.data.sources import split_revision
 from sightsound.method.answers import has_trace_format
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text, render_label
 
@@ -191,7 +190,7 @@ def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[T
     import pyarrow as pa
     from datasets import Features, load_dataset_builder
 
-    from sightsound.hub.inputs import TRACES, check_kind
+    from sightsound.data.kinds import TRACES, check_kind
 
     name, revision = split_revision(source)
     try:
@@ -203,32 +202,6 @@ def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[T
         raise InputError(told) from error
     check_kind(found, source, TRACES)
     return read_parquet(files, columns)
-
-
-def parquet_schema(file: str | Path) -> Any:
-    """The Arrow schema of a parquet file, here or on the Hub."""
-    import fsspec
-    import pyarrow.parquet as pq
-
-    with fsspec.open(str(file), "rb") as opened:
-        return pq.read_schema(opened)
-
-
-def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of parquet files, here or on the Hub, one row group in memory at a time."""
-    import fsspec
-    import pyarrow.parquet as pq
-
-    for file in map(str, files):
-        # Arrow's threads would need the interpreter for a file of fsspec's, and abort the process that ends meanwhile: a file
-        # here is opened without it, one on the Hub read without threads.
-        source = fsspec.open(file, "rb") if "://" in file else nullcontext(file)
-        with source as opened, pq.ParquetFile(opened) as content:
-            # Not `iter_batches`: it holds on to what it has read, until the file is closed.
-            for group in range(content.num_row_groups):
-                table = content.read_row_group(group, columns=columns, use_threads=False)
-                for batch in table.to_batches(schema.ROW_GROUP_ROWS):
-                    yield from batch.to_pylist()
 
 
 def join_verdicts(traces: Iterable[TraceRow], verdicts: Iterable[TraceRow], unjoined: Unjoined) -> Iterator[TraceRow]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError
-from sightsound.hub.publishing import is_hub_id, shown_source
+from sightsound.data.sources import is_hub_id, shown_source
 from sightsound.stage import fingerprint
-from sightsound.training.checkpoints import check_adapter_weights, load_processor, safetensors_only, same_model
 
 
 def _read_adapter(model: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -135,3 +136,107 @@ def _merge_adapter(base: Any, adapter: str, revision: str | None) -> tuple[Any, 
     check_adapter_weights(adapted, folder)
     set_peft_model_state_dict(adapted, load_file(Path(folder) / "adapter_model.safetensors"))
     return adapted.merge_and_unload(), (fingerprint(folder) if is_local else Path(folder).name) or ""
+
+
+@contextmanager
+def safetensors_only(model: str) -> Iterator[None]:
+    """
+    For the loading of a model with `use_safetensors=True`: without it transformers would fall back to a pickle.
+
+    Raises:
+        `InputError`: The model has no weights in safetensors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        told = "weights are read from safetensors alone, since a pickle such as pytorch_model.bin can run any code"
+        raise InputError(f"{model} has no model.safetensors: {told}; convert it, or give a revision that has one") from error
+
+
+def load_processor(model: str, revision: str | None = None) -> Any:
+    """
+    The processor of a local folder or a Hub model.
+
+    Raises:
+        `InputError`: There is no such model, or it has no processor.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        told = f"expected a model folder or a Hub model id{meant_model(model)}"
+        raise InputError(f"{model} cannot be loaded ({reason}); {told}") from error
+
+
+def meant_model(folder: str | Path) -> str:
+    """What an error about a folder without a model ends with, where a recipe has written one into it."""
+    inner = Path(folder) / "model"
+    return f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
+
+
+def load_audio_processor(model: str, revision: str | None = None) -> Any:
+    """
+    The processor of an audio language model that is about to be trained, if the two belong together.
+
+    Nothing but the config is read of the model: hours may pass before a wrong id in a batch is noticed, if it ever is.
+
+    Raises:
+        `InputError`: As for `load_processor`; the folder holds an adapter, no audio model, or another model's processor.
+    """
+    from transformers import AutoConfig
+
+    if (Path(model) / "adapter_config.json").is_file():
+        raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
+    processor = load_processor(model, revision)
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    if not hasattr(config, "audio_config") or not hasattr(config, "audio_token_id"):
+        raise InputError(f"{model} is a model of type {config.model_type}; expected an audio model like Qwen2-Audio")
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is None:
+        raise InputError(f"{model} has a {type(processor).__name__} and no processor for sound; save the model's own beside it")
+    audio, tokenizer = config.audio_config, processor.tokenizer
+    facts = {
+        "id of the audio token": (tokenizer.convert_tokens_to_ids(processor.audio_token), config.audio_token_id),
+        "mel bins": (extractor.feature_size, audio.num_mel_bins),
+        "frames of a window": (extractor.nb_max_frames, 2 * audio.max_source_positions),  # its convolution takes every second
+    }
+    wrong = [f"{name}: {has}, the model's is {expected}" for name, (has, expected) in facts.items() if has != expected]
+    if len(tokenizer) > config.text_config.vocab_size:
+        wrong.append(f"tokens: {len(tokenizer)}, the model has {config.text_config.vocab_size}")
+    if wrong:
+        raise InputError(f"the processor in {model} is another model's ({'; '.join(wrong)}); save the model's own there")
+    return processor
+
+
+def check_adapter_weights(model: Any, checkpoint: str) -> None:
+    """
+    The part of `check_adapter_checkpoint` that looks at places and shapes.
+
+    Raises:
+        `InputError`: The folder holds no LoRA, or one of other places or shapes than the model's.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = Path(checkpoint) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{checkpoint} holds no LoRA; expected a checkpoint of a run with these LoRA settings")
+    with safe_open(file, "pt") as saved:
+        found = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 - no mapping
+    expected = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model).items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise InputError(
+            f"{checkpoint} holds the LoRA of another model, or with other LoRA settings: {len(wrong)} weights differ (first: "
+            f"{wrong[0]}, {found.get(wrong[0])} there, {expected.get(wrong[0])} here)"
+        )
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: a folder's may be relative, or lead over a link."""
+    resolved = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in (one, other)]
+    return resolved[0] == resolved[1]

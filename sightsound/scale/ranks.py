@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
+from sightsound.data.parquet import read_parquet
 from sightsound.locks import is_locked
-from sightsound.method.selection import Funnel, read_parquet
+from sightsound.method.selection import Funnel
 from sightsound.scale.executors import (
     LEDGER_PART,
     RANKS_FOLDER,
@@ -107,9 +108,9 @@ def write_results(results: Iterable[Result], data: Path, ledger: Path) -> Funnel
             funnel.add(row)
             yield row
 
-    schema.write_parquet(rows(), schema.traces_features(), data)
+    parquet.write_parquet(rows(), schema.traces_features(), data)
     written = read_parquet([data], ["id", "outcome"])
-    schema.write_ledger((entry | {"detail": details.get(entry["id"])} for entry in written), ledger)
+    parquet.write_ledger((entry | {"detail": details.get(entry["id"])} for entry in written), ledger)
     return funnel
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sightsound.hub.publish import render_card
-from sightsound.hub.publishing import REPO_ID, is_hub_id, provenance, shown_source, split_revision
+from sightsound.data.sources import REPO_ID, is_hub_id, shown_source, split_revision
+from sightsound.hub.cards import provenance, render_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
 from sightsound.stage import read_settings, write_atomically
@@ -84,7 +84,7 @@ def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]
         traces (`str`, *optional*): The corpus; without one the annotated answers were taken.
         ids (`dict`): Ids per outcome of the run's ledger.
     """
-    from sightsound.data.schema import open_dataset
+    from sightsound.data.parquet import open_dataset
 
     steps = {}
     if traces is not None:

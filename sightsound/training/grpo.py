@@ -27,7 +27,8 @@ from sightsound.data.audio import clip_key, decode_audio
 from sightsound.data.schema import SAMPLING_RATE
 from sightsound.engines.sampling import neutral_generation
 from sightsound.method.prompts import with_audio
-from sightsound.training.checkpoints import FullWeightsResume, freeze_positions
+from sightsound.models.qwen2_audio import freeze_positions
+from sightsound.training.checkpoints import FullWeightsResume
 from sightsound.training.distributed import together
 from sightsound.training.rollout_buffer import load_window, save_window, window_file
 from sightsound.training.sharing.attention import use_packed_attention

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sightsound.cli import InputError, unknown_flags
-from sightsound.hub.publishing import REPO_ID, PublishArguments
+from sightsound.data.sources import REPO_ID
+from sightsound.hub.publishing import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, PROMPT_VERSION
 from sightsound.method.selection import GROUND_TRUTH, SELECTIONS, gold_labels, select
 from sightsound.training.distributed import describe_processes, is_main_process, on_main_process, whole_models
@@ -99,7 +100,8 @@ def pin_inputs(script_args: Any, model_args: ModelConfig, output_dir: str, flags
     Returns:
         `str` or `None`: The model's commit, of a Hub model.
     """
-    from sightsound.hub.inputs import pin_datasets, pin_model
+    from sightsound.hub.inputs import pin_datasets
+    from sightsound.models.sources import pin_model
 
     def look_up() -> tuple[list[str | None], str | None]:
         pin_datasets(script_args, flags, output_dir)
@@ -215,7 +217,7 @@ def validation_of(script_args: Any, training_args: TrainingArguments, instructio
     Raises:
         `InputError`: The best checkpoint is asked for without an evaluation, or by another metric; or FSDP shards the model.
     """
-    from sightsound.hub.inputs import CLIPS, open_input
+    from sightsound.data.kinds import CLIPS, open_input
     from sightsound.training.validation import METRIC, ValidationSet
 
     if training_args.eval_strategy == "no":
@@ -250,8 +252,8 @@ def callbacks_of(script_args: Any) -> list[Any]:
 
 def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list[dict[str, Any]]:
     """The rows of an arm, without their clips."""
-    from sightsound.data.schema import check_same_clips
-    from sightsound.hub.inputs import CORPUS, open_input
+    from sightsound.data.kinds import CORPUS, open_input
+    from sightsound.data.parquet import check_same_clips
 
     if script_args.selection == GROUND_TRUTH:
         if samples_its_own:
@@ -302,8 +304,8 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
 
     from datasets import Dataset
 
-    from sightsound.data.schema import AudioById, write_ledger
-    from sightsound.hub.inputs import CLIPS, open_input
+    from sightsound.data.kinds import CLIPS, open_input
+    from sightsound.data.parquet import AudioById, write_ledger
 
     dataset = open_input(script_args.audio, script_args.split, CLIPS)
     selected = _selected(script_args, dataset, samples_its_own)

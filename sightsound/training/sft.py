@@ -5,7 +5,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from sightsound.training.checkpoints import FullWeightsResume, freeze_positions
+from sightsound.models.qwen2_audio import freeze_positions
+from sightsound.training.checkpoints import FullWeightsResume
 from sightsound.training.validation import BestByAccuracy
 
 

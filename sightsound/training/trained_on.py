@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sightsound.data.schema import open_dataset
-from sightsound.hub.publishing import is_hub_id
+from sightsound.data.parquet import open_dataset
+from sightsound.data.sources import is_hub_id
 from sightsound.stage import fingerprint, read_settings, write_atomically
 
 

@@ -29,11 +29,11 @@ import numpy as np
 
 from sightsound.cli import InputError
 from sightsound.data.audio import encode_wav
-from sightsound.data.schema import AudioById
+from sightsound.data.parquet import AudioById
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
 from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.models.loading import load_processor, safetensors_only
 from sightsound.stage import fingerprint
-from sightsound.training.checkpoints import load_processor, safetensors_only
 from sightsound.training.collator import IGNORED, CompletionCollator
 
 

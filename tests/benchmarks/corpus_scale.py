@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import render_trace
 from sightsound.method.selection import UNVERIFIED, trace_outcome
 
@@ -93,7 +93,7 @@ def make_inputs(folder: Path, num_questions: int, num_traces: int) -> dict[str, 
         "verdicts": (ledger(num_questions, num_traces, True), schema.traces_features()),
     }
     for name, (rows, features) in inputs.items():
-        schema.write_parquet(rows, features, folder / name / "data" / "train-00000-of-00001.parquet")
+        parquet.write_parquet(rows, features, folder / name / "data" / "train-00000-of-00001.parquet")
         write_dataset_card(folder / name, f"# {name}\n", {"default": {"train": "data/*.parquet"}})
     return {name: folder / name for name in inputs}
 

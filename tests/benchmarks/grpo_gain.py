@@ -22,7 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.method.selection import read_parquet
+from sightsound.data.parquet import read_parquet
 from sightsound.stage import is_complete
 
 

@@ -20,8 +20,8 @@ from evaluation.benchmarks import Row, read_annotations
 from evaluation.metrics.mmau_official import matcher as mmau_matcher
 from evaluation.scoring.protocols import decide_all, protocols_of
 from sightsound.cli import parse_arguments, run
+from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import _stem, form, forms_of, root_of
-from sightsound.method.prompts import LETTERS
 
 
 NUM_RUNS = 10

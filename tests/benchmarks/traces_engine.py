@@ -22,7 +22,7 @@ from sightsound.engines.base import Sampling, seed_of
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_protocol import LARGEST_SEED
 from sightsound.method.prompts import user_message
-from sightsound.training.checkpoints import load_processor
+from sightsound.models.loading import load_processor
 from tests.support import in_process_vllm, served
 
 

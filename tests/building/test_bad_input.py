@@ -16,7 +16,8 @@ from test_clips import pitch_hz
 
 from sightsound.data.audio import decode_audio, load_clip
 from sightsound.data.clips import MediaError, MediaFolder
-from sightsound.data.schema import BUILD_OUTCOMES, open_dataset
+from sightsound.data.parquet import open_dataset
+from sightsound.data.schema import BUILD_OUTCOMES
 
 
 TIME_LIMIT_S = 120  # of one command; a FIFO or a loop of links that is read hangs for ever

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_recipes import launch
 
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac, load_clip
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, TEACHER_INSTRUCTION, question_text, render_trace
 from tests.support import tiny
 
@@ -65,7 +65,7 @@ def write_pretraining(world: Path, videos: Path) -> None:
         media = Value("string") if medium == "video" else Audio(sampling_rate=schema.SAMPLING_RATE)
         features = Features({"prompt": Value("string"), "completion": Value("string"), medium: media})
         folder = world / "pretraining" / name
-        schema.write_parquet(rows, features, folder / "data" / "train-00000-of-00001.parquet")
+        parquet.write_parquet(rows, features, folder / "data" / "train-00000-of-00001.parquet")
         write_dataset_card(folder, f"# {name}\n", {"default": {"train": "data/*.parquet"}})
 
 

@@ -25,7 +25,8 @@ from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.cli import InputError
 from sightsound.data.annotations import MAX_TEXT_CHARACTERS
 from sightsound.data.audio import decode_audio
-from sightsound.data.schema import avqa_audio_features, open_dataset
+from sightsound.data.parquet import open_dataset
+from sightsound.data.schema import avqa_audio_features
 from sightsound.hub.publishing import PublishArguments
 
 

@@ -8,8 +8,9 @@ import pytest
 from dataset_builders import traces, verdicts
 from evaluation import run as generate
 from sightsound.cli import InputError
-from sightsound.engines.base import ChatRequest, Sampling, run_requests
+from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.openai import OpenAIEngine
+from sightsound.engines.runner import run_requests
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, chat
 from tests.support.tiny import read_rows, trace, trace_row, write_traces

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sightsound.data import schema
-from sightsound.engines.base import ChatRequest, Sampling, make_engine, run_requests
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.engines import make_engine
+from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.runner import run_requests
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Journal
 from tests.support import faulty_server
 from tests.support.tiny import read_ledger, read_rows, start_script
@@ -85,7 +87,7 @@ def many_questions(questions, tmp_path_factory) -> Path:
     """The tiny dataset's rows again and again under ids of their own."""
     folder = tmp_path_factory.mktemp("many")
     rows = [{**questions[i % len(questions)], "id": str(i)} for i in range(NUM_QUESTIONS)]
-    schema.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Many\n", {"default": {"train": "data/*.parquet"}})
     return folder
 

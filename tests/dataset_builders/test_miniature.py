@@ -9,7 +9,7 @@ import pytest
 from dataset_builders import miniature
 from sightsound.data.audio import decode_audio
 from sightsound.data.frames import load_frames
-from sightsound.data.schema import AudioById, open_dataset
+from sightsound.data.parquet import AudioById, open_dataset
 from sightsound.method.prompts import COT_INSTRUCTION, TEACHER_INSTRUCTION, heard_sounds
 from tests.support.tiny import WORLD_SIZE, run_script
 

@@ -11,7 +11,7 @@ import pytest
 
 from sightsound.benchmarks import mmau
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.annotations import RowError
 from tests.support.card_rules import validate
 from tests.support.tiny import REPO, read_ledger, run_script
@@ -131,7 +131,7 @@ def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_c
     done = run_script(SCRIPT, annotations=pinned, media_dir=clips, output_dir=out, num_proc=1, limit=4)
     assert done.returncode == 0, done.stderr
     assert [entry["outcome"] for entry in read_ledger(out)] == ["built", "corrupt_media", "missing_media", "missing_media"]
-    row = schema.open_dataset(str(out), "test")[0]
+    row = parquet.open_dataset(str(out), "test")[0]
     assert list(row) == list(schema.mmau_features())
     assert list(row)[:13] == list(schema.avqa_audio_features())
     told = {name: row[name] for name in ("id", "choices", "answer", "answer_text", "question_type", "task", "source_dataset")}

@@ -16,20 +16,12 @@ from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaError
 from sightsound.data.frames import Frames, load_frames
+from sightsound.engines import make_engine, openai_protocol
 from sightsound.engines import openai as openai_engine
-from sightsound.engines import openai_protocol
-from sightsound.engines.base import (
-    ChatRequest,
-    ChatResult,
-    Completion,
-    Sampling,
-    StreamingEngine,
-    Usage,
-    make_engine,
-    run_requests,
-)
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, StreamingEngine, Usage
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_replies import parse_completions
+from sightsound.engines.runner import run_requests
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.stage import Journal
 from tests.support.openai_server import DROP, ONE_CHOICE, OpenAIServer, model_answer

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.engines.equal_traces import ALIKE, FIRST, check_traces_differ, warning_of_equal_traces
+from sightsound.engines.early_stops import ALIKE, FIRST, check_traces_differ, warning_of_equal_traces
 from sightsound.stage import Journal
 from tests.support import tiny
 from tests.support.openai_server import OpenAIServer

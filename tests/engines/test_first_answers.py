@@ -8,11 +8,12 @@ import pytest
 
 from dataset_builders import traces
 from sightsound.cli import InputError
-from sightsound.data import schema
-from sightsound.engines.base import ChatRequest, Completion, Sampling, run_requests
-from sightsound.engines.first_answers import NUM_FIRST, check_reasoning
+from sightsound.data import parquet, schema
+from sightsound.engines.base import ChatRequest, Completion, Sampling
+from sightsound.engines.early_stops import NUM_FIRST, check_reasoning
 from sightsound.engines.openai import OpenAIEngine
-from sightsound.hub.publish import write_dataset_card
+from sightsound.engines.runner import run_requests
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, chat, choice
 
@@ -92,7 +93,7 @@ def test_what_is_in_flight_is_kept_and_a_rerun_asks_nothing(tmp_path):
 def thirty_questions(questions, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("thirty")
     rows = [{**questions[i % len(questions)], "id": str(i)} for i in range(30)]
-    schema.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Thirty\n", {"default": {"train": "data/*.parquet"}})
     return folder
 

@@ -20,10 +20,11 @@ from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
 from sightsound.data.frames import Frames
 from sightsound.engines import openai_account, openai_protocol
-from sightsound.engines.base import MAX_UNANSWERED, ChatRequest, Sampling, StreamingEngine, run_requests
+from sightsound.engines.base import ChatRequest, Sampling, StreamingEngine
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_batch import BATCHES_FILE, OpenAIBatchEngine
 from sightsound.engines.request_fields import RequestOptions
+from sightsound.engines.runner import MAX_UNANSWERED, run_requests
 from sightsound.stage import Journal
 from tests.support.batch_server import DROPPED, MOMENTS, UNHEARD, BatchServer, Plan
 

@@ -11,9 +11,10 @@ import pytest
 from dataset_builders import traces
 from sightsound.cli import InputError
 from sightsound.engines import openai_models
-from sightsound.engines.base import ChatRequest, Sampling, run_requests
+from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_models import look_up_all
+from sightsound.engines.runner import run_requests
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, chat
 from tests.support.tiny import REPO

@@ -15,8 +15,9 @@ from sightsound.cli import InputError
 from sightsound.data.schema import BAD_RESPONSE, REFUSED, SERVER_ERROR
 from sightsound.engines import openai as openai_engine
 from sightsound.engines import openai_protocol
-from sightsound.engines.base import ChatRequest, ChatResult, Sampling, run_requests
+from sightsound.engines.base import ChatRequest, ChatResult, Sampling
 from sightsound.engines.openai import BUSY_TRIES, TRIES, OpenAIEngine
+from sightsound.engines.runner import run_requests
 from sightsound.method.answers import extract_think, has_trace_format, parse_answer
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, chat, choice, text_of

@@ -12,8 +12,8 @@ import yaml
 
 from evaluation.browse import MEGABYTE, main
 from sightsound.cli import InputError
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from tests.support import tiny
 
 
@@ -54,13 +54,13 @@ def dataset(questions: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFa
         rows = [{**questions[i % len(questions)], "id": str(i)} for i in range(size)]
         rows = rows if split == "train" else rows[::-1]  # the same ids for other questions, as AVQA has
         rows = [{**row, "id": str(i)} for i, row in enumerate(rows)]
-        schema.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / f"{split}.parquet")
+        parquet.write_parquet(rows, schema.avqa_audio_features(), folder / "data" / f"{split}.parquet")
     write_dataset_card(folder, "# Sounds\n", {"default": {split: f"data/{split}.parquet" for split in SPLIT_SIZES}})
     return folder
 
 
 def read_split(dataset: Path, split: str) -> list[dict[str, Any]]:
-    return list(schema.open_dataset(str(dataset), split))
+    return list(parquet.open_dataset(str(dataset), split))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def corpus(dataset: Path) -> Path:
         traces[1]["verdict_text"] = "I hear a piccolo."
         rows.append(tiny.trace_row(question, traces, checker="checker/of-the-test"))
     folder = dataset.parent / "corpus"
-    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "train.parquet")
+    parquet.write_parquet(rows, schema.traces_features(), folder / "data" / "train.parquet")
     write_dataset_card(folder, "# Corpus\n", {"traces": {"train": "data/train.parquet"}})
     return folder
 
@@ -101,7 +101,7 @@ def write_run(
             "output": f"it is {answer}",
         }
         rows += [{**row, "control": control} for control in ("none", "silent")]
-    schema.write_parquet(rows, schema.predictions_features(), folder / "data" / f"predictions-{benchmark}.parquet")
+    parquet.write_parquet(rows, schema.predictions_features(), folder / "data" / f"predictions-{benchmark}.parquet")
     (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
     results = {"benchmark": benchmark, "settings": {"split": split}, "results": {}, "gains": {}}
     (folder / "results.json").write_text(json.dumps(results))
@@ -128,7 +128,7 @@ def browse(output: Path, **flags: Any) -> tuple[dict[str, Any], Scripts]:
 def test_the_page_holds_every_question_with_its_traces_and_answers(dataset, corpus, runs, tmp_path, capsys):
     page, scripts = browse(tmp_path, dataset=dataset, corpus=corpus, runs=runs)
     assert len(page["questions"]) == sum(SPLIT_SIZES.values())
-    ledger = list(schema.open_dataset(str(corpus), "train", "traces"))
+    ledger = list(parquet.open_dataset(str(corpus), "train", "traces"))
     for shown, row in zip(page["questions"], ledger, strict=False):
         assert [shown[k] for k in ("id", "question", "choices", "outcome")] == [
             row[k] for k in ("id", "question", "choices", "outcome")

@@ -12,10 +12,10 @@ from evaluation import run as generate
 from evaluation.running.controls import CONTROLS, consistency, deaf_by, gains_over, shuffled, verdict
 from evaluation.scoring.protocols import Decision
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.engines.transformers import TransformersEngine
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text, render_label
 
 
@@ -127,7 +127,7 @@ def tones(tmp_path_factory) -> Path:
             sound = {"audio": {"bytes": encode_flac(waveform), "path": f"{i}.flac"}}
             yield question | labels | clip | sound | {"answer_text": question["choices"][question["answer"]]}
 
-    schema.write_parquet(rows(), schema.avqa_audio_features(), folder / "data" / "validation-00000-of-00001.parquet")
+    parquet.write_parquet(rows(), schema.avqa_audio_features(), folder / "data" / "validation-00000-of-00001.parquet")
     write_dataset_card(folder, "# Tones\n", {"default": {"validation": "data/*.parquet"}})
     return folder
 

@@ -25,9 +25,9 @@ import pytest
 
 from evaluation import run as generate
 from sightsound.benchmarks import mmau, music_avqa
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import JOURNAL_FILE
 from tests.support import served
 from tests.support.tiny import REPO
@@ -65,7 +65,7 @@ def write_benchmark(name: str, annotations: Path, folder: Path) -> Path:
             sound = {"bytes": clips[i % NUM_CLIPS], "path": f"{i % NUM_CLIPS}.flac"}
             yield {**to_row(annotation), "audio": sound, "duration_s": CLIP_S, "media_sha256": str(i % NUM_CLIPS)}
 
-    schema.write_parquet(rows(), features(), folder / "data" / "test-00000-of-00001.parquet")
+    parquet.write_parquet(rows(), features(), folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, f"# {name}\n", {"default": {"test": "data/*.parquet"}})
     return folder
 
@@ -156,7 +156,7 @@ def test_the_whole_of_both_benchmarks_goes_through_the_engine_once_though_the_ru
     assert sum(NUM_ROWS.values()) <= answered <= sum(NUM_ROWS.values()) + CONCURRENCY * len(KILLED_AT)
     for name, num_rows in NUM_ROWS.items():
         predictions = predictions_in(out / name)
-        asked = schema.open_dataset(str(session.data[name]), "test")
+        asked = parquet.open_dataset(str(session.data[name]), "test")
         assert [row["id"] for row in predictions] == asked["id"][:] and len(set(asked["id"])) == num_rows
         assert {row["finish_reason"] for row in predictions} <= {"stop", "length"}
         assert len({row["output"] for row in predictions}) > 4, "a model that says the same of every clip proves nothing"

@@ -12,7 +12,7 @@ from evaluation import compare, publish, report
 from evaluation.reporting.finished_runs import answers_of, find_runs, run_names
 from evaluation.reporting.sections import comparisons_lines
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 
 
 ROWS = [question(i, 0, in_paper=i < 4) for i in range(8)]
@@ -130,7 +130,7 @@ def test_runs_that_do_not_say_what_the_average_counts_are_not_compared(tmp_path)
     features = schema.predictions_features()
     del features["in_paper"]
     rows = [{name: row[name] for name in features} for row in answers_of(*find_runs([run])).values()]
-    schema.write_parquet(rows, features, tmp_path / "run" / "data" / "predictions-music_avqa.parquet")
+    parquet.write_parquet(rows, features, tmp_path / "run" / "data" / "predictions-music_avqa.parquet")
     with pytest.raises(InputError, match="predictions on music_avqa lack in_paper: not by this version; evaluate again"):
         compare.main(["--runs", run, run])
 

@@ -12,7 +12,7 @@ from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaError, video_name
-from sightsound.data.schema import open_dataset
+from sightsound.data.parquet import open_dataset
 from sightsound.method.prompts import TEACHER_INSTRUCTION, question_text
 from tests.support.tiny import trace, trace_row, write_corpus, write_traces
 

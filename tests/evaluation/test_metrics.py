@@ -17,7 +17,7 @@ from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, decide_all
 from sightsound.benchmarks.mmau import PINNED
 from sightsound.benchmarks.music_avqa import VOCABULARY
 from sightsound.cli import InputError
-from sightsound.method.prompts import LETTERS
+from sightsound.data.schema import LETTERS
 
 
 METRICS = REPO / "evaluation" / "metrics"

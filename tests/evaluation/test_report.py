@@ -15,8 +15,8 @@ from evaluation.running.controls import CONTROLS, gains_over
 from evaluation.scoring.accuracy import results_of, score_run
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, protocols_of
 from sightsound.cli import InputError
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import fingerprint
 from tests.support.tiny import REPO
 
@@ -73,7 +73,7 @@ def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmar
         for row, is_right in asked
     ]
     path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
-    schema.write_parquet(predictions, schema.predictions_features(), path)
+    parquet.write_parquet(predictions, schema.predictions_features(), path)
 
 
 def write_training(folder, *log: dict) -> str:
@@ -318,7 +318,7 @@ def write_asked(folder, dataset: Path, arm: str, rows: list[dict]) -> str:
 
 def test_the_page_is_of_the_last_run_where_the_first_was_asked_other_questions(questions, tmp_path):
     dataset = tmp_path / "avqa-audio"
-    schema.write_parquet(questions, schema.avqa_audio_features(), dataset / "data" / "validation.parquet")
+    parquet.write_parquet(questions, schema.avqa_audio_features(), dataset / "data" / "validation.parquet")
     write_dataset_card(dataset, "# Sounds\n", {"default": {"validation": "data/validation.parquet"}})
     runs = [write_asked(tmp_path / arm, dataset, arm, questions[:n]) for arm, n in (("base", 1), ("sft", 2), ("grpo", 2))]
     for given, note in ((runs, " of grpo (seed 0) alone: base (seed 0) was asked other questions"), (runs[1:], "")):

@@ -15,9 +15,9 @@ from evaluation import run as generate
 from evaluation.reporting.sections import losses_of
 from evaluation.running import arguments as run_arguments
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.engines.sampling import NEUTRAL
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Stage, fingerprint
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import trace, trace_row, write_traces
@@ -28,7 +28,7 @@ MMAU = {"task": "sound", "difficulty": "easy", "category": "Reasoning", "sub_cat
 
 
 def write_benchmark(rows: list[dict], features: Any, split: str, folder: Path) -> Path:
-    schema.write_parquet(rows, features, folder / "data" / f"{split}-00000-of-00001.parquet")
+    parquet.write_parquet(rows, features, folder / "data" / f"{split}-00000-of-00001.parquet")
     write_dataset_card(folder, "# Benchmark\n", {"default": {split: "data/*.parquet"}})
     return folder
 

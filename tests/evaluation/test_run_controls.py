@@ -11,7 +11,7 @@ from evaluation import report
 from evaluation import run as generate
 from sightsound.cli import InputError
 from sightsound.data import schema
-from sightsound.engines.base import MAX_UNANSWERED
+from sightsound.engines.runner import MAX_UNANSWERED
 from tests.support.openai_server import OpenAIServer
 
 

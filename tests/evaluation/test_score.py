@@ -18,9 +18,9 @@ from evaluation.run import to_prediction
 from evaluation.running.controls import shuffled
 from evaluation.score import main
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from tests.support.loopback_hub import client, client_environment, loopback_hub
 
 
@@ -161,7 +161,7 @@ def write_dataset(folder: Path, annotations: list[dict], leave_out: str = "") ->
     rows = [BENCHMARKS["mmau"].to_row(each) | clip for each in annotations]
     features = schema.mmau_features()
     features.pop(leave_out, None)
-    schema.write_parquet(rows, features, folder / "data" / "test-00000-of-00001.parquet")
+    parquet.write_parquet(rows, features, folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, "# Questions\n", {"default": {"test": "data/*.parquet"}})
     return folder
 

@@ -17,9 +17,9 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from evaluation import publish
 from evaluation.reporting.sections import part_of
 from evaluation.scoring.accuracy import NO_CONTROL
-from sightsound.data import schema
+from sightsound.data import parquet
+from sightsound.data.schema import LETTERS
 from sightsound.hub.publishing import PublishArguments
-from sightsound.method.prompts import LETTERS
 from sightsound.stage import Stage
 from sightsound.training.card import chosen_by
 from tests.support import tiny
@@ -51,7 +51,7 @@ def test_a_students_card_says_what_it_is_and_where_its_data_went(
     ids = [row["id"] for row in tiny.read_rows(tiny_dataset)]
     outcomes = [("used", row_id) for row_id in ids[2:]] * 2 + [("too_long", ids[0]), ("missing_audio", ids[1])]
     ledger = [{"id": row_id, "outcome": outcome, "detail": None} for outcome, row_id in outcomes]
-    schema.write_ledger(ledger, tmp_path / "run" / "ledger.parquet")
+    parquet.write_ledger(ledger, tmp_path / "run" / "ledger.parquet")
     traces = None if selection == "ground_truth" else corpus
     card = write_card(folder, stage, tiny_dataset, traces, "Qwen/Qwen2-Audio-7B-Instruct", selection)
     assert validate(card, "model") == ([], [])
@@ -104,7 +104,7 @@ def test_what_chose_a_checkpoint_is_known_of_those_that_are_trained_from_it(tmp_
 
 def test_a_checkpoint_of_a_checkpoint_names_the_model_of_the_hub_behind_it(model, tiny_dataset, corpus, tmp_path) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
-    schema.write_ledger([{"id": "1", "outcome": "used", "detail": None}], tmp_path / "run" / "ledger.parquet")
+    parquet.write_ledger([{"id": "1", "outcome": "used", "detail": None}], tmp_path / "run" / "ledger.parquet")
     card = write_card(tmp_path / "run" / "model", "GRPO", tiny_dataset, corpus, str(model), "tts_agfv")
     assert front_of(card)["base_model"] == "alice/base" and "`run/model` after GRPO" in card
     assert front_of(card)["license"] == "other" and validate(card, "model") == ([], [])

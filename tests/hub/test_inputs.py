@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from dataset_builders import traces, verdicts
 from sightsound.cli import InputError
-from sightsound.hub import inputs
+from sightsound.data import kinds
 from sightsound.stage import Stage, read_settings
 from tests.support import tiny
 from tests.support.hub_routes import STRANGER
@@ -194,4 +194,4 @@ def test_columns_of_another_type_are_named(questions, tmp_path):
         rows[0].setdefault(name, None)
     features = Dataset.from_list(rows).features
     with pytest.raises(InputError, match=r"^x does not hold teacher traces: its column traces is of another type .*traces.py$"):
-        inputs.check_kind(features, "x", inputs.TRACES)
+        kinds.check_kind(features, "x", kinds.TRACES)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.data import schema
-from sightsound.hub.publish import publish_dataset, write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
+from sightsound.hub.publish import publish_dataset
 from tests.support.hub_routes import STRANGER, TOKEN
 from tests.support.loopback_hub import (
     DROP,
@@ -105,12 +106,12 @@ def make_build(folder: Path, name: str, shards: int, rows_per_shard: int = 3) ->
     """A finished stage: two configs, the default one sharded and with two splits; and what may lie about in a folder."""
     for i in range(shards):
         path = folder / "data" / "verified" / f"train-{i:05d}-of-{shards:05d}.parquet"
-        schema.write_parquet(verified(f"{name}-{i}", rows_per_shard), schema.verified_features(), path)
+        parquet.write_parquet(verified(f"{name}-{i}", rows_per_shard), schema.verified_features(), path)
     last = folder / "data" / "verified" / "validation-00000-of-00001.parquet"
-    schema.write_parquet(verified(f"{name}-validation", 2), schema.verified_features(), last)
+    parquet.write_parquet(verified(f"{name}-validation", 2), schema.verified_features(), last)
     one = folder / "data" / "small" / "train-00000-of-00001.parquet"
-    schema.write_parquet(small(name, shards), schema.ledger_features(), one)
-    schema.write_ledger(small(name, 2 * shards), folder / "ledger.parquet")
+    parquet.write_parquet(small(name, shards), schema.ledger_features(), one)
+    parquet.write_ledger(small(name, 2 * shards), folder / "ledger.parquet")
     (folder / "data" / ".cache").mkdir()
     for stray in (".env", "journal.jsonl", "data/notes.txt", "data/.cache/old.parquet", "data/.train.parquet.tmp"):
         (folder / stray).write_text("HF_TOKEN=hf_inTheDotEnvFile\n")

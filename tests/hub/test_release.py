@@ -17,7 +17,7 @@ from evaluation import publish
 from evaluation.scoring.accuracy import NO_CONTROL
 from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
-from sightsound.hub.publishing import provenance
+from sightsound.hub.cards import provenance
 from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text
 from sightsound.stage import STAGE_FILE
 from sightsound.training.recipe import take_publication

@@ -7,6 +7,7 @@ import time
 import pytest
 from conftest import REPO
 
+from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import forms_of
 from sightsound.method.answer_reading.statements import read_statement
 from sightsound.method.answers import (
@@ -18,7 +19,6 @@ from sightsound.method.answers import (
     match_choice,
     parse_answer,
 )
-from sightsound.method.prompts import LETTERS
 
 
 CHOICES = ["dog", "bell", "fire engine", "acoustic guitar"]

@@ -3,6 +3,7 @@
 import pytest
 
 from sightsound.cli import InputError
+from sightsound.data.parquet import read_parquet
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
 from sightsound.method.selection import (
     SELECTIONS,
@@ -14,7 +15,6 @@ from sightsound.method.selection import (
     is_unanimous,
     join_verdicts,
     majority,
-    read_parquet,
     select,
     trace_outcome,
 )

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from dataset_builders.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio
 from sightsound.engines.base import Completion
 from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.sampling import NEUTRAL
-from sightsound.hub.publish import write_dataset_card
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
 from sightsound.method.selection import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
 from tests.support.batch_server import BatchServer, Plan
@@ -284,7 +284,7 @@ def test_what_a_checker_reasons_is_no_verdict(traces, tiny_dataset, tmp_path):
 
 def test_a_clip_that_cannot_be_read_rejects_its_traces_alone_and_is_said(traces, questions, tmp_path):
     broken = [{**row, "audio": {"bytes": b"not audio", "path": None}} if row["id"] == "0" else row for row in questions]
-    schema.write_parquet(broken, schema.avqa_audio_features(), tmp_path / "dataset" / "data" / "train.parquet")
+    parquet.write_parquet(broken, schema.avqa_audio_features(), tmp_path / "dataset" / "data" / "train.parquet")
     write_dataset_card(tmp_path / "dataset", "# Broken\n", {"default": {"train": "data/*.parquet"}})
     with OpenAIServer(lambda ask: ["I hear good."]) as server:
         flags = {"dataset": tmp_path / "dataset", "traces": traces, "checker": "scripted", "base_url": server.base_url}

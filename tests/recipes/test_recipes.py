@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import render_trace
 from sightsound.method.selection import SELECTIONS
 from sightsound.stage import STAGE_FILE, read_settings
@@ -41,7 +41,7 @@ def corpus(questions: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFac
         text = render_trace("I hear a dog.", question["answer_text"])
         traces = [tiny.trace(text, question["answer"], "I hear a dog.", "accept")] * 2
         rows.append(tiny.trace_row(question, traces))
-    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Corpus\n", {"traces": {"train": "data/traces/*.parquet"}})
     return folder
 
@@ -63,9 +63,9 @@ def test_first_sft_loss_equals_a_hand_written_forward(sft_run, corpus, tiny_data
     from sightsound.method.selection import select
     from sightsound.training.collator import CompletionCollator
 
-    rows = select(schema.open_dataset(str(corpus), "train", "traces"), "tts_agfv")
+    rows = select(parquet.open_dataset(str(corpus), "train", "traces"), "tts_agfv")
     assert len(rows) == 24
-    audio = schema.AudioById(schema.open_dataset(str(tiny_dataset), "train"))
+    audio = parquet.AudioById(parquet.open_dataset(str(tiny_dataset), "train"))
     batch = CompletionCollator(AutoProcessor.from_pretrained(student_checkpoint))(
         [{**r, "audio": audio[r["id"]]} for r in rows]
     )

@@ -15,8 +15,9 @@ from typing import Any
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data import schema
 from sightsound.data.clips import MediaError
-from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, run_requests
-from sightsound.hub.publish import write_dataset_card
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
+from sightsound.engines.runner import run_requests
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.selection import UNVERIFIED, trace_outcome
 from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results

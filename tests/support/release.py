@@ -11,8 +11,8 @@ from trl import ModelConfig, SFTConfig
 
 from evaluation import publish
 from evaluation import run as generate
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Stage, fingerprint
 from sightsound.training.card import write_student_card
 from tests.support import tiny
@@ -48,7 +48,7 @@ def make_stage(folder: Path, checkpoint: Path, audio: Path, corpus: Path, base: 
     with Stage(folder, settings | {"model_name_or_path": base}) as stage:
         shutil.copytree(checkpoint, folder / "model")
         used = [{"id": row["id"], "outcome": "used", "detail": None} for row in tiny.read_rows(audio)]
-        schema.write_ledger([*used[1:], {**used[0], "outcome": "too_long"}], folder / "ledger.parquet")
+        parquet.write_ledger([*used[1:], {**used[0], "outcome": "too_long"}], folder / "ledger.parquet")
         (folder / "model" / "training_args.bin").write_bytes(b"a pickle")
         (folder / "model" / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
         write_card(folder / "model", "SFT", audio, corpus, base, "tts_agfv", **(BEST if changed else {}))
@@ -70,7 +70,7 @@ def model(student_checkpoint, tiny_dataset, corpus, tmp_path_factory) -> Path:
 def mmau(questions, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "mmau"
     rows = [question | MMAU for question in questions[:3]]
-    schema.write_parquet(rows, schema.mmau_features(), folder / "data" / "test-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.mmau_features(), folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, "# MMAU\n", {"default": {"test": "data/*.parquet"}})
     return folder
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import render_trace
 from sightsound.method.selection import UNVERIFIED, trace_outcome
 
@@ -101,7 +101,7 @@ def trace_row(question: dict[str, Any], traces: Sequence[dict], **changed: Any) 
 
 def write_traces(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     """A folder as `traces.py` and `verdicts.py` leave it."""
-    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.traces_features(), folder / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Traces\n", {"default": {"train": "data/*.parquet"}})
     return folder
 
@@ -112,13 +112,13 @@ def write_corpus(questions: Sequence[dict[str, Any]], folder: Path) -> Path:
     for question in questions:
         text = render_trace("I hear a dog.", question["answer_text"])
         rows.append(trace_row(question, [trace(text, question["answer"], "I hear a dog.", "accept")] * 2))
-    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Corpus\n", {"traces": {"train": "data/traces/*.parquet"}})
     return folder
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return list(schema.open_dataset(str(folder), "train"))
+    return list(parquet.open_dataset(str(folder), "train"))
 
 
 def read_ledger(folder: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoProcessor
 
 from sightsound.cli import InputError
-from sightsound.data import schema
+from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
-from sightsound.hub.inputs import CLIPS, open_input
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data.kinds import CLIPS, open_input
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import COT_INSTRUCTION, render_trace
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.recipe import audio_rows
@@ -28,13 +28,13 @@ def write_dataset(rows: list[dict[str, Any]], folder: Path, without: str | None 
     features = schema.avqa_audio_features()
     if without:
         features.pop(without)
-    schema.write_parquet(rows, features, folder / "data" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, features, folder / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Audio\n", {"default": {"train": "data/*.parquet"}})
     return folder
 
 
 def write_corpus(rows: list[dict[str, Any]], folder: Path) -> Path:
-    schema.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
+    parquet.write_parquet(rows, schema.traces_features(), folder / "data" / "traces" / "train-00000-of-00001.parquet")
     write_dataset_card(folder, "# Corpus\n", {"traces": {"train": "data/traces/*.parquet"}})
     return folder
 
@@ -82,7 +82,7 @@ def test_grpo_cuts_knowingly_too_and_always_asks_for_reasoning(collator, long_cl
 def test_the_ground_truth_arm_needs_no_traces_and_its_ledger_says_what_it_saw(collator, long_clip, tmp_path) -> None:
     audio, corpus = long_clip
     rows = audio_rows(arguments(audio, "ground_truth"), collator, tmp_path / "ledger.parquet")
-    gold = list(schema.open_dataset(str(audio), "train"))
+    gold = list(parquet.open_dataset(str(audio), "train"))
     assert [row["completion"] for row in rows] == [f"<answer>{gold[i]['answer_text'].strip()}</answer>" for i in (0, 2)]
     ledger = tiny.read_ledger(tmp_path)
     assert [entry["detail"] for entry in ledger] == [

@@ -7,12 +7,11 @@ import pytest
 from safetensors import safe_open
 
 from sightsound.cli import InputError
-from sightsound.models.loading import load_generator
+from sightsound.models.loading import load_audio_processor, load_generator
 from sightsound.training.checkpoints import (
     check_adapter_checkpoint,
     checkpoint_to_resume,
     last_complete_checkpoint,
-    load_audio_processor,
     load_full_weights,
     save_checkpoint,
 )

@@ -13,8 +13,8 @@ import pytest
 
 from dataset_builders import verdicts
 from sightsound.cli import InputError
-from sightsound.data import schema
-from sightsound.hub.publish import write_dataset_card
+from sightsound.data import parquet, schema
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.training.verifier import (
@@ -179,7 +179,7 @@ def calibration(questions, tmp_path_factory) -> dict[str, Path]:
     names = {part: [clip for clip in clips(200) if part_of(clip) == part] for part in PARTS}
     chosen = [names[part][i] for i in range(len(questions) // 3) for part in PARTS]
     renamed = [{**question, "media_sha256": clip} for question, clip in zip(questions, chosen, strict=True)]
-    schema.write_parquet(renamed, schema.avqa_audio_features(), folder / "audio" / "data" / "train.parquet")
+    parquet.write_parquet(renamed, schema.avqa_audio_features(), folder / "audio" / "data" / "train.parquet")
     write_dataset_card(folder / "audio", "# Renamed\n", {"default": {"train": "data/*.parquet"}})
     thinks = {"I hear dog, then bell.": ACCEPT, "I hear bell, then dog.": REJECT, "I hear drum.": REJECT}
     rows = []
@@ -219,8 +219,8 @@ def verifier_run(calibration, student_checkpoint, tmp_path_factory) -> Path:
 
 
 def held_out_rows(calibration: dict[str, Path]) -> tuple[list[Example], ExamplesWithAudio]:
-    examples = calibration_parts(schema.open_dataset(str(calibration["verdicts"]), "train"))["held_out"]
-    return examples, ExamplesWithAudio(examples, schema.AudioById(schema.open_dataset(str(calibration["audio"]), "train")))
+    examples = calibration_parts(parquet.open_dataset(str(calibration["verdicts"]), "train"))["held_out"]
+    return examples, ExamplesWithAudio(examples, parquet.AudioById(parquet.open_dataset(str(calibration["audio"]), "train")))
 
 
 def load(folder: Path) -> tuple[Any, Any]:

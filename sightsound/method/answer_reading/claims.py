@@ -7,6 +7,7 @@ What a claim names: the few words after "the answer is", before "is correct", or
 import re
 from typing import NamedTuple
 
+from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import Forms, Said, bare_words, said_of
 from sightsound.method.answer_reading.cues import (
     AFTER_LETTER,
@@ -31,7 +32,6 @@ from sightsound.method.answer_reading.cues import (
     SUBJECT_LEAD,
 )
 from sightsound.method.answer_reading.similarity import OF_THESE, most_similar, short_form
-from sightsound.method.prompts import LETTERS
 
 
 class Found(NamedTuple):

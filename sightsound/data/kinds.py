@@ -1,0 +1,109 @@
+"""The kinds of dataset that a stage reads, and whether an input is of the expected kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sightsound.cli import InputError
+from sightsound.data import parquet, schema
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of dataset that a stage reads.
+
+    Args:
+        name (`str`): What it holds.
+        columns (`tuple`): Those that are read, of the types that `schema` gives for avqa-audio and traces.
+        made_by (`str`): Where users get it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    made_by: str
+
+
+_ASKED = ("id", "question", "choices", "media_sha256")
+
+
+CLIPS = Kind(
+    "clips with questions (avqa-audio)",
+    (*_ASKED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
+    "the output folder of a builder such as dataset_builders/avqa_audio.py, or its Hub id",
+)
+
+
+TRACES = Kind(
+    "teacher traces",
+    (*_ASKED, "traces", "teacher_answer", "unanimous", "outcome"),
+    "the output folder of dataset_builders/traces.py",
+)
+
+
+VERDICTS = Kind(
+    "traces with verdicts", (*TRACES.columns, "checker", "verdict_mode"), "the output folder of dataset_builders/verdicts.py"
+)
+
+
+CORPUS = Kind(
+    "a corpus with the config `traces`", TRACES.columns, "the output folder of dataset_builders/cot_corpus.py, or its Hub id"
+)
+
+
+def _is_like(found: Any, expected: Any) -> bool:
+    """Whether a column has the type that is expected, whatever its width: `int64` is like `int32`."""
+    from datasets import Audio, List, Value
+
+    if isinstance(expected, Audio):
+        return isinstance(found, Audio)
+    if isinstance(expected, List):
+        return isinstance(found, List) and _is_like(found.feature, expected.feature)
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(_is_like(found.get(name), each) for name, each in expected.items())
+    if not isinstance(found, Value):
+        return False
+    texts, numbers = ("string", "large_string", "null"), ("int", "uint", "float", "null")
+    return found.dtype in texts if expected.dtype == "string" else found.dtype.startswith((*numbers, expected.dtype))
+
+
+def check_kind(features: Features, source: str, kind: Kind) -> None:
+    """
+    Raises:
+        `InputError`: A column is missing, or of another type.
+    """
+    expected = {**schema.avqa_audio_features(), **schema.traces_features()}
+    missing = [name for name in kind.columns if name not in features]
+    if missing:
+        found = f"it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: {', '.join(features) or 'none'})"
+    else:
+        wrong = [name for name in kind.columns if not _is_like(features[name], expected[name])]
+        if not wrong:
+            return
+        found = f"its column {wrong[0]} is of another type ({_shown_type(features[wrong[0]])})"
+    raise InputError(f"{source} does not hold {kind.name}: {found}; give {kind.made_by}")
+
+
+def _shown_type(feature: Any) -> str:
+    text = str(feature)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def open_input(source: str, split: str, kind: Kind, config: str | None = None) -> Dataset:
+    """
+    A split of a dataset of the expected kind, audio left encoded.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: As for `parquet.open_dataset`, or the dataset is of another kind.
+    """
+    dataset = parquet.open_dataset(source, split, config)
+    check_kind(dataset.features, f"split '{split}' of {source}", kind)
+    return dataset
