@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import FinishedRun, find_runs, hears, predictions_file
-from evaluation.reporting.sections import by_protocol, losses_of, part_of, trained_on_told
-from evaluation.running.controls import verdict
+from evaluation.reporting.sections import by_protocol, missing_answers, part_of, trained_on_told
+from evaluation.running.controls import audio_use_statement
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import COMMIT, REPO_ID, is_hub_id, split_revision
 from sightsound.hub.cards import render_card
@@ -110,7 +110,7 @@ class ScoredRun:
             "revision": self.results["benchmark_revision"],
             "predictions": self.predictions,
             "served": self.results["model"] if is_served(self.results) else None,
-            "losses": losses_of(self.results),
+            "losses": missing_answers(self.results),
         }
 
     def notes(self, figures: dict[str, Any]) -> str:
@@ -204,7 +204,9 @@ def write_card(card: str, runs: list[ScoredRun], repo_id: str) -> str:
 
     section = render_card(
         "results.md",
-        verdict=verdict([(f"{run.benchmark} ({run.results['method']})", run.results) for run in runs if hears(run.results)]),
+        verdict=audio_use_statement(
+            [(f"{run.benchmark} ({run.results['method']})", run.results) for run in runs if hears(run.results)]
+        ),
         results=[figures for run in runs for figures in run.figures()],
         runs=[run.row() for run in runs],
     )

@@ -36,7 +36,7 @@ from evaluation.reporting.sections import (
     parts_lines,
     protocols_table,
 )
-from evaluation.running.controls import NO_CONTROL, OF_SOUND, verdict
+from evaluation.running.controls import AUDIO_CONTROLS, NO_CONTROL, audio_use_statement
 from evaluation.scoring.accuracy import ANSWERED
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data.sources import split_revision
@@ -67,7 +67,7 @@ def to_entry(results: dict[str, Any]) -> dict[str, Any]:
         "arm": results["arm"],
         "seed": results["seed"],
         **{name: scored[name] for name in ("n", "accuracy", "low", "high", "unanswered")},
-        **{f"{name}_accuracy": controls[name]["accuracy"] if name in answered else None for name in OF_SOUND},
+        **{f"{name}_accuracy": controls[name]["accuracy"] if name in answered else None for name in AUDIO_CONTROLS},
         "split": split_of(results),
         "trained_on": results.get("trained_on"),
     }
@@ -210,7 +210,7 @@ def write_report(args: ReportArguments, runs: list[FinishedRun], output: Path) -
     titles = {benchmark: title_of(benchmark, part) for benchmark, part in by_benchmark(runs).items()}
     plot_accuracy({titles[benchmark]: part for benchmark, part in entries.items()}, output / "accuracy.png")
     names = [name_of(results) + (f" on {results['benchmark']}" if several else "") for _, results in runs]
-    told = verdict([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
+    told = audio_use_statement([(name, results) for name, (_, results) in zip(names, runs, strict=True) if hears(results)])
     lines = [told, "", "# Report", ""]
     if args.dataset:
         lines += [f"[Traces and answers, question by question]({PAGE}/index.html){page_note}", ""]

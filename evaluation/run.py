@@ -35,7 +35,7 @@ from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
 from evaluation.running.arguments import RunArguments, Source, check, pinned, settings_of, sources_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
-from evaluation.running.requests import AUDIO, NO_TRACE, Asking, RequestBuilder, check_controls, read_reasoning
+from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from evaluation.scoring.accuracy import ANSWERED, score_run
 from evaluation.scoring.prediction_files import read_rows
 from evaluation.scoring.protocols import OFFICIAL, PAPER, protocols_of
@@ -154,7 +154,7 @@ class BenchmarkRun:
     def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
         """All requests are in the journal after this. Returns what made them, and which model answered."""
         args, engine = self.args, open_engine()
-        asking = Asking(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
+        asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_videos(), self.reasoning)
         run_requests(
             engine,

@@ -26,7 +26,7 @@ from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
 from evaluation.reporting.sections import gain_cell, percent, table, with_interval
-from evaluation.running.controls import CONTROLS, NO_CONTROL, OF_SOUND, verdict
+from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL, audio_use_statement
 from evaluation.scoring.accuracy import score_run
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
@@ -156,8 +156,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps({**told, **read, **counts, "protocols": scored}, indent=2))
         return
     main_protocol = scored[PAPER if PAPER in scored else protocols[0]]
-    if any(name in given.outputs for name in OF_SOUND):
-        print(verdict([(Path(args.predictions).name, main_protocol)]))
+    if any(name in given.outputs for name in AUDIO_CONTROLS):
+        print(audio_use_statement([(Path(args.predictions).name, main_protocol)]))
     told = "{} without a prediction, {} with an output that is no text"
     lost = {name: told.format(given.missing[name], given.not_text[name]) for name in given.outputs}
     asked = part_asked(len(questions), pinned.questions, are_pinned) or f"{len(questions):,} questions"

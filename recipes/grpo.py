@@ -43,21 +43,21 @@ def main() -> None:
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import (
         SharedStage,
+        all_ranks_or_none,
         is_main_process,
         on_main_process,
         refuse_another_launch_than_asked,
         save_trained,
-        together,
     )
     from sightsound.training.grpo import AudioGRPOTrainer
     from sightsound.training.grpo_batches import check_fills_a_batch
     from sightsound.training.recipe import (
         audio_rows,
         callbacks_of,
+        check_unsupported_fields,
         lora_of,
         parse_config,
         pin_inputs,
-        refuse_what_would_be_ignored,
         take_publication,
         training_settings,
         validation_of,
@@ -65,13 +65,13 @@ def main() -> None:
     from sightsound.training.trained_on import write_trained_on
     from sightsound.training.vllm_rollouts import check_rollouts
 
-    with together():
+    with all_ranks_or_none():
         script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
         publication = take_publication(training_args)
         refuse_another_launch_than_asked(training_args)
-        refuse_what_would_be_ignored(training_args, model_args)
+        check_unsupported_fields(training_args, model_args)
     commit = pin_inputs(script_args, model_args, training_args.output_dir, ("traces", "audio"))
-    with together():
+    with all_ranks_or_none():
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
@@ -85,7 +85,7 @@ def main() -> None:
             return
         checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, stage.path))
         on_main_process(lambda: check_rollouts(training_args, model_args.model_name_or_path))
-        with together():
+        with all_ranks_or_none():
             processor = load_audio_processor(model_args.model_name_or_path, model_args.model_revision)
             lora = lora_of(model_args)
             dataset = audio_rows(
@@ -100,7 +100,7 @@ def main() -> None:
                 "use_safetensors": True,
             }
         # A part of its own: under ZeRO-3 processes load a model in step.
-        with together(), safetensors_only(model_args.model_name_or_path):
+        with all_ranks_or_none(), safetensors_only(model_args.model_name_or_path):
             trainer = AudioGRPOTrainer(
                 model_args.model_name_or_path,
                 reward_funcs=[accuracy_reward, format_reward],

@@ -53,9 +53,9 @@ def main() -> None:
     from sightsound.training.checkpoints import last_complete_checkpoint, save_checkpoint
     from sightsound.training.distributed import refuse_several_processes
     from sightsound.training.recipe import (
+        check_unsupported_fields,
         parse_config,
         pin_inputs,
-        refuse_what_would_be_ignored,
         take_publication,
         training_settings,
     )
@@ -72,7 +72,7 @@ def main() -> None:
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     publication = take_publication(training_args)
     refuse_several_processes(training_args)
-    refuse_what_would_be_ignored(training_args, model_args)
+    check_unsupported_fields(training_args, model_args)
     if not model_args.use_peft:
         raise InputError("the verifier is a LoRA on the language model: set use_peft and lora_target_modules")
     commit = pin_inputs(script_args, model_args, training_args.output_dir, ("verdicts", "audio"))

@@ -124,7 +124,7 @@ def protocols_table(runs: Sequence[Results]) -> list[str]:
     return table(head, rows)
 
 
-def losses_of(run: Results) -> list[tuple[str, int, str, int]]:
+def missing_answers(run: Results) -> list[tuple[str, int, str, int]]:
     """
     Where a run was not all that it seems: what was given, to how many questions a text came back, why not to the others, and
     clips that were cut.
@@ -143,7 +143,7 @@ def losses_of(run: Results) -> list[tuple[str, int, str, int]]:
 def losses_table(runs: Sequence[Results]) -> list[str]:
     """To which questions no text came back, and why; how many clips were heard in part. Nothing where all is well."""
     head = ["arm", "seed", "given", "text came back", "no text, and why", "clips cut to the model's window"]
-    rows = [[run["arm"], run["seed"], *losses] for run in runs for losses in losses_of(run)]
+    rows = [[run["arm"], run["seed"], *losses] for run in runs for losses in missing_answers(run)]
     return table(head, rows) if rows else []
 
 

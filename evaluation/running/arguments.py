@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
-from evaluation.running.controls import CONTROLS, OF_SOUND
+from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
 from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
 from sightsound.cli import InputError
 from sightsound.data import schema
@@ -145,8 +145,8 @@ def check(args: RunArguments, sources: list[Source]) -> None:
         `InputError`: One of them.
     """
     args.options()
-    if args.modality == VIDEO and set(args.controls or []) & set(OF_SOUND):
-        raise InputError(f"--controls {' and '.join(OF_SOUND)} change the sound; --modality video has none")
+    if args.modality == VIDEO and set(args.controls or []) & set(AUDIO_CONTROLS):
+        raise InputError(f"--controls {' and '.join(AUDIO_CONTROLS)} change the sound; --modality video has none")
     if args.base_url and args.base_model:
         raise InputError("--base_model is for a LoRA that is loaded here; the server at --base_url has its own base")
     if not args.base_url and args.model_revision and Path(args.model).is_dir():

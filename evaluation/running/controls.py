@@ -26,7 +26,7 @@ CONTROLS = {
     TEXT_ONLY: "text only",
     SHUFFLED: "shuffled choices",
 }
-OF_SOUND = (SILENT, SWAPPED)  # what a deaf model does as well with
+AUDIO_CONTROLS = (SILENT, SWAPPED)  # what a deaf model does as well with
 
 
 def shuffled(row: Row) -> Row:
@@ -86,7 +86,7 @@ def answers_nothing(scored: dict[str, Any]) -> bool:
 
 def deaf_by(gains: dict[str, dict[str, Any]]) -> list[str]:
     """The controls of sound that a run is no better than: those where the interval of its gain holds nothing, or less."""
-    return [name for name in OF_SOUND if name in gains and gains[name]["low"] <= 0]
+    return [name for name in AUDIO_CONTROLS if name in gains and gains[name]["low"] <= 0]
 
 
 def part_of_pairs(scored: dict[str, Any], n: int) -> str | None:
@@ -95,7 +95,7 @@ def part_of_pairs(scored: dict[str, Any], n: int) -> str | None:
     return None if n == asked else f"{n:,} of {asked:,}"
 
 
-def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def audio_use_statement(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """
     The first line of a report.
 
@@ -109,7 +109,7 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         if answers_nothing(scored):
             mute.append(f"{name} answers none of its {scored['results'][NO_CONTROL]['n']:,} questions")
             continue
-        gains = {control: scored["gains"][control] for control in OF_SOUND if control in scored["gains"]}
+        gains = {control: scored["gains"][control] for control in AUDIO_CONTROLS if control in scored["gains"]}
         if not gains:
             untested.append(name)
         for control in deaf_by(gains):
@@ -122,7 +122,7 @@ def verdict(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     if deaf:
         lines.append(f"DEAF: {'; '.join(deaf)}. Nothing shows that it listens.")
     if untested:
-        lines.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(OF_SOUND)}.")
+        lines.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(AUDIO_CONTROLS)}.")
     if not lines and len(mute) < len(runs):
         gain_shown = "run does better with the clip than under each control of its sound, beyond the 95 % interval"
         lines.append(f"Not deaf: every {'other ' if mute else ''}{gain_shown}.")

@@ -51,7 +51,7 @@ NO_TRACE = "no_trace"  # outcome of a question that `cot_distill` has no reasoni
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionFormat:
     """How all questions of a run are asked; `num_frames` of at most `max_pixels` are what is seen of a video."""
 
     modality: str = AUDIO
@@ -72,7 +72,7 @@ class RequestBuilder:
 
     Args:
         rows (`Dataset`): The benchmark, audio undecoded.
-        asking (`Asking`): How they are asked.
+        asking (`QuestionFormat`): How they are asked.
         engine (`Engine`): Clips are cut to its window.
         find_videos (`Callable`, *optional*): From a row to the files of its video, for the modalities that show it.
         reasoning (`dict`, *optional*): A teacher's, by id, for `cot_distill`.
@@ -81,7 +81,7 @@ class RequestBuilder:
     def __init__(
         self,
         rows: Dataset,
-        asking: Asking,
+        asking: QuestionFormat,
         engine: Engine,
         find_videos: Callable[[Row], list[Clip]] | None = None,
         reasoning: dict[str, str] | None = None,

@@ -2,7 +2,7 @@
 What the builders of audio datasets share: annotations and clips in, a dataset repository with its ledger and card out.
 
 A builder's script says how one annotation reads and where its clip lies (`AudioDataset`); decoding, shards, resume,
-coverage and card are here. Annotations are judged before any clip is opened, so a worker gets rows that only
+coverage and card are here. Annotations are validated before any clip is opened, so a worker gets rows that only
 lack their sound.
 """
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 # An entry of the ledger, and the row that it is about where the annotation is good: all columns but the sound.
-Judged = tuple[Row, Row | None]
-Shard = tuple[str, list[Judged]]  # its name (`train-00000-of-00004`) and its annotations
+Validated = tuple[Row, Row | None]
+Shard = tuple[str, list[Validated]]  # its name (`train-00000-of-00004`) and its annotations
 
 # Rows of one file. With ten-second clips that is about 75 MB, with minutes of music about 400 MB: under the 500 MB per file
 # that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`parquet.write_parquet`).
@@ -102,7 +102,7 @@ def _explain(entry: Row, error: RowError) -> None:
     entry |= {"outcome": error.outcome, "detail": _storable(str(error))}
 
 
-def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
+def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validated]:
     """Every annotation of a split by itself. One that is bad neither takes an id nor repeats one."""
     seen: set[str] = set()
     for annotation in annotations:
@@ -121,20 +121,25 @@ def judge(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Judged]:
         yield entry, row
 
 
-def count_lettered(dataset: AudioDataset, annotations: list[Any], judged: list[Judged]) -> int:
+def count_lettered(dataset: AudioDataset, annotations: list[Any], validated: list[Validated]) -> int:
     """How many good annotations had letters before their choices, which the row lacks (`annotations.without_letters`)."""
     key = dataset.choices_key
     if key is None:
         return 0
-    pairs = zip(annotations, judged, strict=False)  # judged are the first ones
+    pairs = zip(annotations, validated, strict=False)  # validated are the first ones
     return sum(row is not None and row["choices"] != [str(each) for each in annotation[key]] for annotation, (_, row) in pairs)
 
 
 def _rows_with_sound(
-    judged: list[Judged], dataset: AudioDataset, media: MediaFolder, reader: SoundReader, sounds: Iterator[Sound], bar: tqdm
+    validated: list[Validated],
+    dataset: AudioDataset,
+    media: MediaFolder,
+    reader: SoundReader,
+    sounds: Iterator[Sound],
+    bar: tqdm,
 ) -> Iterator[Row]:
     """The rows that have a usable clip; of all others the ledger's entry gets the reason."""
-    for entry, row in judged:
+    for entry, row in validated:
         bar.update()
         if row is None:
             continue
@@ -178,11 +183,11 @@ def _choice_of_file(name: str, sound: Sound, media: MediaFolder) -> str | None:
     return f"{os.path.relpath(sound.clip.path, media.root)} was used; {'; '.join(reasons)}" if reasons else None
 
 
-def shards_of(split: str, judged: list[Judged]) -> Iterator[tuple[str, list[Judged]]]:
+def shards_of(split: str, validated: list[Validated]) -> Iterator[tuple[str, list[Validated]]]:
     """Cut a split into named shards; a split without a row is one empty shard."""
-    count = max(1, math.ceil(len(judged) / ROWS_PER_SHARD))
+    count = max(1, math.ceil(len(validated) / ROWS_PER_SHARD))
     for i in range(count):
-        yield f"{split}-{i:05d}-of-{count:05d}", judged[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
+        yield f"{split}-{i:05d}-of-{count:05d}", validated[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
 
 
 def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[str]], list[Row]]:
@@ -235,9 +240,9 @@ def _build(
         rows = read_annotations(path, dataset.official_file)
         if dataset.check_file is not None:
             dataset.check_file(path, rows)
-        judged = list(judge(dataset, rows[: args.limit]))
-        num_lettered += count_lettered(dataset, rows, judged)
-        shards += shards_of(split, judged)
+        validated = list(validate(dataset, rows[: args.limit]))
+        num_lettered += count_lettered(dataset, rows, validated)
+        shards += shards_of(split, validated)
         sources.append({"split": split, "file": Path(path).name, "rows": len(rows), "sha256": sha256_of(path)})
     _write_shards(shards, dataset, stage.path, media, args.num_proc)
     counts, ledger = join_ledger(stage.path, list(annotations))
@@ -252,7 +257,7 @@ def _build(
     shared = _tell(stage.path, counts, ledger)
     front_matter, described = dataset.front_matter, Row()
     if dataset.describe is not None:
-        rows_of_ledger = (row for _, judged in shards for _, row in judged)
+        rows_of_ledger = (row for _, validated in shards for _, row in validated)
         built = zip(ledger, rows_of_ledger, strict=True)
         front_matter, described = dataset.describe([row for entry, row in built if row and entry["outcome"] == schema.BUILT])
     features, values = dataset.features(), {"sources": sources, "num_lettered": num_lettered, **card_values, **described}
@@ -287,15 +292,15 @@ def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, medi
     """
     from tqdm import tqdm
 
-    missing = [(name, judged) for name, judged in shards if not (folder / "ledger" / f"{name}.parquet").exists()]
-    total, left = (sum(len(judged) for _, judged in part) for part in (shards, missing))
-    rows = (row for _, judged in missing for _, row in judged if row is not None)
+    missing = [(name, validated) for name, validated in shards if not (folder / "ledger" / f"{name}.parquet").exists()]
+    total, left = (sum(len(validated) for _, validated in part) for part in (shards, missing))
+    rows = (row for _, validated in missing for _, row in validated if row is not None)
     with (
         SoundReader(media.root, num_proc) as reader,
         tqdm(total=total, initial=total - left, desc="annotations", unit="row", mininterval=1.0) as bar,
     ):
         sounds = reader.sounds(media.candidates(dataset.clip_name(row)) for row in rows)
-        for name, judged in missing:
-            built = _rows_with_sound(judged, dataset, media, reader, sounds, bar)
+        for name, validated in missing:
+            built = _rows_with_sound(validated, dataset, media, reader, sounds, bar)
             parquet.write_parquet(built, dataset.features(), folder / "data" / f"{name}.parquet")
-            parquet.write_ledger((entry for entry, _ in judged), folder / "ledger" / f"{name}.parquet")
+            parquet.write_ledger((entry for entry, _ in validated), folder / "ledger" / f"{name}.parquet")

@@ -28,8 +28,8 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def part() -> None:
-    """Leave the process group, which all do at the same point: a process that ends in it may abort, gloo's threads running."""
+def leave_process_group() -> None:
+    """Call on every rank at the same point; exiting without it can abort gloo, whose threads are running."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -37,7 +37,7 @@ def part() -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def all_ranks_or_none() -> Iterator[None]:
     """
     A part that all processes finish, or none: an `InputError` in any of them ends all, and the main process tells it.
 
@@ -56,18 +56,18 @@ def together() -> Iterator[None]:
         told = next((message for message in everyone if message is not None), None)
     if told is None:
         return
-    part()
+    leave_process_group()
     if is_main_process():
         raise InputError(told)
     raise SystemExit(2)
 
 
 def on_main_process(action: Callable[[], T]) -> T:
-    """What `action` returns on the main process, for all of them; the others wait for it. As `together`, where it fails."""
+    """Run `action` on the main process and give its result to all ranks; where it fails, all of them end."""
     import torch.distributed as dist
 
     result: list[Any] = [None]
-    with together():
+    with all_ranks_or_none():
         if is_main_process():
             result[0] = action()
     if dist.is_initialized():
@@ -88,7 +88,7 @@ class SharedStage(Stage):
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         super().__exit__(kind, error, traceback)
         if error is None:  # else the others may be anywhere
-            part()
+            leave_process_group()
 
     def finish(self) -> None:
         on_main_process(super().finish)
@@ -139,7 +139,7 @@ def refuse_several_processes(training_args: TrainingArguments) -> None:
 
 
 @contextmanager
-def whole_models() -> Iterator[None]:
+def without_zero3_init() -> Iterator[None]:
     """Within it, transformers builds and loads models whole; under ZeRO-3 it would wait for all processes to take a part."""
     from transformers.integrations import deepspeed
 
@@ -180,6 +180,6 @@ def save_trained(trainer: Trainer, folder: Path) -> list[Path]:
         save_checkpoint(merged, processor, folder / "model")
         return [folder / "adapter", folder / "model"]
 
-    with whole_models():
+    with without_zero3_init():
         written = on_main_process(save)
     return written if is_main_process() else []

@@ -29,10 +29,10 @@ from sightsound.engines.sampling import neutral_generation
 from sightsound.method.prompts import with_audio
 from sightsound.models.qwen2_audio import freeze_positions
 from sightsound.training.checkpoints import FullWeightsResume
-from sightsound.training.distributed import together
+from sightsound.training.distributed import all_ranks_or_none
 from sightsound.training.rollout_buffer import load_window, save_window, window_file
 from sightsound.training.sharing.attention import use_packed_attention
-from sightsound.training.sharing.packing import pack, regroup, takes_any_mask
+from sightsound.training.sharing.packing import pack, regroup, supports_custom_masks
 from sightsound.training.sharing.sampling import shared_sampling
 from sightsound.training.validation import BestByAccuracy
 from sightsound.training.vllm_rollouts import check_rollouts, hearing_rollouts, read_clips
@@ -41,7 +41,7 @@ from sightsound.training.vllm_rollouts import check_rollouts, hearing_rollouts, 
 logger = get_logger(__name__)
 
 # Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
-HOPELESS_BATCHES = 10
+ZERO_ADVANTAGE_BATCHES = 10
 
 CANNOT_SHARE = (
     "Prompts are computed once for each completion: attention %r takes no mask that hides completions from each other. "
@@ -170,7 +170,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                 super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
-        self.share_prompts = share_prompts and takes_any_mask(policy)
+        self.share_prompts = share_prompts and supports_custom_masks(policy)
         if share_prompts > self.share_prompts:
             logger.warning(CANNOT_SHARE, policy.config.get_text_config()._attn_implementation)
         self._audio: list[Features] = []  # of the rows being generated for or scored
@@ -182,7 +182,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                 use_packed_attention(each)
         self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
         self._rows_encoded_before = 0
-        self._hopeless_batches: int | None = 0  # None once a group had unequal rewards
+        self._zero_advantage_batches: int | None = 0  # None once a group had unequal rewards
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
@@ -232,18 +232,18 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         return output
 
     def _stop_if_nothing_can_be_learned(self) -> None:
-        if self._hopeless_batches is None or not self.model.training:
+        if self._zero_advantage_batches is None or not self.model.training:
             return
         alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1.0
-        self._hopeless_batches = self._hopeless_batches + 1 if alike else None
-        if self._hopeless_batches == HOPELESS_BATCHES:
+        self._zero_advantage_batches = self._zero_advantage_batches + 1 if alike else None
+        if self._zero_advantage_batches == ZERO_ADVANTAGE_BATCHES:
             reward = self._metrics["train"]["reward"][-1]
-            with together():  # every process finds the same
+            with all_ranks_or_none():  # every process finds the same
                 raise InputError(
-                    f"in each of the first {HOPELESS_BATCHES} batches all completions of every prompt got equal rewards (mean "
-                    f"{reward:.2f} in the last): there is nothing to learn from. Look at the completions "
-                    "(log_completions: true); a higher temperature, a longer max_completion_length or a model after SFT "
-                    "may help"
+                    f"in each of the first {ZERO_ADVANTAGE_BATCHES} batches all completions of every prompt "
+                    f"got equal rewards (mean {reward:.2f} in the last): there is nothing to learn from. Look at the "
+                    "completions (log_completions: true); a higher temperature, a longer max_completion_length or a model after "
+                    "SFT may help"
                 )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -284,8 +284,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        if self.state.global_step >= HOPELESS_BATCHES:
-            self._hopeless_batches = None
+        if self.state.global_step >= ZERO_ADVANTAGE_BATCHES:
+            self._zero_advantage_batches = None
         path = window_file(checkpoint, self.accelerator.process_index)
         if not path.is_file():
             raise InputError(f"{path} is missing: expected the number of processes that wrote {checkpoint}; resume with it")

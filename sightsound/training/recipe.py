@@ -14,7 +14,7 @@ from sightsound.data.sources import REPO_ID
 from sightsound.hub.publishing import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, PROMPT_VERSION
 from sightsound.method.selection import GROUND_TRUTH, SELECTIONS, gold_labels, select
-from sightsound.training.distributed import describe_processes, is_main_process, on_main_process, whole_models
+from sightsound.training.distributed import describe_processes, is_main_process, on_main_process, without_zero3_init
 
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def take_publication(training_args: TrainingArguments) -> PublishArguments:
     return PublishArguments(push_to_hub=repository, private=private)
 
 
-def refuse_what_would_be_ignored(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+def check_unsupported_fields(training_args: TrainingArguments, model_args: ModelConfig) -> None:
     """
     Refuse settings that these recipes do not carry out.
 
@@ -194,7 +194,7 @@ def lora_of(model_args: ModelConfig) -> PeftConfig | None:
     if asked is None:
         raise InputError(f"use_peft without lora_target_modules; {remedy}")
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-    with whole_models(), torch.device("meta"):
+    with without_zero3_init(), torch.device("meta"):
         model = AutoModelForMultimodalLM.from_config(config)
     try:
         reached = get_peft_model(model, copy.deepcopy(lora)).base_model.targeted_module_names

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.benchmarks import load_benchmark
-from evaluation.running.requests import Asking, RequestBuilder
+from evaluation.running.requests import QuestionFormat, RequestBuilder
 from sightsound.benchmarks import music_avqa
 from sightsound.data import schema
 from sightsound.data.annotations import RowError
@@ -164,7 +164,7 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     }
     assert dataset["in_paper"][:] == [True, True, False]
     engine = SimpleNamespace(window_s=30.0)
-    ask = RequestBuilder(dataset, Asking(), engine)
+    ask = RequestBuilder(dataset, QuestionFormat(), engine)
     request = ask("1/none")
     assert request.text.startswith("Is the erhu louder than the audio？\nA. yes\nB. no\n")
     assert len(request.audio) == 0.5 * schema.SAMPLING_RATE, "the whole sound"

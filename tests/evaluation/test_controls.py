@@ -9,7 +9,7 @@ import pytest
 
 from evaluation import compare, report
 from evaluation import run as generate
-from evaluation.running.controls import CONTROLS, consistency, deaf_by, gains_over, shuffled, verdict
+from evaluation.running.controls import CONTROLS, audio_use_statement, consistency, deaf_by, gains_over, shuffled
 from evaluation.scoring.protocols import Decision
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -75,27 +75,29 @@ def figures(n: int, **gains: tuple[int, float]) -> dict:
 
 
 def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
-    line = verdict([("a", figures(40, silent=(40, -5.0))), ("b", figures(40)), ("c", figures(40, text_only=(40, 1.0)))])
+    line = audio_use_statement(
+        [("a", figures(40, silent=(40, -5.0))), ("b", figures(40)), ("c", figures(40, text_only=(40, 1.0)))]
+    )
     assert line == (
         "DEAF: a does no better with the clip than with silent audio (+0.0 points, 95 % interval [-5.0, +5.0], n = 40). "
         "Nothing shows that it listens. Not tested for deafness: b, c. Run with --controls silent swapped."
     )
-    assert verdict([]) == "Not tested for deafness: no run is given any sound."
+    assert audio_use_statement([]) == "Not tested for deafness: no run is given any sound."
 
 
 def test_who_answers_nothing_is_not_called_deaf():
     mute = figures(40, silent=(40, -5.0))
     mute["results"]["none"]["unanswered"] = 100.0
     told = "ANSWERS NOTHING: a answers none of its 40 questions. That does not show whether it uses the sound: look at the"
-    assert verdict([("a", mute)]).startswith(told)
-    line = verdict([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
+    assert audio_use_statement([("a", mute)]).startswith(told)
+    line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
     assert line.startswith("Not deaf: every other run does better") and told in line
-    line = verdict([("a", mute), ("b", figures(40, silent=(40, -5.0))), ("c", figures(40))])
+    line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, -5.0))), ("c", figures(40))])
     assert line.startswith("DEAF: b does no better") and "Not tested for deafness: c." in line and told in line
 
 
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
-    line = verdict([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
+    line = audio_use_statement([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
     assert line.startswith("Not deaf: every run does better")
     told = "Only questions to which a text came back both ways are compared"
     assert line.endswith(f" {told}: a with another clip's audio on 10 of 1,000.")

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.running.arguments import Source
 from evaluation.running.controls import CONTROLS
-from evaluation.running.requests import METHODS, Asking, RequestBuilder, check_controls, read_reasoning
+from evaluation.running.requests import METHODS, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.audio import decode_audio
@@ -25,7 +25,7 @@ def builder(tiny_dataset):
     def make(video_ids):
         rows = open_dataset(str(tiny_dataset), "train").select(range(len(video_ids)))
         rows = rows.remove_columns("video_id").add_column("video_id", video_ids)
-        return rows, RequestBuilder(rows, Asking(method="cot", controls=tuple(CONTROLS)), ENGINE)
+        return rows, RequestBuilder(rows, QuestionFormat(method="cot", controls=tuple(CONTROLS)), ENGINE)
 
     return make
 
@@ -75,7 +75,7 @@ def find_videos_in(folder):
 
 @pytest.mark.parametrize("modality", ["audio", "video", "audio_video"])
 def test_a_modality_gives_its_clips_and_the_wording_that_goes_with_them(rows, tiny_world, modality):
-    asking = Asking(modality, controls=("silent", "text_only"), num_frames=4, max_pixels=56 * 56)
+    asking = QuestionFormat(modality, controls=("silent", "text_only"), num_frames=4, max_pixels=56 * 56)
     build = RequestBuilder(rows, asking, ENGINE, find_videos_in(tiny_world / "clips"))
     request, silent = build("1/none"), build("1/silent")
     assert request.media == {"audio": ("audio",), "video": ("video",), "audio_video": ("audio", "video")}[modality]
@@ -89,7 +89,7 @@ def test_a_modality_gives_its_clips_and_the_wording_that_goes_with_them(rows, ti
 def test_a_broken_video_gives_way_to_a_good_one_in_every_modality(rows, tiny_world, tmp_path):
     for name, extension in ((video_name(row), extension) for row in rows for extension in (".mp4", ".m4v")):
         (tmp_path / f"{name}{extension}").write_bytes((tiny_world / "clips" / f"{name}.mp4").read_bytes())
-    asking = Asking("audio_video", num_frames=4, max_pixels=56 * 56)
+    asking = QuestionFormat("audio_video", num_frames=4, max_pixels=56 * 56)
     build = RequestBuilder(rows, asking, ENGINE, find_videos_in(tmp_path))
     expected = build("1/none").video.pixels
     broken = tmp_path / f"{video_name(rows[1])}.mp4"
@@ -102,12 +102,14 @@ def test_each_method_ends_the_question_with_its_own_instruction(rows):
     texts = set()
     for method, instruction in METHODS.items():
         is_distilled = method == "cot_distill"
-        text = RequestBuilder(rows, Asking(method=method), ENGINE, reasoning=reasoning if is_distilled else None)("0/none").text
+        text = RequestBuilder(rows, QuestionFormat(method=method), ENGINE, reasoning=reasoning if is_distilled else None)(
+            "0/none"
+        ).text
         expected = instruction.replace("{think}", "I hear a {dog}.")
         assert text == question_text(rows[0]["question"], rows[0]["choices"], expected)
         texts.add(text)
     assert len(texts) == len(METHODS) == 5
-    assert Asking("video", "cot").instruction == TEACHER_INSTRUCTION
+    assert QuestionFormat("video", "cot").instruction == TEACHER_INSTRUCTION
 
 
 def test_a_teachers_reasoning_comes_without_its_answer_and_one_that_is_missing_is_told(rows, tmp_path):
@@ -121,7 +123,7 @@ def test_a_teachers_reasoning_comes_without_its_answer_and_one_that_is_missing_i
     ]
     reasoning = read_reasoning(str(write_traces(traced, tmp_path / "traces")), rows)
     assert reasoning == {rows[0]["id"]: "I hear a bell.", rows[1]["id"]: "I hear a bell."}
-    build = RequestBuilder(rows, Asking(method="cot_distill"), ENGINE, reasoning=reasoning)
+    build = RequestBuilder(rows, QuestionFormat(method="cot_distill"), ENGINE, reasoning=reasoning)
     assert "I hear a bell." in build("1/none").text and "<answer>bell" not in build("1/none").text
     assert (build.keys(), build.without_reasoning()) == (["0/none", "1/none"], ["2/none", "3/none"])
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from evaluation import compare
 from evaluation import run as generate
-from evaluation.reporting.sections import losses_of
+from evaluation.reporting.sections import missing_answers
 from evaluation.running import arguments as run_arguments
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -113,8 +113,8 @@ def test_a_question_without_reasoning_or_clip_is_counted_and_unanswered(benchmar
     assert [p["output"] for p in predictions] == ["<answer>A</answer>", None] * 2, "nothing came, not an empty answer"
     assert json.loads(predictions[0]["generation"])["traces"] == fingerprint(traces)
     assert "not asked or not answered: 2 no_trace" in capsys.readouterr().out
-    assert losses_of(results | {"clips_cut": 1}) == [("the clip", 2, "2 no_trace", 1)]
-    assert losses_of(results | {"outcomes": {"none": {"answered": 4}}}) == []
+    assert missing_answers(results | {"clips_cut": 1}) == [("the clip", 2, "2 no_trace", 1)]
+    assert missing_answers(results | {"outcomes": {"none": {"answered": 4}}}) == []
 
 
 def test_one_clip_cannot_be_swapped_and_nobody_is_asked(benchmarks, tmp_path):

@@ -21,10 +21,10 @@ from sightsound.cli import InputError
 from sightsound.stage import Stage
 from sightsound.training.distributed import (
     SharedStage,
+    all_ranks_or_none,
     on_main_process,
     refuse_another_launch_than_asked,
     refuse_several_processes,
-    together,
 )
 from tests.support import tiny
 
@@ -41,13 +41,13 @@ MEMBER = """
 import os, sys
 import torch.distributed as dist
 from sightsound.cli import InputError, run
-from sightsound.processes import SharedStage, is_main_process, on_main_process, together
+from sightsound.processes import SharedStage, is_main_process, on_main_process, all_ranks_or_none
 
 def main():
     dist.init_process_group("gloo")
     with SharedStage(sys.argv[1], {"steps": 2}) as stage:
         print("complete" if stage.complete else "new", on_main_process(lambda: os.environ["RANK"]))
-        with together():
+        with all_ranks_or_none():
             if os.environ["RANK"] == os.environ.get("FAIL"):
                 raise InputError("no such thing")
         stage.finish()
@@ -87,7 +87,7 @@ def test_bad_input_of_one_process_ends_all_with_one_line(tmp_path: Path) -> None
 
 def test_alone_a_process_is_the_main_one(tmp_path: Path) -> None:
     assert on_main_process(lambda: 3) == 3
-    with pytest.raises(InputError, match="too long"), together():
+    with pytest.raises(InputError, match="too long"), all_ranks_or_none():
         raise InputError("too long")
     with SharedStage(tmp_path, {}) as stage:
         stage.finish()

@@ -18,7 +18,7 @@ from sightsound.cli import InputError
 from sightsound.data.audio import encode_flac
 from sightsound.method.prompts import COT_INSTRUCTION, question_text
 from sightsound.method.rewards import accuracy_reward, format_reward
-from sightsound.training.grpo import HOPELESS_BATCHES, AudioGRPOTrainer, stack_features
+from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, AudioGRPOTrainer, stack_features
 from sightsound.training.rollout_buffer import window_file
 
 
@@ -262,7 +262,7 @@ def test_rewards_that_never_differ_stop_the_run(student_checkpoint, rows, tmp_pa
     trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=20, rewards=[format_reward])
     with pytest.raises(InputError, match="first 10 batches all completions of every prompt got equal rewards"):
         trainer.train()
-    assert trainer.state.global_step == HOPELESS_BATCHES - 1
+    assert trainer.state.global_step == ZERO_ADVANTAGE_BATCHES - 1
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])

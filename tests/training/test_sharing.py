@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditi
 
 from sightsound.training.grpo import AudioGRPOTrainer, Features, stack_features
 from sightsound.training.sharing.attention import PACKED
-from sightsound.training.sharing.packing import regroup, takes_any_mask
+from sightsound.training.sharing.packing import regroup, supports_custom_masks
 from sightsound.training.sharing.sampling import GroupDecoder, shared_sampling
 
 
@@ -199,11 +199,11 @@ def test_regrouping_keeps_rows_whole_and_groups_together():
 
 def test_an_attention_without_masks_falls_back_with_one_warning(student_checkpoint, rows, tmp_path, monkeypatch, caplog):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
-    assert takes_any_mask(model)
+    assert supports_custom_masks(model)
     model.config.text_config._attn_implementation = "flash_attention_2"
-    assert not takes_any_mask(model)
+    assert not supports_custom_masks(model)
     # The kernel is not installed where these tests run; what matters here is what the trainer makes of the answer.
-    monkeypatch.setattr("sightsound.training.grpo.takes_any_mask", lambda _: False)
+    monkeypatch.setattr("sightsound.training.grpo.supports_custom_masks", lambda _: False)
     with caplog.at_level(logging.WARNING, "sightsound"):
         trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert not trainer.share_prompts

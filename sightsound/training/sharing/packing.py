@@ -23,7 +23,7 @@ from sightsound.training.sharing.attention import PACKED, Packing
 MASKABLE = ("sdpa", "eager", PACKED)
 
 
-def takes_any_mask(model: PreTrainedModel) -> bool:
+def supports_custom_masks(model: PreTrainedModel) -> bool:
     """Whether the language model's attention can let completions of a row not see each other."""
     config = model.config.get_text_config()
     return config._attn_implementation in MASKABLE and "sliding_attention" not in config.layer_types

@@ -26,7 +26,7 @@ from sightsound.training.sharing.packing import additive_mask, group_rows
 ROOM = 256  # tokens; a cache that is full gets that much longer
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """Keys and values of a layer with room for more: `DynamicLayer` copies all of them for every token."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class GroupDecoder:
         groups = group_rows(list(zip(self.clips, map(tuple, input_ids.tolist()), strict=True)))
         first = torch.tensor([rows[0] for rows in groups], device=device)
         shown = attention_mask[first, :-1]
-        self.cache = Cache(layers=[RoomyLayer() for _ in range(self.model.config.get_text_config().num_hidden_layers)])
+        self.cache = Cache(layers=[PreallocatedLayer() for _ in range(self.model.config.get_text_config().num_hidden_layers)])
         self.model.model(
             input_ids=input_ids[first, :-1],
             attention_mask=shown,
