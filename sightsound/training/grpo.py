@@ -242,8 +242,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                 raise InputError(
                     f"in each of the first {ZERO_ADVANTAGE_BATCHES} batches all completions of every prompt "
                     f"got equal rewards (mean {reward:.2f} in the last): there is nothing to learn from. Look at the "
-                    "completions (log_completions: true); a higher temperature, a longer max_completion_length or a model after "
-                    "SFT may help"
+                    "completions (log_completions: true); a higher temperature, a longer max_completion_length or a model "
+                    "after SFT may help"
                 )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
