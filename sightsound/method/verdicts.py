@@ -12,7 +12,7 @@ import unicodedata
 from sightsound.data.schema import REFUSED
 from sightsound.method.prompts import heard_sounds
 from sightsound.method.selection import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
-from sightsound.method.verdict_words import (
+from sightsound.method.verdict_reading.words import (
     DOUBTS,
     EXCEPTIONS,
     FAULTS_OF_TRACES,
