@@ -271,7 +271,7 @@ def main() -> None:
         print(funnel)
         if not funnel.answered:
             raise InputError(
-                f"{args.model} answered none of {funnel.questions} questions ({funnel.told}); {stage.path} has every one's "
+                f"{args.model} answered none of {funnel.questions} questions ({funnel.summary}); {stage.path} has every one's "
                 f"outcome and what was written: {why_no_answer(data, args.max_tokens)}, delete that folder and start again"
             )
         finish(stage)

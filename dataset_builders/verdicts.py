@@ -48,20 +48,19 @@ from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, Prompt, choose_prompt
-from sightsound.method.selection import (
+from sightsound.method.selection import Funnel, TraceRow, counted, lacking_verdicts, trace_outcome
+from sightsound.method.verdicts import (
     ACCEPT,
     CUT,
     NO_CLAIMS,
     NO_REASONING,
     REJECT,
     UNCLEAR,
-    Funnel,
-    TraceRow,
-    counted,
-    lacking_verdicts,
-    trace_outcome,
+    compare_with_transcript,
+    parse_cut_yes_no,
+    parse_yes_no,
+    verdict_of_probability,
 )
-from sightsound.method.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.models.sources import pin_model
 from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
@@ -205,8 +204,7 @@ def verify_by_probability(rows: list[TraceRow], checker: Checker, args: Verdicts
     for row in rows:
         for i, trace in enumerate(row["traces"]):
             said, problem = (None, NO_REASONING) if trace["think"] is None else checker.reply(f"{row['id']}/{i}")
-            p = parse_probability(said or "")
-            verdict = UNCLEAR if p is None else ACCEPT if p >= threshold else REJECT
+            verdict = verdict_of_probability(parse_probability(said or ""), threshold)
             trace |= {"verdict": problem or verdict, "verdict_text": said}
 
 

@@ -31,7 +31,7 @@ from sightsound.method.prompts import (
     ZERO_SHOT_COT_INSTRUCTION,
     question_text,
 )
-from sightsound.method.selection import ACCEPT
+from sightsound.method.verdicts import ACCEPT
 
 
 if TYPE_CHECKING:

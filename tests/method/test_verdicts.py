@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset_builders.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio
 from sightsound.engines.base import Completion
@@ -17,7 +16,17 @@ from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.sampling import NEUTRAL
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
-from sightsound.method.selection import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
+from sightsound.method.verdicts import (
+    ACCEPT,
+    CUT,
+    NO_CLAIMS,
+    NO_REASONING,
+    REJECT,
+    UNCLEAR,
+    compare_with_transcript,
+    parse_cut_yes_no,
+    parse_yes_no,
+)
 from sightsound.stage import read_settings
 from tests.support.batch_server import BatchServer, Plan
 from tests.support.house_server import HouseServer, choice
