@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPO
 
 from sightsound import locks
 from sightsound.cli import InputError
 from sightsound.stage import Stage
+from tests.support.tiny import REPO
 
 
 REFUSALS = ("ENOLCK", "ENOSYS", "EOPNOTSUPP")

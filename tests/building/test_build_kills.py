@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import _write_clip
-from test_avqa_audio import annotation, command
 
 from sightsound.building.audio_dataset import ROWS_PER_SHARD
+from tests.support.avqa import annotation, command
+from tests.support.clips import write_clip as _write_clip
 
 
 TIME_LIMIT_S = 300  # of one build

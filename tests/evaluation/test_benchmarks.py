@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
 
 from sightsound.cli import InputError
 from tests.benchmarks import gpu_step
 from tests.support import served
+from tests.support.tiny import REPO
 
 
 def measure(script: str, *flags: str, may_miss: bool = False) -> str:

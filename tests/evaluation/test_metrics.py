@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import REPO
 
 from evaluation.benchmarks import read_annotations
 from evaluation.metrics.mmau_official.matcher import decide as mmau_decides
@@ -18,6 +17,7 @@ from sightsound.benchmarks.mmau import PINNED
 from sightsound.benchmarks.music_avqa import VOCABULARY
 from sightsound.cli import InputError
 from sightsound.data.schema import LETTERS
+from tests.support.tiny import REPO
 
 
 METRICS = REPO / "evaluation" / "metrics"

@@ -23,6 +23,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.publish import publish_dataset
+from tests.support.clients import Done, run_client
 from tests.support.hub_routes import STRANGER, TOKEN
 from tests.support.loopback_hub import (
     DROP,
@@ -129,24 +130,6 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return make_build(tmp_path_factory.mktemp("builds") / "second", "second", shards=3)
-
-
-@dataclass
-class Done:
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def tag(self) -> str:
-        assert self.code == 0, self.stderr + self.stdout
-        return self.stdout.splitlines()[-1]
-
-
-def run_client(code: str, arguments: list[Any], environment: dict[str, str]) -> Done:
-    with client(code, arguments, environment) as process:
-        stdout, stderr = process.communicate()
-    return Done(process.returncode, stdout, stderr)
 
 
 def publish(hub: LoopbackHub, build: Build, home: Path, private: bool = True, **environment: Any) -> Done:
