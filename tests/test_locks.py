@@ -23,7 +23,7 @@ WRITER = """
 import sys, time
 from sightsound import locks
 from sightsound.cli import run
-from sightsound.journal import Stage
+from sightsound.stage import Stage
 def main():
     locks.RENEW_EVERY_S = 0.1
     with Stage(sys.argv[1], {"seed": 0}) as stage:

@@ -129,7 +129,7 @@ def test_a_rate_that_shares_no_divisor_takes_little_memory(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1000, 44_099, 2.0), 44_099)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
-        "from sightsound.audio import load_clip; print(len(load_clip(sys.argv[1])))"
+        "from sightsound.data.audio import load_clip; print(len(load_clip(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.wav")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

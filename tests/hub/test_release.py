@@ -121,7 +121,7 @@ run(main)
 PUBLISH_FOLDER = """
 import sys
 from pathlib import Path
-from sightsound.hub import publish_model
+from sightsound.hub.publish import publish_model
 print(publish_model(Path(sys.argv[1]), sys.argv[2], False))
 """
 PUBLISH_DATASET = PUBLISH_FOLDER.replace("publish_model", "publish_dataset")
