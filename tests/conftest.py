@@ -1,6 +1,7 @@
 """Where the tests keep their caches, where they find real data, and how they make clips."""
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,14 @@ os.environ |= {
     "HF_DATASETS_CACHE": f"{_CACHE.name}/datasets",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+
+# A fresh seed each time; the processes of `-n 2` share it. `STORM_SEED=N make test-storm` repeats a storm.
+os.environ.setdefault("STORM_SEED", str(secrets.randbits(32)))
+
+
+def pytest_report_header() -> str:
+    return f"storm seed: {os.environ['STORM_SEED']}"
 
 
 def pytest_unconfigure() -> None:

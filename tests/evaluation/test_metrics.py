@@ -82,7 +82,7 @@ def test_official_decisions_are_the_frozen_ones_on_every_row(official, name):
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(official):
     decided, expected = decisions(official, lambda row: random_outputs(row, 2000)), FROZEN["cases"]["2000 random strings"]
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])

@@ -343,10 +343,10 @@ def test_killed_in_the_middle_over_xet(loopback_hub, first, tmp_path):
     assert loopback_hub.count("POST", "/v1/xorbs/") == 4, "of three batches, the one that was cut off is sent again"
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
-def test_fifty_kills(loopback_hub, first, second, tmp_path, xet):
-    draw = random.Random(0)
+def test_fifty_kills(loopback_hub, first, second, tmp_path, storm_seed, xet):
+    draw = random.Random(storm_seed)
     loopback_hub.change(REPO_ID, first.files)
     old, new, kills = first, second, 0
     with Reader(loopback_hub) as reader:

@@ -1,6 +1,7 @@
 """Session fixtures: made once, only when a test asks for them, and never written to by a test."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,9 @@ def mmau_annotations(tmp_path: Path) -> Path:
     rows = [mmau_annotation(f"q{i}", choices=["Man", "Woman", "Child"], task=("sound", "music")[i % 2]) for i in range(4)]
     (tmp_path / "mmau.json").write_text(json.dumps(rows))
     return tmp_path / "mmau.json"
+
+
+@pytest.fixture(scope="session")
+def storm_seed() -> int:
+    """Another one each time, printed at the start: of kills at random moments and of random texts."""
+    return int(os.environ["STORM_SEED"])
