@@ -31,7 +31,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.base import ChatRequest, EngineFlags, Sampling
 from sightsound.engines.cost import dry_run
 from sightsound.engines.early_stops import (
     check_reasoning,
@@ -58,7 +58,7 @@ from sightsound.engines.request_fields import (
     RequestFieldArguments,
     RequestOptions,
     options_of,
-    recorded,
+    settings_of_requests,
 )
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
@@ -67,7 +67,7 @@ from sightsound.method.answers import extract_think, parse_answer
 from sightsound.method.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
 from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.models.sources import pin_model
-from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.executors import ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.stage import Journal, fingerprint
 
@@ -171,13 +171,7 @@ def why_no_answer(data: Path, max_tokens: int) -> str:
 
 def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
-    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
-    if args.base_url:
-        ignored.append("batch_size")
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored}
-    engine = "server" if args.base_url else "in process"
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, "model_commit": model_commit}
-    settings |= recorded(args, args.frames)
+    settings = settings_of_requests(args, ["prime"], model_commit=model_commit, frames=args.frames)
     return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
 
 
@@ -197,17 +191,18 @@ class TeacherRun:
         """All of `ids` are asked about; then, as they are read, their rows of the ledger."""
         args = self._args
         urls = [for_rank(url, args) for url in args.base_url or []]
-        engine = make_engine(
-            args.model,
-            urls,
-            args.batch_size,
-            args.concurrency,
-            self.sampling,
-            args.request_timeout_s,
-            args.prime,
+        flags = EngineFlags(
+            model=args.model,
+            sampling=self.sampling,
+            base_url=urls,
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            timeout_s=args.request_timeout_s,
+            prime=args.prime,
             options=args.options(),
             revision=self._model_commit,
         )
+        engine = make_engine(flags)
         journal = Journal(journal_file)
         teacher, is_part = shown_source(args.model), args.rank is not None
 

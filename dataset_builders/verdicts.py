@@ -28,7 +28,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,15 @@ from sightsound.data.audio import decode_audio
 from sightsound.data.kinds import CLIPS, TRACES, open_input
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import ChatRequest, Engine, Sampling
+from sightsound.engines.base import ChatRequest, Engine, EngineFlags, Sampling
 from sightsound.engines.cost import dry_run
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_batch import BATCHES_FILE
-from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, recorded
+from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, settings_of_requests
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, PROMPT_VERSION
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
 from sightsound.method.selection import (
     ACCEPT,
     CUT,
@@ -62,7 +62,7 @@ from sightsound.method.selection import (
 )
 from sightsound.method.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.models.sources import pin_model
-from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.executors import ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.stage import Journal, fingerprint
 from sightsound.training.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
@@ -246,18 +246,18 @@ class CheckerRun:
                 verify_by_probability(rows, Checker(engine, self, journal), args, self._verifier["threshold"])
             else:
                 urls = [for_rank(url, args) for url in args.base_url or []]
-                sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
-                engine = make_engine(
-                    args.checker,
-                    urls,
-                    args.batch_size,
-                    args.concurrency,
-                    sampling,
-                    args.request_timeout_s,
+                flags = EngineFlags(
+                    model=args.checker,
+                    sampling=Sampling(1, 0.0, args.max_tokens, args.seed),
+                    base_url=urls,
+                    batch_size=args.batch_size,
+                    concurrency=args.concurrency,
+                    timeout_s=args.request_timeout_s,
                     batches=batches_file(args),
                     options=args.options(),
                     revision=self._checker_commit,
                 )
+                engine = make_engine(flags)
                 verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
                 verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
@@ -363,12 +363,7 @@ def batches_file(args: VerdictsArguments) -> Path | None:
 
 def settings_of(args: VerdictsArguments, checker_commit: str | None = None) -> dict[str, Any]:
     """What a rerun has to share: all that decides a verdict. Which servers give it, and in how many ranks, does not."""
-    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "batch_api"]
-    if args.base_url:
-        ignored.append("batch_size")
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored}
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
-    settings |= {"model_commit": checker_commit, **recorded(args)}
+    settings = settings_of_requests(args, ["batch_api"], model_commit=checker_commit)
     return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightsound.cli import InputError, read_json
 from sightsound.data import schema
-from sightsound.data.schema import LETTERS
+from sightsound.data.schema import LETTERS, Failure
 
 
 Row = dict[str, Any]
@@ -69,12 +69,10 @@ def _json_lines(path: str) -> list[Any] | None:
     return None if is_one_object or not _are_objects(rows) else rows
 
 
-class RowError(Exception):
-    """An annotation that cannot become a row: its outcome in the ledger, and why."""
+class RowError(Failure):
+    """An annotation that cannot become a row."""
 
-    def __init__(self, outcome: str, detail: str):
-        super().__init__(detail)
-        self.outcome = outcome
+    outcome: str
 
 
 def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:

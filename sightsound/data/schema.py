@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
 
 
+class Failure(Exception):
+    """
+    Why a row, a clip or a request has no result.
+
+    Args:
+        outcome (`str`, *optional*): The ledger's word for it, one of those below; None where the run has to stop instead.
+        detail (`str`): What was seen.
+    """
+
+    def __init__(self, outcome: str | None, detail: str):
+        super().__init__(detail)
+        self.outcome, self.detail = outcome, detail
+
+
 # Outcome of an annotation row in avqa-audio and the benchmarks: built, or why not.
 BUILT = "built"
 BAD_ANNOTATION = "bad_annotation"
