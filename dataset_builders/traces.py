@@ -239,7 +239,8 @@ def main() -> None:
     if args.dry_run:
         teacher = TeacherRun(args, model_commit)
         notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []
-        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir, notes))
+        where = {"model": args.model, "base_url": args.base_url, "output_dir": args.output_dir}
+        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, **where, notes=notes))
         return
     with open_stage(args, args.output_dir, settings_of(args, model_commit)) as stage:
         if stage.complete:

@@ -234,7 +234,8 @@ class CheckerRun:
             return self.build(key, *asked[key], window_s)
 
         sampling = Sampling(1, 0.0, args.max_tokens, args.seed)
-        return dry_run(list(asked), build, sampling, args.checker, args.base_url, args.output_dir, notes)
+        where = {"model": args.checker, "base_url": args.base_url, "output_dir": args.output_dir}
+        return dry_run(list(asked), build, sampling, **where, notes=notes)
 
     def judge(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
         """All traces of `ids` get their verdict; then, as they are read, the rows of the ledger."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightsound.cli import InputError, read_json
 from sightsound.data import schema
-from sightsound.data.schema import LETTERS, Failure
+from sightsound.data.schema import LETTERS, RowError
 
 
 Row = dict[str, Any]
@@ -67,12 +67,6 @@ def _json_lines(path: str) -> list[Any] | None:
         return None
     is_one_object = len(rows) == 1 and not path.endswith((".jsonl", ".ndjson"))
     return None if is_one_object or not _are_objects(rows) else rows
-
-
-class RowError(Failure):
-    """An annotation that cannot become a row."""
-
-    outcome: str
 
 
 def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:

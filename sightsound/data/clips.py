@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.data.schema import CORRUPT_MEDIA, Failure
+from sightsound.data.schema import CORRUPT_MEDIA, RowError
 
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ _AUDIO_EXTENSIONS = (
 MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
-class MediaError(Failure, InputError):
-    """A clip cannot be used. It is a row's outcome where a stage keeps a ledger; elsewhere it ends the script in one line."""
-
-    outcome: str
+class MediaError(RowError, InputError):
+    """A clip that cannot be used. A stage with a ledger records its outcome; elsewhere it ends the script in one line."""
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
 
 
-class Failure(Exception):
+class RowError(Exception):
     """
-    Why a row, a clip or a request has no result.
+    An input that cannot become a row of the output.
 
     Args:
-        outcome (`str`, *optional*): The ledger's word for it, one of those below; None where the run has to stop instead.
-        detail (`str`): What was seen.
+        outcome (`str`): The word for it in the ledger; one of those below.
+        detail (`str`): What was expected and what was found.
     """
 
-    def __init__(self, outcome: str | None, detail: str):
+    def __init__(self, outcome: str, detail: str):
         super().__init__(detail)
-        self.outcome, self.detail = outcome, detail
+        self.outcome = outcome
 
 
 # Outcome of an annotation row in avqa-audio and the benchmarks: built, or why not.

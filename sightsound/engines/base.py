@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sightsound.data.frames import Frames
-from sightsound.data.schema import Failure
+from sightsound.data.schema import RowError
 from sightsound.engines.request_fields import RequestOptions
 
 
@@ -84,7 +84,7 @@ class ChatResult:
     The completions of one request and the exact prompt that they answer, or the reason why there are none.
 
     Args:
-        outcome (`str`, *optional*), detail (`str`, *optional*): Of the `Failure`: the ledger's word, and what was seen.
+        outcome (`str`, *optional*), detail (`str`, *optional*): Of the `RowError`: the ledger's word, and what was seen.
         was_sent (`bool`): False when the clip could not be read.
         sampling (`dict`, *optional*): From `sampling.effective`; None where nothing was drawn.
     """
@@ -99,9 +99,9 @@ class ChatResult:
     sampling: dict[str, Any] | None = None
 
     @classmethod
-    def without_clip(cls, key: str, error: Failure) -> ChatResult:
+    def without_clip(cls, key: str, error: RowError) -> ChatResult:
         """Of a request that was not built, because its clip cannot be read."""
-        return cls(key, "", [], error.outcome, error.detail, was_sent=False)
+        return cls(key, "", [], error.outcome, str(error), was_sent=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -318,9 +318,9 @@ class OpenAIEngine:
                 num_answers = run.num_answers
                 is_too_large = answers_before is not None and num_answers > answers_before and num_busy >= BUSY_TRIES
             if failure.is_final or is_too_large or (tries >= TRIES and not is_outage):
-                if failure.outcome is None:
+                if not failure.outcome:
                     raise InputError(f"{failure}; finished requests are kept, rerun to continue")
-                return ChatResult(key, request.prompt, [], failure.outcome, failure.detail), replica
+                return ChatResult(key, request.prompt, [], failure.outcome, str(failure)), replica
             if is_outage:
                 # An outage begins at the end of its first attempt: an attempt that hung would leave no time for a second.
                 began = run.failed_since = run.failed_since or time.monotonic()

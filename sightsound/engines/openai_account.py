@@ -150,7 +150,7 @@ class BatchAccount:
         except (APIConnectionError, httpx.HTTPError) as error:
             raise failure_of_connection(error, self._url, self._timeout_s) from error
         except (ValueError, TypeError, AttributeError) as error:  # a page instead of JSON, JSON of another kind
-            raise RequestFailure(None, f"{self._url} did not answer as the Batch API does: {error}") from error
+            raise RequestFailure("", f"{self._url} did not answer as the Batch API does: {error}") from error
         self._has_answered = True
         return answer
 

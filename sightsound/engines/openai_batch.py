@@ -257,21 +257,21 @@ class OpenAIBatchEngine(OpenAIEngine):
             if failure is None and look.status == "completed":
                 failure = RequestFailure(SERVER_ERROR, f"the results of batch {batch.id} at {self._url} lack a request")
             elif failure is None and not answers:
-                failure = RequestFailure(None, f"batch {batch.id} at {self._url} {look.status} without an answer")
+                failure = RequestFailure("", f"batch {batch.id} at {self._url} {look.status} without an answer")
             # An old batch without any answer is no reason to fail again: the user may have mended the reason since.
             if not isinstance(failure, RequestFailure) or (batch.is_old and not answers):
                 continue
             run.tries[key] += 1
             if key in submitted or not (failure.is_final or run.tries[key] >= TRIES):
                 continue
-            if failure.outcome is not None and (run.has_answers or not failure.is_busy):
+            if failure.outcome and (run.has_answers or not failure.is_busy):
                 outcomes[key] = failure
             elif not batch.is_old:
                 stop = stop or failure
         num_again = len(unanswered) - len(outcomes)
         self.num_retries += num_again
         if look.status == "cancelled" and num_again and not batch.is_old:
-            stop = RequestFailure(None, f"batch {batch.id} at {self._url} was cancelled")
+            stop = RequestFailure("", f"batch {batch.id} at {self._url} was cancelled")
         # Outcomes first: `run_requests` would take many of them after the last answer for a server that answers nothing.
         for part in (outcomes, answers):
             if part:
@@ -321,7 +321,7 @@ class OpenAIBatchEngine(OpenAIEngine):
             except MediaError as error:
                 return ChatResult.without_clip(key, error)
         if isinstance(found, RequestFailure):
-            return ChatResult(key, prompt, [], found.outcome, found.detail)
+            return ChatResult(key, prompt, [], found.outcome, str(found))
         return ChatResult(key, prompt, found[0], usage=found[1], sampling=effective(self._body(key, run, [])))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sightsound.data.audio import encode_wav
-from sightsound.data.schema import REFUSED, SERVER_ERROR, Failure
+from sightsound.data.schema import REFUSED, SERVER_ERROR, RowError
 from sightsound.engines.base import ChatRequest, Sampling, seed_of
 from sightsound.engines.request_fields import IMAGES, LEAVES_OUT, SENDS_IMAGES, VIDEO, RequestOptions
 from sightsound.engines.sampling import NEUTRAL
@@ -38,12 +38,12 @@ def delay_s(attempt: int) -> float:
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.5)
 
 
-class RequestFailure(Failure):
+class RequestFailure(RowError):
     """
     An attempt that gave no completions.
 
     Args:
-        outcome (`str`, *optional*): The request's outcome if no other attempt succeeds; None where the run has to stop instead.
+        outcome (`str`): The request's outcome if no other attempt succeeds; "" where the run has to stop instead.
         detail (`str`): What was seen.
         is_final (`bool`): Another attempt would fail in the same way.
         is_busy (`bool`): The server asks to wait.
@@ -54,7 +54,7 @@ class RequestFailure(Failure):
 
     def __init__(
         self,
-        outcome: str | None,
+        outcome: str,
         detail: str,
         *,
         is_final: bool = False,
@@ -165,7 +165,7 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
     if status in REFUSALS:
         return RequestFailure(REFUSED, detail + _remedy(error.message), is_final=True)
     if error.code == "insufficient_quota":  # OpenAI's 429 that does not pass
-        return RequestFailure(None, detail, is_final=True)
+        return RequestFailure("", detail, is_final=True)
     retry_after_s = _retry_after_s(error.response.headers)
     if status == BUSY:
         return RequestFailure(SERVER_ERROR, detail, is_busy=True, retry_after_s=retry_after_s)
@@ -178,7 +178,7 @@ def failure_of_status(error: Any, url: str) -> RequestFailure:
         detail += "; check OPENAI_API_KEY" if is_set else "; OPENAI_API_KEY is not set: set it to a key of that server"
     elif status == 404:
         detail += "; check --base_url (it ends in /v1) and the name of the model"
-    return RequestFailure(None, detail, is_final=True)
+    return RequestFailure("", detail, is_final=True)
 
 
 def _remedy(refusal: str) -> str:
