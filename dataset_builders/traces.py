@@ -32,6 +32,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.answers import extract_think, parse_answer
-from sightsound.method.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
+from sightsound.method.prompts import PROMPT_VERSION, QUESTION_FIELDS, TRACE_INSTRUCTIONS, Prompt, choose_prompt, question_text
 from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.models.sources import pin_model
 from sightsound.scale.executors import ScaleArguments, for_rank
@@ -99,12 +100,21 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     prompt: str = field(
         default="audio_focused", metadata={"help": "what the teacher is asked for", "choices": list(TRACE_INSTRUCTIONS)}
     )
+    prompt_file: str | None = field(
+        default=None, metadata={"help": "another prompt: a text file with the fields {question} and {choices}"}
+    )
     seed: int = field(default=0, metadata={"help": "of the sampling"})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
 
     def options(self) -> RequestOptions:
         return options_of(self, self.base_url, ("temperature", "max_tokens", "seed"), self.frames)
+
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.prompt != "audio_focused":
+            raise InputError(f"--prompt {self.prompt} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        return choose_prompt(self.prompt_file, TRACE_INSTRUCTIONS[self.prompt], QUESTION_FIELDS)
 
 
 def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:
@@ -120,11 +130,10 @@ def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) 
     return frames_of_first(clips, args.num_frames, args.max_pixels)
 
 
-def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:
+def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments, prompt: str) -> ChatRequest:
     """The question to the teacher, with the frames of its clip."""
     frames = find_frames(row, media, args)
-    text = question_text(row["video_question"], row["choices"], TRACE_INSTRUCTIONS[args.prompt])
-    return ChatRequest(row["id"], text, video=frames)
+    return ChatRequest(row["id"], question_text(row["video_question"], row["choices"], prompt), video=frames)
 
 
 def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any]) -> TraceRow:
@@ -183,9 +192,10 @@ class TeacherRun:
         self.rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
         self.sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)
         self._args, self._media, self._model_commit = args, MediaFolder(args.media_dir), model_commit
+        self._prompt = args.chosen_prompt
 
     def build(self, key: str) -> ChatRequest:
-        return build_request(self.rows[key], self._media, self._args)
+        return build_request(self.rows[key], self._media, self._args, self._prompt.text)
 
     def ask(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
         """All of `ids` are asked about; then, as they are read, their rows of the ledger."""
@@ -220,7 +230,7 @@ class TeacherRun:
         provenance = {
             "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,
-            "prompt_version": PROMPT_VERSION if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
+            "prompt_version": self._prompt.version if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
             "num_traces": args.num_traces,
             "temperature": args.temperature,
             "max_tokens": args.max_tokens,
@@ -258,7 +268,7 @@ def main() -> None:
         print(funnel)
         if not funnel.answered:
             raise InputError(
-                f"{args.model} answered none of {funnel.questions} questions ({funnel.told}); {stage.path} has every one's "
+                f"{args.model} answered none of {funnel.questions} questions ({funnel.summary}); {stage.path} has every one's "
                 f"outcome and what was written: {why_no_answer(data, args.max_tokens)}, delete that folder and start again"
             )
         finish(stage)

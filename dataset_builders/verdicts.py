@@ -29,6 +29,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,20 @@ from sightsound.engines.request_fields import RequestFieldArguments, RequestOpti
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
-from sightsound.method.selection import (
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, Prompt, choose_prompt
+from sightsound.method.selection import Funnel, TraceRow, counted, lacking_verdicts, trace_outcome
+from sightsound.method.verdicts import (
     ACCEPT,
     CUT,
     NO_CLAIMS,
     NO_REASONING,
     REJECT,
     UNCLEAR,
-    Funnel,
-    TraceRow,
-    counted,
-    lacking_verdicts,
-    trace_outcome,
+    compare_with_transcript,
+    parse_cut_yes_no,
+    parse_yes_no,
+    verdict_of_probability,
 )
-from sightsound.method.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.models.sources import pin_model
 from sightsound.scale.executors import ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
@@ -93,6 +93,10 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
     batch_api: bool = field(
         default=False, metadata={"help": "ask through the Batch API of --base_url: half the price, within a day"}
     )
+    prompt_file: str | None = field(
+        default=None,
+        metadata={"help": "another prompt: a text file, for yes_no with the field {think}; replies are read as those to ours"},
+    )
     seed: int = field(default=0, metadata={"help": "of the repeated questions"})
     limit: int | None = field(default=None, metadata={"help": "first questions only, to train a verifier on", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
@@ -100,15 +104,23 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
     def options(self) -> RequestOptions:
         return options_of(self, self.base_url, ("max_tokens", "seed"))
 
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.verdict_mode == TRANSCRIPT_MODE:
+            return choose_prompt(self.prompt_file, CHECKER_TRANSCRIPT, ())
+        if self.verdict_mode == VERIFIER_MODE and self.prompt_file is not None:
+            raise InputError(f"a verifier has the prompt that it was trained with; leave out --prompt_file {self.prompt_file}")
+        return choose_prompt(self.prompt_file, CHECKER_YES_NO, ("think",))
+
 
 # Key of a request -> the id of its question, and the text that goes with the clip.
 Asked = dict[str, tuple[str, str]]
 
 
-def first_asked(rows: Iterable[TraceRow], mode: str) -> Asked:
+def first_asked(rows: Iterable[TraceRow], mode: str, prompt: str = "") -> Asked:
     """What the checker is asked about these questions, before any question has to be asked again."""
     if mode == TRANSCRIPT_MODE:
-        return {row["id"]: (row["id"], CHECKER_TRANSCRIPT) for row in rows if _has_reasoning(row)}
+        return {row["id"]: (row["id"], prompt.format()) for row in rows if _has_reasoning(row)}
     thinks = {
         f"{row['id']}/{i}": (row["id"], trace["think"])
         for row in rows
@@ -117,7 +129,7 @@ def first_asked(rows: Iterable[TraceRow], mode: str) -> Asked:
     }
     if mode == VERIFIER_MODE:
         return thinks
-    return {f"{key}#0": (row_id, CHECKER_YES_NO.format(think=think)) for key, (row_id, think) in thinks.items()}
+    return {f"{key}#0": (row_id, prompt.format(think=think)) for key, (row_id, think) in thinks.items()}
 
 
 def _has_reasoning(row: TraceRow) -> bool:
@@ -156,7 +168,8 @@ class Checker:
 
 def verify_transcript(rows: list[TraceRow], checker: Checker, args: VerdictsArguments) -> None:
     """Fill in verdicts by comparing claims with one transcript per clip."""
-    checker.ask(first_asked(rows, TRANSCRIPT_MODE), Sampling(1, 0.0, args.max_tokens, args.seed), "transcripts")
+    asked = first_asked(rows, TRANSCRIPT_MODE, args.chosen_prompt.text)
+    checker.ask(asked, Sampling(1, 0.0, args.max_tokens, args.seed), "transcripts")
     for row in rows:
         said, problem = checker.reply(row["id"]) if _has_reasoning(row) else (None, NO_REASONING)
         for trace in row["traces"]:
@@ -169,7 +182,7 @@ def verify_yes_no(rows: list[TraceRow], checker: Checker, args: VerdictsArgument
     traces = {f"{row['id']}/{i}": trace for row in rows for i, trace in enumerate(row["traces"])}
     for trace in traces.values():
         trace |= {"verdict": NO_REASONING, "verdict_text": None}
-    asked = first_asked(rows, YES_NO_MODE)
+    asked = first_asked(rows, YES_NO_MODE, args.chosen_prompt.text)
     for attempt in range(args.num_retries + 1):
         sampling = Sampling(1, 0.0 if attempt == 0 else 1.0, args.max_tokens, args.seed + attempt)
         checker.ask(asked, sampling, f"verdicts (attempt {attempt + 1})")
@@ -191,8 +204,7 @@ def verify_by_probability(rows: list[TraceRow], checker: Checker, args: Verdicts
     for row in rows:
         for i, trace in enumerate(row["traces"]):
             said, problem = (None, NO_REASONING) if trace["think"] is None else checker.reply(f"{row['id']}/{i}")
-            p = parse_probability(said or "")
-            verdict = UNCLEAR if p is None else ACCEPT if p >= threshold else REJECT
+            verdict = verdict_of_probability(parse_probability(said or ""), threshold)
             trace |= {"verdict": problem or verdict, "verdict_text": said}
 
 
@@ -222,7 +234,7 @@ class CheckerRun:
     def estimate(self) -> str:
         """What `--dry_run` says."""
         args = self._args
-        asked = first_asked(self._traces, args.verdict_mode)
+        asked = first_asked(self._traces, args.verdict_mode, args.chosen_prompt.text)
         window_s = OpenAIEngine.window_s if args.base_url else None
         notes = []
         if args.verdict_mode == YES_NO_MODE:
@@ -273,12 +285,15 @@ class CheckerRun:
                 unread[row_id] = entry["detail"]
         made = {"checker_revision": engine.revision, "verdict_mode": args.verdict_mode}
         provenance = {"checker": shown_source(args.checker), **made}
+        prompt = args.chosen_prompt
 
         def judged(row: TraceRow) -> Result:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
             lacking = ", ".join(f"{count} {reason}" for reason, count in lacking_verdicts(row["traces"]).items())
             detail = ": ".join(part for part in (lacking, unread.get(row["id"])) if part) if lacking else None
             of_row = {"checker_heard_s": heard_s.get(row["id"]), "checker_sampling": None}
+            if prompt.sha256:  # the column holds the teacher's: the checker's goes beside it
+                of_row["prompt_version"] = f"{row['prompt_version']}, checker {prompt.version}"
             if row["id"] in drawn:
                 of_row["checker_sampling"] = json.dumps(drawn[row["id"]])
             return row | provenance | outcome | of_row, detail

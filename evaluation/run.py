@@ -48,7 +48,6 @@ from sightsound.engines.base import Engine, EngineFlags, Sampling
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.answers import is_correct, parse_answer
-from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.models.sources import pin_model
 from sightsound.stage import JOURNAL_FILE, Journal, Stage, read_journal, write_atomically
 from sightsound.training.trained_on import count_trained_on
@@ -153,7 +152,8 @@ class BenchmarkRun:
     def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
         """All requests are in the journal after this. Returns what made them, and which model answered."""
         args, engine = self.args, open_engine()
-        asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
+        sizes, prompt = (args.num_frames, args.max_pixels), args.chosen_prompt.text
+        asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), *sizes, prompt)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_videos(), self.reasoning)
         run_requests(
             engine,
@@ -178,9 +178,10 @@ class BenchmarkRun:
 
     def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
+        prompt = args.chosen_prompt
         generation = {
             **asdict(self.sampling),
-            "prompt_version": PROMPT_VERSION,
+            "prompt_version": prompt.version,
             "engine": stage.settings["engine"],
             **({"requests": summary} if (summary := args.options().summary()) else {}),
             **({"num_frames": args.num_frames, "max_pixels": args.max_pixels} if args.modality != AUDIO else {}),
@@ -192,7 +193,8 @@ class BenchmarkRun:
             "benchmark_revision": self.revision,
             "model": shown_source(args.model),
             "model_revision": model_revision,
-            "method": f"{args.modality}/{args.method}",
+            # A prompt of the user's own is none of the paper's methods: reports must not take it for one.
+            "method": f"{args.modality}/{prompt.version if prompt.sha256 else args.method}",
         }
 
         def provenance_of(key: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.method.selection import instruction_of
+    from sightsound.method.selection import ARMS
     from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
@@ -91,7 +91,7 @@ def main() -> None:
             lora = lora_of(model_args)
             collator = CompletionCollator(processor, training_args.max_length)
             dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
-            validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
+            validation = validation_of(script_args, training_args, ARMS[script_args.selection].prompt)
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
         # A part of its own: under ZeRO-3 processes load a model in step.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
-from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
+from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.sources import COMMIT, shown_source
 from sightsound.engines import request_fields
 from sightsound.hub.inputs import pin_dataset
+from sightsound.method.prompts import QUESTION_FIELDS, Prompt, choose_prompt
 from sightsound.stage import fingerprint
 
 
@@ -27,7 +29,11 @@ class RunArguments(request_fields.RequestFieldArguments):
     benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
     modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
-    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    method: str = field(default=DIRECT, metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    prompt_file: str | None = field(
+        default=None,
+        metadata={"help": "another prompt: a text file with {question} and {choices}, for --method cot_distill also {think}"},
+    )
     controls: list[str] | None = field(
         default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
     )
@@ -57,6 +63,13 @@ class RunArguments(request_fields.RequestFieldArguments):
 
     def options(self) -> request_fields.RequestOptions:
         return request_fields.options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
+
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.method not in (DIRECT, COT_DISTILL):
+            raise InputError(f"--method {self.method} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        fields = (*QUESTION_FIELDS, "think") if self.method == COT_DISTILL else QUESTION_FIELDS
+        return choose_prompt(self.prompt_file, default_prompt(self.modality, self.method), fields)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.engines.sampling import NEUTRAL
-from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.scale.executors import SCALE_FIELDS
 
 
@@ -130,16 +129,16 @@ def settings_of_requests(
     answer, and in how many ranks, is not recorded.
 
     Args:
-        args (`RequestFieldArguments`): Of a command that makes requests.
+        args (`RequestFieldArguments`): Of a command that makes requests, with its `chosen_prompt`.
         ignored (`Iterable[str]`): More flags that decide no answer.
         model_commit (`str`, *optional*): Commit of a model on the Hub.
         frames (`str`): The script's `--frames`.
     """
-    left_out = {*SCALE_FIELDS, *ignored, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run"}
+    left_out = {*SCALE_FIELDS, *ignored, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "prompt_file"}
     if args.base_url:
         left_out.add("batch_size")  # in this process it decides which requests are drawn together
     settings = {name: value for name, value in asdict(args).items() if name not in left_out}
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": "server" if args.base_url else "in process"}
+    settings |= {**args.chosen_prompt.settings, "engine": "server" if args.base_url else "in process"}
     return settings | {"model_commit": model_commit} | recorded(args, frames)
 
 

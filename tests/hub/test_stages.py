@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightsound.method.selection import CUT, NO_REASONING
+from sightsound.method.verdicts import CUT, NO_REASONING
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 

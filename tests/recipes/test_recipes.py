@@ -13,7 +13,7 @@ import torch
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import render_trace
-from sightsound.method.selection import SELECTIONS
+from sightsound.method.selection import ARMS
 from sightsound.stage import STAGE_FILE, read_settings
 from sightsound.training.trained_on import read_trained_on
 from tests.support import tiny
@@ -205,7 +205,7 @@ def test_every_arm_has_a_recipe_that_its_dataclasses_parse(monkeypatch: pytest.M
     for path in sorted(MINIATURE.glob("sft_*.yaml")):
         monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(path), *required])
         script_args, training_args, model_args = parse_config((sft.SFTScriptArguments, SFTConfig, ModelConfig))
-        assert script_args.selection == path.stem.removeprefix("sft_") and script_args.selection in SELECTIONS
+        assert script_args.selection == path.stem.removeprefix("sft_") and script_args.selection in ARMS
         # A one-item list becomes the regex; as a list of suffixes it would reach the audio tower.
         assert model_args.lora_target_modules.startswith(r".*language_model") and model_args.use_peft
         assert training_args.gradient_checkpointing is False

@@ -16,7 +16,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
-from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.training.verifier import (
     PARTS,
     THRESHOLD_CONFIDENCE,

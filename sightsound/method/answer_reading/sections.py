@@ -21,8 +21,11 @@ _SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]{0,40}<\|message\|>")
 # Tags in brackets of another kind.
 _OTHER_BRACKETS = re.compile(r"\[(/?(?:think|answer))\]|◁(/?\w{1,20})▷", re.IGNORECASE)
+# A tag whose name has one of these holds thinking in a checker's reply too (`verdict_reading/replies.py`). The further names
+# below hold reasoning about an answer; in a reply they may take a yes back.
+THINKING_TAGS = r"think|thought|reason|rational|analy[sz]|reflect|scratch"
 _REASONING = re.compile(
-    r"think|thought|reason|rational|analy[sz]|caption|summar|plan|reflect|expla[in]|descri|observ|percep|scratch|cot\b"
+    THINKING_TAGS + r"|caption|summar|plan|expla[in]|descri|observ|percep|cot\b"
     r"|deliberat|evidence|justif|verif|review|listen|transcri|context|monolog|compar|hypothes|consider|eliminat|notes?\b"
     r"|draft|critique|check|steps?\b|inner|process|chain"
 )
