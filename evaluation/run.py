@@ -163,7 +163,7 @@ class BenchmarkRun:
             journal,
             f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
-            may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
