@@ -12,8 +12,8 @@ replicas of one model; a rerun may have other replicas, more or fewer. A vLLM se
         --max-num-batched-tokens 65536 --generation-config vllm
 
 so that it accepts frames with their rate, reports the share of a prompt that it found in its cache ("cached" in the progress
-bar), and computes a prompt once for all its traces. For that `--max-num-batched-tokens` must cover the video tokens of all requests in
-flight at one server (16 frames of 360 x 420 are 1,560). Where the memory does not suffice, give `--prime`.
+bar), and computes a prompt once for all its traces. For that `--max-num-batched-tokens` must cover the video tokens of all
+requests in flight at one server (16 frames of 360 x 420 are 1,560). Where the memory does not suffice, give `--prime`.
 
 Some servers need other fields in a request: `--request_field max_completion_tokens=4096 --omit_field max_tokens`, `--omit_field
 seed`, `--omit_field n` (each trace is then a request of its own), `--frames images` (an `image_url` per frame). Reasoning that

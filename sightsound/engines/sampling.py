@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-# The value that turns a sampling field off, for every field but the temperature. The first three are OpenAI's, the others vLLM's.
+# The value that turns a sampling field off, for all but the temperature. The first three are OpenAI's, the others vLLM's.
 NEUTRAL: dict[str, float] = {
     "top_p": 1.0,
     "presence_penalty": 0.0,
@@ -91,9 +91,9 @@ class NeutralFields:
     """
     The neutral fields that one server accepts: all of `NEUTRAL`, until it has answered a request without some of them.
 
-    OpenAI, Gemini and others refuse fields that they do not know, and some models refuse fields that the server knows. A request
-    that is refused for its fields is made again without them. The fields of the first answered request are sent from then on: a
-    later refusal has another reason.
+    OpenAI, Gemini and others refuse fields that they do not know, and some models refuse fields that the server knows. A
+    request that is refused for its fields is made again without them. The fields of the first answered request are sent from
+    then on: a later refusal has another reason.
     """
 
     def __init__(self) -> None:
