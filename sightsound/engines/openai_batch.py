@@ -143,7 +143,8 @@ class OpenAIBatchEngine(OpenAIEngine):
             `InputError`: The server cannot be used, or no longer, or a batch failed or was cancelled.
         """
         asked = hashlib.sha256(json.dumps([self.model, asdict(sampling)]).encode()).hexdigest()
-        wanted = dict.fromkeys(key for group in groups for key in group)
+        if not (wanted := dict.fromkeys(key for group in groups for key in group)):
+            return
         try:
             with closing(Journal(self._record)) as record:
                 account = BatchAccount(
@@ -154,6 +155,8 @@ class OpenAIBatchEngine(OpenAIEngine):
                 while run.wanted:
                     yield from self._submit(run)
                     yield from self._collect(run)
+        except RequestFailure as failure:
+            raise InputError(f"{failure}; finished requests are kept, rerun to continue") from failure
         finally:
             self._input.unlink(missing_ok=True)
 
@@ -242,7 +245,7 @@ class OpenAIBatchEngine(OpenAIEngine):
         elif len(batch.keys) > 1:
             run.max_requests = len(batch.keys) // 2
         else:
-            raise InputError(f"{message}; finished requests are kept, rerun to continue")
+            raise RequestFailure("", message)
 
     def _read(self, batch: _Batch, look: Any, run: _Run) -> Iterator[list[ChatResult]]:
         """Yield the outcomes, then the answers. What has neither stays wanted, and is submitted again."""
@@ -277,7 +280,7 @@ class OpenAIBatchEngine(OpenAIEngine):
             if part:
                 yield [self._result(key, found, run) for key, found in part.items()]
         if stop is not None:
-            raise InputError(f"{stop}; finished requests are kept, rerun to continue")
+            raise stop
 
     def _results(self, batch: _Batch, look: Any, run: _Run) -> Iterator[tuple[str, Answer | RequestFailure]]:
         """What the result files say of wanted requests: failures, then answers. Lines of another form are skipped."""
