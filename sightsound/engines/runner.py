@@ -70,9 +70,9 @@ def run_requests(
         blocks = [list(block) for _, block in groupby(keys, block_of or (lambda _: 0))]
         size = engine.requests_per_call
         feed = _Feed([block[start : start + size] for block in blocks for start in range(0, len(block), size)])
-    held: list[ChatResult] = []  # failures since the last answer
+    held: list[ChatResult] = []  # results without an answer since the last answer
 
-    def num_clips_held() -> int:  # all traces of one bad clip are refused, and follow each other
+    def num_clips_held() -> int:  # requests about one bad clip all fail, one after the other
         return len({(clip_of or str)(result.key) for result in held})
 
     def is_expected(result: ChatResult) -> bool:
@@ -88,25 +88,27 @@ def run_requests(
             else:
                 parts = _called(engine, feed, journal, build, sampling)
             for notes, results in parts:
-                failed = [r for r in results if r.outcome and r.was_sent and not is_expected(r)]
-                settled = [result for result in results if result not in failed]
+                failed: list[ChatResult] = []
+                settled: list[ChatResult] = []
+                for result in results:
+                    (failed if result.outcome and result.was_sent and not is_expected(result) else settled).append(result)
                 if any(result.completions for result in settled):
                     settled, held = settled + held, failed
                 else:
                     held += failed
-                num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
+                num_new = sum(result.key not in journal for result in settled)  # members of a repeated call may be journaled
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
                 try:
                     check(journal)
                 except InputError as error:
                     failure = error
-                # Refusals come at once, answers take minutes: requests in flight may be answered, and are paid for. So no
-                # more are sent until all of these have ended; then the engine starts again.
+                # Refusals come at once, answers take minutes: requests in flight may be answered, and are paid for. No
+                # more are sent until all of these have ended. Then the engine starts again, as its senders have ended.
                 feed.is_open = feed.is_open and failure is None and num_clips_held() <= MAX_UNANSWERED
             if failure is not None:
                 raise failure
-            # If no request at all is answered, the requests do not fit the server: this one is not at fault.
+            # If no request at all is answered, the failures are not about single requests: the server is set up for others.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
             # Nothing is deleted where ranks share the folder, or where batches are recorded beside the journal.
             is_kept = not is_useless or getattr(engine, "keeps_records", False)
