@@ -44,9 +44,8 @@ from sightsound.cli import parse_arguments, read_json
 from sightsound.data import parquet, schema
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import Engine, Sampling
+from sightsound.engines.base import Engine, EngineFlags, Sampling
 from sightsound.engines.runner import run_requests
-from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.answers import is_correct, parse_answer
 from sightsound.models.sources import pin_model
@@ -164,7 +163,7 @@ class BenchmarkRun:
             journal,
             f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
-            may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
@@ -247,10 +246,17 @@ def main(argv: list[str]) -> None:
 
     @cache
     def open_engine() -> Engine:
-        if args.base_url:
-            options = args.options()
-            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
-        return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
+        flags = EngineFlags(
+            model=args.model,
+            sampling=sampling,
+            base_url=args.base_url,
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            options=args.options(),
+            revision=commit,
+            base_model=args.base_model,
+        )
+        return make_engine(flags)
 
     # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []

@@ -186,11 +186,9 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
         revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
         model_commit (`str`, *optional*): Of a Hub model.
     """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", "prompt_file", *PER_BENCHMARK]
-    ignored += ["batch_size"] if args.base_url else []
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    ignored = ["benchmark", "controls", *PER_BENCHMARK]
+    settings = request_fields.settings_of_requests(args, ignored, model_commit=model_commit, frames=args.frames)
+    settings |= asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
-    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= request_fields.recorded(args, args.frames)
-    return settings | {"engine": "server" if args.base_url else "in process", **args.chosen_prompt.settings}
+    return settings | {"dataset_commit": revision if COMMIT.fullmatch(revision) else None}
