@@ -130,10 +130,10 @@ def origin(dataset: dict[str, Any], licence: str) -> tuple[dict[str, Any], str]:
         dataset (`dict`): Front matter of its card.
         licence (`str`): `--license`.
     """
-    front = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
+    front: dict[str, Any] = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
     if licence != AS_DATASET:
         return {"license": licence, **front}, f"`{licence}`."
-    stated = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
+    stated: dict[str, Any] = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
     named = str(stated.get("license_name", stated.get("license", "")))
     sentence = LICENCES.get(named, f"As of the dataset that this builds on: `{named}`.")
     return {"license": AS_DATASET, **stated, **front}, sentence

@@ -261,7 +261,8 @@ class CheckerRun:
                 verify = verify_yes_no if args.verdict_mode == YES_NO_MODE else verify_transcript
                 verify(rows, Checker(engine, self, journal), args)
         # Seconds of the clip that the checker was given; or what was seen where it gave no reply.
-        heard_s, unread = {}, {}
+        heard_s: dict[str, float | None] = {}
+        unread: dict[str, Any] = {}
         drawn: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)  # sampling of each attempt: greedy first
         for key, entry in journal.entries.items():
             row_id = key if key in self._position else key.rpartition("/")[0]
@@ -277,7 +278,7 @@ class CheckerRun:
             outcome = trace_outcome(row["traces"]) if row["traces"] else {}
             lacking = ", ".join(f"{count} {reason}" for reason, count in lacking_verdicts(row["traces"]).items())
             detail = ": ".join(part for part in (lacking, unread.get(row["id"])) if part) if lacking else None
-            of_row = {"checker_heard_s": heard_s.get(row["id"]), "checker_sampling": None}
+            of_row: dict[str, Any] = {"checker_heard_s": heard_s.get(row["id"]), "checker_sampling": None}
             if row["id"] in drawn:
                 of_row["checker_sampling"] = json.dumps(drawn[row["id"]])
             return row | provenance | outcome | of_row, detail
