@@ -25,7 +25,7 @@ from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.hub.cards import FUNNEL_FIGURE, SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
 from sightsound.hub.inputs import front_matter_of, pin_datasets
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, question_text
 from sightsound.method.selection import SELECTIONS, VERDICTS, Funnel, TraceRow, Unjoined, join_verdicts, shown, stream_rows
 from sightsound.stage import Stage, fingerprint

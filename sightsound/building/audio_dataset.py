@@ -33,7 +33,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.annotations import Row, RowError, check_text, read_annotations
 from sightsound.data.clips import MediaFolder, sha256_of, without_extension
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.stage import Stage, fingerprint
 
 

@@ -24,7 +24,7 @@ from sightsound.data.annotations import MAX_TEXT_CHARACTERS
 from sightsound.data.audio import decode_audio
 from sightsound.data.parquet import open_dataset
 from sightsound.data.schema import avqa_audio_features
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from tests.support.avqa import annotation, command, ledger
 from tests.support.clips import media_rows, pitch_hz
 from tests.support.tiny import REPO

@@ -19,7 +19,7 @@ from evaluation.reporting.sections import part_of
 from evaluation.scoring.accuracy import NO_CONTROL
 from sightsound.data import parquet
 from sightsound.data.schema import LETTERS
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.stage import Stage
 from sightsound.training.card import chosen_by
 from tests.support import tiny
