@@ -31,7 +31,7 @@ def retrying(call: Callable[[], T]) -> T:
     """
     Call, and call again after a conflict or a temporary failure, with growing delays or those that the Hub asks for.
 
-    (`http_backoff` of huggingface_hub repeats single transfers. Here a whole step is repeated, which sees a changed repository.)
+    (`http_backoff` of huggingface_hub repeats one transfer. Here a whole step is repeated, so it sees a changed repository.)
 
     Args:
         call (`Callable`): Must be safe to repeat after a failure half-way.
@@ -99,8 +99,8 @@ def what_happened(error: BaseException) -> str:
         *_, root = _causes(error)
         if is_offline(error):
             return f"no connection to the Hub at {_hub_host()} ({' '.join(str(root).split())[:200]})"
-        message = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
-        return ADDRESS_QUERY.sub("", " ".join(message.split()))[:300]
+        text = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
+        return ADDRESS_QUERY.sub("", " ".join(text.split()))[:300]
     response, message = answered.response, getattr(answered, "server_message", None)
     seen = f"the Hub answered {response.status_code} to {response.request.method} {response.request.url.path}"
     if message:
