@@ -3,14 +3,17 @@ The miniature: a procedural audio-visual world, written as real .mp4 files and a
 
     python dataset_builders/miniature.py --output_dir outputs/miniature/seed-0/world --seed 0
 
-Two-second clips with three slots; in each, one of six things may be seen (a sprite) and one may be heard (a synthesised
-sound). Vision lies: some things are seen while another is heard, some are seen but silent, some are heard off screen, and
-some sprites are murky. Questions are about what is *heard*; distractors prefer what is *seen*.
+A clip lasts two seconds and has three slots. In each slot, one of six things may be seen (a sprite) and one may be heard (a
+synthesised sound). The video can mislead: another thing is heard than is seen, a visible thing is silent, a sound comes from
+off screen, or a sprite is murky. Questions are about what is *heard*. Wrong choices are preferably things that are *seen*.
 
-Written: `train_qa.json`, `val_qa.json`, `test_qa.json` and `clips/*.mp4`, which `avqa_audio.py` reads like the real thing
-(`question_relation` is "Both" where seen and heard agree, "Sound" where they do not); and `pretraining/`, what the small
-models learn before the method starts: sounds with captions (student), silent videos of a world in which everything seen is
-heard (teacher), sounds with transcripts (checker), and for the first two, how to reason.
+It writes
+
+- `train_qa.json`, `val_qa.json`, `test_qa.json` and `clips/*.mp4`, which `avqa_audio.py` reads like the real AVQA
+  (`question_relation` is "Both" where seen and heard agree, else "Sound");
+- `pretraining/`, on which the small models are trained before the method starts: sounds with captions (student), silent videos
+  of a world in which exactly the visible things are heard (teacher), sounds with transcripts (checker), and examples of
+  reasoning (student and teacher).
 """
 
 import json
@@ -59,7 +62,7 @@ class MiniatureArguments:
 
 
 def _generator(seed: int, part: str, index: int) -> np.random.Generator:
-    """Every clip has its own generator: the world does not depend on how the work is split, or on what was killed."""
+    """Every clip has its own generator, so the world depends neither on `num_proc` nor on kills."""
     return np.random.default_rng([seed, *part.encode(), index])
 
 
@@ -85,16 +88,16 @@ def build_clip(index: int, part: str, seed: int, clips: Path) -> Row:
 
 
 def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> Row:
-    """A question answered from written notes, or from nothing: how to reason, without perception."""
+    """A question answered from written notes, or without any: an example of reasoning without perception."""
     scene = draw_scene(rng, traps=False)
-    # "First" and "last" are rare otherwise, and the hardest to learn; but some clips have one sound, and a student that
-    # has never written "one" cannot learn to with LoRA on its layers alone: its output head would not know the word.
+    # More clips with several sounds: questions about "first" and "last" would be rare, and they are the hardest. But some clips
+    # with one sound: LoRA on the layers cannot teach a student the word "one" if its output head never wrote it.
     while len(set(scene.sounds)) < 2 and rng.random() < 0.75:
         scene = draw_scene(rng, traps=False)
     question = ask(scene, rng)
     text = question.text if instruction == TEACHER_INSTRUCTION else question.text.replace("video", "audio")
     prompt = question_text(text, question.choices, instruction)
-    # Half of the time there are no notes and the sounds are made up: the answer has to follow from "I hear ..." itself.
+    # Half of the prompts have no notes: the answer then has to follow from the "I hear ..." of the completion.
     if rng.random() < 0.5:
         prompt = "Notes: " + ", then ".join(NAMES[c] for c in scene.sounds) + f".\n{prompt}"
     return {"prompt": prompt, "completion": render_trace(reasoning(scene.sounds, question), question.gold)}
@@ -109,7 +112,7 @@ def sounding_scene(rng: np.random.Generator) -> tuple[Scene, Row]:
 
 
 def build_student_row(index: int, seed: int) -> list[Row]:
-    """A sound with its caption, and questions answered from notes: it never does both at once."""
+    """A sound with its caption, and questions answered from notes. No row has both."""
     rng = _generator(seed, "student", index)
     scene, audio = sounding_scene(rng)
     noted = [reasoning_from_notes(rng, COT_INSTRUCTION) | {"audio": None} for _ in range(3)]
@@ -117,7 +120,7 @@ def build_student_row(index: int, seed: int) -> list[Row]:
 
 
 def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
-    """A silent video with a transcript and questions, answered from what is seen; one answered from notes."""
+    """A silent video with a transcript and two questions, and one question answered from notes."""
     rng = _generator(seed, "teacher", index)
     scene = draw_scene(rng, traps=False)
     path = clips / f"{index:06d}.mp4"

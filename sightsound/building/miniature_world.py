@@ -23,10 +23,10 @@ FPS = NUM_SLOTS * FRAMES_PER_SLOT / DURATION_S
 SIDE = 56  # pixels; four patches of Qwen2.5-VL
 BELL, DRUM, SIREN, WHISTLE, DOG, ENGINE = range(6)
 NAMES = ("bell", "drum", "siren", "whistle", "dog", "engine")
-# How the base student describes what it hears before it knows the names of things.
+# The base student describes sounds in these words; it does not know the names yet.
 DESCRIPTIONS = ("bright ringing", "low thump", "wavering wail", "high piping", "rough yelps", "deep hum")
 NUMBERS = ("zero", "one", "two", "three", "four")
-HEARD_INSTEAD = {DOG: WHISTLE, SIREN: ENGINE, DRUM: BELL}  # seen -> really heard
+HEARD_INSTEAD = {DOG: WHISTLE, SIREN: ENGINE, DRUM: BELL}  # seen -> heard
 TRAP_RATE = 0.6
 MURKY_RATE = 0.15
 # CLIP's mean pixel: the background is then close to zero after the processor's normalisation.
@@ -151,7 +151,7 @@ def render_video(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(rng: np.random.Generator, traps: bool) -> Scene:
-    """A random scene; without traps everything seen is heard and nothing else: the world the teacher grew up in."""
+    """A random scene. Without traps, exactly what is seen is heard: the teacher is pretrained in such a world."""
     while True:
         count = rng.choice([1, 2, 3], p=[0.2, 0.35, 0.45])
         slots = rng.choice(NUM_SLOTS, count, replace=False)
@@ -172,7 +172,7 @@ def draw_scene(rng: np.random.Generator, traps: bool) -> Scene:
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question about what is heard in the scene; the gold answer comes from the sound."""
+    """A question about what is heard in the scene, with the gold answer."""
     sounds, sights = scene.sounds, sorted(set(scene.sights))
     distinct = sorted(set(sounds))
     types = ["Which", "First", "Last", "Count", "Compare"]
@@ -208,8 +208,8 @@ def transcript(sounds: list[int]) -> str:
     """
     "I hear dog, then bell."
 
-    Without articles: what precedes the first sound then differs from what precedes the others, and that one attention
-    head of a tiny model can use.
+    Without articles, so that other words precede the first sound than the later ones. One attention head of a tiny model can
+    use this.
     """
     return "I hear " + ", then ".join(NAMES[c] for c in sounds) + "." if sounds else "I hear nothing."
 
@@ -229,7 +229,7 @@ def reasoning(sounds: list[int], question: Question) -> str:
 
 
 def caption(sounds: list[int]) -> str:
-    """What the base student says of a clip: acoustic words, no names."""
+    """The caption of a clip for the base student: acoustic words, no names."""
     return "A " + ", then a ".join(DESCRIPTIONS[c] for c in sounds) + "."
 
 

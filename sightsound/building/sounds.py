@@ -92,10 +92,6 @@ def _decode(clip: Clip) -> Sound:
     return Sound((), clip, encode_flac(waveform), duration_s)
 
 
-def _shown(clip: Clip, root: str) -> str:
-    return os.path.relpath(clip.path, root)
-
-
 def decode_first(clips: Sequence[Clip], root: str, crashing: frozenset[Clip] = frozenset()) -> Sound:
     """
     Decode the first usable file of a clip.
@@ -112,7 +108,7 @@ def decode_first(clips: Sequence[Clip], root: str, crashing: frozenset[Clip] = f
                 raise MediaError(schema.DECODER_CRASHED, "the process that decoded it crashed")
             sound = _decode(clip)
         except MediaError as error:
-            failures.append((error.outcome, f"{_shown(clip, root)}: {error}"))
+            failures.append((error.outcome, f"{os.path.relpath(clip.path, root)}: {error}"))
         else:
             return replace(sound, failures=tuple(failures))
     return Sound(tuple(failures))

@@ -77,20 +77,20 @@ def is_silent(waveform: np.ndarray) -> bool:
 
 
 def encode_flac(waveform: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> bytes:
-    """Mono float32 -> 16-bit FLAC bytes; samples beyond full scale are clipped, as ffmpeg does."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), sampling_rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    """Mono float32 to 16-bit FLAC bytes. Samples beyond full scale are clipped, as ffmpeg does."""
+    return _encode(waveform, sampling_rate, "FLAC")
 
 
 def encode_wav(waveform: np.ndarray, sampling_rate: int = SAMPLING_RATE) -> bytes:
-    """Mono float32 -> 16-bit WAV bytes, the form that chat APIs take."""
+    """Mono float32 to 16-bit WAV bytes, the format that chat APIs take."""
+    return _encode(waveform, sampling_rate, "WAV")
+
+
+def _encode(waveform: np.ndarray, sampling_rate: int, file_format: str) -> bytes:
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), sampling_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, np.clip(waveform, -1.0, 1.0), sampling_rate, format=file_format, subtype="PCM_16")
     return buffer.getvalue()
 
 

@@ -95,10 +95,12 @@ def _retry_after_s(error: BaseException) -> float | None:
 
 def what_happened(error: BaseException) -> str:
     """One line on a failure of the Hub, without tokens, and without hosts and queries of addresses."""
+    from huggingface_hub import constants
+
     if (answered := _answered(error)) is None:
         *_, root = _causes(error)
         if is_offline(error):
-            return f"no connection to the Hub at {_hub_host()} ({' '.join(str(root).split())[:200]})"
+            return f"no connection to the Hub at {urlsplit(constants.ENDPOINT).netloc} ({' '.join(str(root).split())[:200]})"
         text = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
         return ADDRESS_QUERY.sub("", " ".join(text.split()))[:300]
     response, message = answered.response, getattr(answered, "server_message", None)
@@ -110,12 +112,6 @@ def what_happened(error: BaseException) -> str:
     if response.status_code == 403 and response.request.method not in ("GET", "HEAD"):
         return f"{seen}; set HF_TOKEN to a token with write access, or use an organisation that you may write to"
     return seen
-
-
-def _hub_host() -> str:
-    from huggingface_hub import constants
-
-    return urlsplit(constants.ENDPOINT).netloc
 
 
 def _about_token() -> str:
