@@ -36,8 +36,9 @@ from evaluation.reporting.sections import (
     parts_lines,
     protocols_table,
 )
-from evaluation.running.controls import AUDIO_CONTROLS, NO_CONTROL, audio_use_statement
+from evaluation.running.controls import AUDIO_CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import ANSWERED
+from evaluation.scoring.audio_use import audio_use_statement
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data.sources import split_revision
 from sightsound.stage import fingerprint, write_atomically

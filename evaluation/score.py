@@ -26,8 +26,9 @@ from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
 from evaluation.reporting.sections import gain_cell, percent, table, with_interval
-from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL, audio_use_statement
+from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import score_run
+from evaluation.scoring.audio_use import audio_use_statement
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
 from sightsound.cli import InputError, parse_arguments

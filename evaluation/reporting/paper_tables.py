@@ -28,10 +28,10 @@ from evaluation.reporting.sections import trained_lines
 from evaluation.running.controls import NO_CONTROL
 from sightsound.cli import InputError
 from sightsound.data.sources import REPO_ID
+from sightsound.data.statistics import wilson_interval
 
 
 TABLES = ("table1", "table2")
-Z = 1.959964  # of 95 % of the normal distribution
 METHOD = (
     "Differences are ours less the paper's, percent points, with 95 % intervals as of two independent proportions (Newcombe's "
     "method 10), both with the design effect of our questions sharing clips. By the paper's protocol; unanswered is wrong."
@@ -201,12 +201,6 @@ def other_questions(table: Table, runs: Sequence[Results]) -> list[str]:
     return [f"Of another split, or of a part of one: {'; '.join(told)}."] if told else []
 
 
-def _wilson(p: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of a proportion, for a number of questions that is no integer: an effective one."""
-    middle, half = p + Z * Z / (2 * n), Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return (middle - half) / (1 + Z * Z / n), (middle + half) / (1 + Z * Z / n)
-
-
 def difference(ours: dict[str, Any], paper: float, n: int | None) -> Difference:
     """
     Ours less the paper's figure, as the module says.
@@ -219,7 +213,9 @@ def difference(ours: dict[str, Any], paper: float, n: int | None) -> Difference:
     p, q = ours["accuracy"] / 100, paper / 100
     variance = p * (1 - p) / ours["n"]
     effect = max(1.0, (ours["error"] / 100) ** 2 / variance) if ours["error"] and variance else 1.0
-    (low_p, high_p), (low_q, high_q) = _wilson(p, ours["n"] / effect), _wilson(q, (n or ours["n"]) / effect)
+    num_ours, num_papers = ours["n"] / effect, (n or ours["n"]) / effect
+    low_p, high_p = wilson_interval(p * num_ours, num_ours)
+    low_q, high_q = wilson_interval(q * num_papers, num_papers)
     low, high = p - q - sqrt((p - low_p) ** 2 + (high_q - q) ** 2), p - q + sqrt((high_p - p) ** 2 + (q - low_q) ** 2)
     return Difference(100 * (p - q), 100 * low, 100 * high)
 

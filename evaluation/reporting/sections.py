@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evaluation.benchmarks import part_asked
-from evaluation.compare import compare_runs
 from evaluation.reporting.finished_runs import FinishedRun, answers_of, split_of
-from evaluation.running.controls import CONTROLS, NO_CONTROL, answers_nothing, part_of_pairs
+from evaluation.running.controls import CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import ANSWERED
+from evaluation.scoring.audio_use import answers_nothing, compared_part
+from evaluation.scoring.paired_runs import compare_runs
 from evaluation.scoring.protocols import OFFICIAL, PAPER
 from evaluation.scoring.statistics import Comparison
 from sightsound.cli import InputError
@@ -169,7 +170,7 @@ def gain_cell(scored: dict[str, Any], control: str) -> str:
 
 
 def _pairs_told(scored: dict[str, Any], n: int) -> str:
-    return f" (n={n:,})" if part_of_pairs(scored, n) else ""
+    return f" (n={n:,})" if compared_part(scored, n) else ""
 
 
 def breakdown_note(benchmark: str, runs: Sequence[Results], group: str) -> str:

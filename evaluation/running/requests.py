@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.benchmarks import Row
-from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffled
+from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffle_choices
 from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import Clip
@@ -113,7 +113,7 @@ class RequestBuilder:
         """The question as it is asked: under `shuffled` its choices stand elsewhere, and so does the right one."""
         number, control = key.split("/")
         row = self._texts[int(number)]
-        return shuffled(row) if control == SHUFFLED else row
+        return shuffle_choices(row) if control == SHUFFLED else row
 
     def block(self, key: str) -> int:
         """The control's number: a call has requests of one kind, all with sound or all without."""

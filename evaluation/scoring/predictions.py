@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from evaluation.benchmarks import Row, get_benchmark
-from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
+from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffle_choices
 from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
 from sightsound.cli import InputError
 from sightsound.data.annotations import LETTERED, RowError, without_letters
@@ -107,7 +107,7 @@ class Predictions:
         if NO_CONTROL not in found:
             raise InputError(f"{path} holds controls only ({', '.join(found)}), and no answer with the clip")
         self.ids = set(found[NO_CONTROL])
-        self.rows = {c: [shuffled(row) for row in questions] if c == SHUFFLED else questions for c in found}
+        self.rows = {c: [shuffle_choices(row) for row in questions] if c == SHUFFLED else questions for c in found}
         self.outputs: dict[str, list[str | None]] = {}
         self.missing: dict[str, int] = {}
         self.not_text: dict[str, int] = {}

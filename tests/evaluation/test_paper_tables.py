@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from scipy.stats import binomtest
 from test_accuracy import question
 from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 
@@ -13,7 +12,6 @@ from evaluation.reporting.finished_runs import FinishedRun
 from evaluation.reporting.paper_tables import (
     TABLES,
     Row,
-    _wilson,
     conflicts,
     difference,
     load_table,
@@ -103,12 +101,6 @@ def test_the_papers_music_avqa_average_is_not_over_its_four_types():
     rows = [row for row in load_table("table2").rows if row.by is None]
     below = [row.key for row in rows if row.paper["MUSIC-AVQA Avg."] < min(row.paper[kind] for kind in kinds)]
     assert below == ["sft-label", "grpo-label", "grpo-tts_agfv"]
-
-
-def test_wilsons_interval_is_scipys():
-    for count, n in ((0, 9), (3, 9), (595, 1000), (1000, 1000)):
-        interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
-        assert _wilson(count / n, n) == pytest.approx((interval.low, interval.high), abs=1e-6)
 
 
 def test_the_interval_of_a_difference():

@@ -11,8 +11,9 @@ from test_accuracy import CLIPS, DECISIONS, ROWS, question
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main
-from evaluation.running.controls import CONTROLS, gains_over
+from evaluation.running.controls import CONTROLS
 from evaluation.scoring.accuracy import results_of, score_run
+from evaluation.scoring.audio_use import gains_over
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, protocols_of
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema

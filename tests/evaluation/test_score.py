@@ -15,7 +15,7 @@ from test_music_avqa import annotation as music_annotation
 from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
 from evaluation.reporting.sections import parts_lines
 from evaluation.run import to_prediction
-from evaluation.running.controls import shuffled
+from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -286,7 +286,7 @@ def test_what_a_run_wrote_is_scored(tmp_path, capsys):
     row = BENCHMARKS["mmau"].to_row(OFFICIAL["mmau"]) | {"duration_s": 1.0}
     said = {"completions": [{"text": "Woman", "finish_reason": "stop"}]}
     ours = [to_prediction(row, "0/none", said, {"benchmark": "mmau"})]
-    ours.append(to_prediction(shuffled(row), "0/shuffled", said, {"benchmark": "mmau"}))
+    ours.append(to_prediction(shuffle_choices(row), "0/shuffled", said, {"benchmark": "mmau"}))
     assert ours[0]["answer"] != ours[0]["gold"], "`answer` is what the model answered"
     (tmp_path / "official.json").write_text(json.dumps([OFFICIAL["mmau"]]))
     told = score(write(tmp_path / "p.parquet", ours), tmp_path / "official.json", capsys)
@@ -311,7 +311,7 @@ def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(annot
     main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)])
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
-    assert "Only questions to which a text came back both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
+    assert "Only questions that got an output both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
     assert "silent audio: 2 without a prediction, 1 with an output that is no text\n" in text
     assert "another clip's audio: 3 without a prediction, 1 with an output that is no text\n" in text
     assert "| silent audio | 25.0 [4.6, 69.9] | +0.0 [-100.0, +100.0] (n=1) |" in text

@@ -36,7 +36,6 @@ from sightsound.training.verifier import (
     read_verifier,
     score,
     use_of_traces,
-    wilson_interval,
 )
 from tests.support import tiny
 from tests.support.card_rules import validate
