@@ -28,6 +28,7 @@ from sightsound.data.audio import stored_bytes
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.frames import load_frames
 from sightsound.data.sources import shown_source
+from sightsound.hub.cards import save_card
 from sightsound.method.selection import shown
 from sightsound.stage import write_atomically
 
@@ -217,7 +218,7 @@ def render_page(page: dict[str, Any], clips: Clips) -> str:
 
 def write_space_card(folder: Path) -> None:
     """The README.md that makes a folder with an index.html a static Space."""
-    import yaml
+    from huggingface_hub import SpaceCardData
 
     metadata = {
         "title": TITLE,
@@ -227,10 +228,9 @@ def write_space_card(folder: Path) -> None:
         "sdk": "static",
         "app_file": "index.html",
     }
-    front = yaml.safe_dump({**metadata, "pinned": False}, sort_keys=False, allow_unicode=True)
     text = "Questions with their clips, the teacher's traces with verdicts, and the student's answers. Made by\n"
     text += "`python -m evaluation browse` of SightSound-R1; `index.html` also opens from disk.\n"
-    write_atomically(folder / "README.md", f"---\n{front}---\n\n# {TITLE}\n\n{text}")
+    save_card(folder, SpaceCardData(**metadata, pinned=False), f"# {TITLE}\n\n{text}")
 
 
 def check(args: BrowseArguments) -> None:

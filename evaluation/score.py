@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
-from evaluation.reporting.sections import gain_cell, percent, table, with_interval
+from evaluation.reporting.sections import gain_cell, percent, with_interval
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import score_run
 from evaluation.scoring.audio_use import audio_use_statement
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
 from sightsound.cli import InputError, parse_arguments
+from sightsound.hub.cards import markdown_table
 from sightsound.stage import write_atomically
 
 
@@ -119,14 +120,14 @@ def figures_table(by_protocol: dict[str, dict[str, Any]]) -> list[str]:
             add(f"{label}: {name or 'not told'}", [figures[group][name] for figures in by_protocol.values()])
     for told, key in (("unanswered, %", "unanswered"), ("error clustered by clip", "error")):
         rows.append([told, first["n"], *(percent(figures[key]) for figures in by_protocol.values())])
-    return table(["questions", "n", *by_protocol], rows)
+    return markdown_table(["questions", "n", *by_protocol], rows)
 
 
 def controls_table(scored: dict[str, Any]) -> list[str]:
     """What the run gains over each of its controls, under one protocol."""
     results = scored["results"]
     rows = [[CONTROLS[n], with_interval(results[n]), gain_cell(scored, n)] for n in CONTROLS if n in results]
-    return table(["control", "accuracy", "gain of the clip"], rows)
+    return markdown_table(["control", "accuracy", "gain of the clip"], rows)
 
 
 def main(argv: list[str]) -> None:

@@ -29,6 +29,7 @@ from evaluation.running.controls import NO_CONTROL
 from sightsound.cli import InputError
 from sightsound.data.sources import REPO_ID
 from sightsound.data.statistics import wilson_interval
+from sightsound.hub.cards import markdown_table
 
 
 TABLES = ("table1", "table2")
@@ -248,16 +249,15 @@ def table_lines(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
     all_results = [run.results for run in runs]
     matched = match(table, all_results)
     placed = [run for run in all_results if row_of(table, run) is not None]
-    lines = [f"| model | method | figures | {' | '.join(column.title for column in table.columns)} |"]
-    lines.append("| --- " * (len(table.columns) + 3) + "|")
+    cells: list[list[str]] = []
     section = None
     for row in table.rows:
         if row.section != section:
             section = row.section
-            lines.append(f"| **{section}** |" + " |" * (len(table.columns) + 2))
-        for i, (whose, cells) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
-            name = f"{row.name} | {row.label}" if i == 0 else " | "
-            lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
+            cells.append([f"**{section}**", *[""] * (len(table.columns) + 2)])
+        for i, (whose, figures) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
+            cells.append([*((row.name, row.label) if i == 0 else ("", "")), whose, *figures])
+    lines = markdown_table(["model", "method", "figures", *(column.title for column in table.columns)], cells)
     told = [*splits_of(table, all_results), *other_questions(table, all_results), *trained_lines(placed)]
     told += [*left_out(table, all_results), *conflicts(table, runs)]
     return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{line}" for line in told)]

@@ -14,6 +14,7 @@ from evaluation.scoring.paired_runs import compare_runs
 from evaluation.scoring.protocols import OFFICIAL, PAPER
 from evaluation.scoring.statistics import Comparison
 from sightsound.cli import InputError
+from sightsound.hub.cards import markdown_table
 
 
 Results = dict[str, Any]
@@ -42,12 +43,6 @@ def percent(value: float | None) -> str:
 
 def with_interval(figures: dict[str, Any], name: str = "accuracy") -> str:
     return f"{figures[name]:.1f} [{figures['low']:.1f}, {figures['high']:.1f}]"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
 def by_protocol(run: Results) -> dict[str, dict[str, Any]]:
@@ -109,7 +104,7 @@ def main_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     head = ["arm", "seed", "questions", "accuracy [95 % interval]", "unanswered", "silent audio", "another clip's audio"]
     shown = ("unanswered", "silent_accuracy", "swapped_accuracy")
     rows = [[e["arm"], e["seed"], e["n"], with_interval(e), *(percent(e[name]) for name in shown)] for e in entries]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def protocols_table(runs: Sequence[Results]) -> list[str]:
@@ -122,7 +117,7 @@ def protocols_table(runs: Sequence[Results]) -> list[str]:
             for told, part in parts.items():
                 cells = [with_interval(part), percent(part["error"]), percent(part["unanswered"])]
                 rows.append([run["arm"], run["seed"], f"{told}, {part['n']:,}", protocol, *cells])
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def missing_answers(run: Results) -> list[tuple[str, int, str, int]]:
@@ -145,7 +140,7 @@ def losses_table(runs: Sequence[Results]) -> list[str]:
     """To which questions no text came back, and why; how many clips were heard in part. Nothing where all is well."""
     head = ["arm", "seed", "given", "text came back", "no text, and why", "clips cut to the model's window"]
     rows = [[run["arm"], run["seed"], *losses] for run in runs for losses in missing_answers(run)]
-    return table(head, rows) if rows else []
+    return markdown_table(head, rows) if rows else []
 
 
 def controls_table(runs: Sequence[Results]) -> list[str]:
@@ -158,7 +153,7 @@ def controls_table(runs: Sequence[Results]) -> list[str]:
         if "consistency" in run:
             kept = with_interval(run["consistency"], "same_choice") + _pairs_told(run, run["consistency"]["n"])
         rows.append([run["arm"], run["seed"], *gains, kept])
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def gain_cell(scored: dict[str, Any], control: str) -> str:
@@ -202,7 +197,7 @@ def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:
         fixed = 3 if several else 2
         head = ["questions", *(", ".join(map(str, row[:fixed])) for row in rows)]
         rows = [list(line) for line in [label, *turned][fixed:]]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def pairs_of(runs: Sequence[FinishedRun]) -> Iterator[tuple[FinishedRun, FinishedRun]]:
@@ -234,4 +229,4 @@ def comparisons_lines(runs: Sequence[FinishedRun]) -> list[str]:
         names = [first.results["arm"], second.results["arm"], first.results["seed"]]
         rows.append([*names, c, c.only_first, c.only_second, f"{c.p_value:.2g}"])
     head = ["run", "less", "seed", "difference [95 % interval]", "only the run right", "only the other right", "McNemar p"]
-    return [*(table(head, rows) if rows else []), *(["", *told] if told else [])]
+    return [*(markdown_table(head, rows) if rows else []), *(["", *told] if told else [])]

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.data import schema
 from sightsound.data.clips import MediaFolder
-from sightsound.hub.cards import SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
+from sightsound.hub.cards import (
+    SHOWN_AUDIO,
+    as_json,
+    dataset_info,
+    markdown_table,
+    provenance,
+    render_card,
+    write_dataset_card,
+)
 
 
 if TYPE_CHECKING:
@@ -26,12 +34,9 @@ OF_ANSWERS = (schema.ANSWER_OUT_OF_RANGE, schema.ANSWER_NOT_A_CHOICE)
 def coverage_table(counts: Counts) -> str:
     """What became of the annotations, as a Markdown table: a row per outcome, a column per split."""
     columns = dict(counts) if len(counts) == 1 else {**counts, "all": sum(counts.values(), Counter())}
-    lines = [f"| outcome | {' | '.join(columns)} | meaning |", "| --- " * (len(columns) + 2) + "|"]
-    for outcome, meaning in schema.BUILD_OUTCOMES.items():
-        cells = " | ".join(str(count[outcome]) for count in columns.values())
-        lines.append(f"| {outcome} | {cells} | {meaning} |")
-    totals = " | ".join(str(count.total()) for count in columns.values())
-    return "\n".join([*lines, f"| annotations | {totals} | |"])
+    rows = [[o, *(count[o] for count in columns.values()), meaning] for o, meaning in schema.BUILD_OUTCOMES.items()]
+    totals = ["annotations", *(count.total() for count in columns.values()), ""]
+    return "\n".join(markdown_table(["outcome", *columns, "meaning"], [*rows, totals]))
 
 
 def outcomes_in_words(counts: Counts) -> str:

@@ -14,6 +14,7 @@ import pytest
 from dataset_builders import verdicts
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
+from sightsound.data.statistics import wilson_interval
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
