@@ -102,7 +102,7 @@ class Predictions:
             if control not in (NO_CONTROL, *CONTROLS):
                 raise InputError(f"{path}: {control!r} is no control; expected {', '.join((NO_CONTROL, *CONTROLS))}")
             if row_id in found.setdefault(control, {}):
-                raise InputError(f"{path}: id {row_id} stands there twice; which of the outputs counts cannot be told")
+                raise InputError(f"{path}: id {row_id} occurs twice; keep only the output that counts")
             found[control][row_id] = row
         if NO_CONTROL not in found:
             raise InputError(f"{path} holds controls only ({', '.join(found)}), and no answer with the clip")

@@ -7,7 +7,7 @@ from test_accuracy import question
 from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.report import main, told_apart
+from evaluation.report import main, with_unique_names
 from evaluation.reporting.finished_runs import FinishedRun
 from evaluation.reporting.paper_tables import (
     TABLES,
@@ -210,7 +210,7 @@ def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, told)
 def test_a_run_whose_name_in_the_report_says_more_keeps_its_row():
     settings = {"split": None, "limit": 4, "arm": "base-direct"}
     run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
-    (named,) = told_apart([FinishedRun("run", run)])
+    (named,) = with_unique_names([FinishedRun("run", run)])
     assert named.results["arm"] == "base-direct with --limit 4"
     assert any("100.0 [51.0, 100.0] (n=4)" in line for line in table_lines(load_table("table1"), [named]))
 

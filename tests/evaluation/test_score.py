@@ -13,7 +13,7 @@ from test_mmau import annotation as mmau_annotation
 from test_music_avqa import annotation as music_annotation
 
 from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
-from evaluation.reporting.sections import parts_lines
+from evaluation.reporting.sections import coverage_lines
 from evaluation.run import to_prediction
 from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
@@ -76,7 +76,7 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(annotations, tmp_p
         assert part["results"]["none"]["unanswered"] == 75.0
     main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(path)])
     text = capsys.readouterr().out
-    assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is no text" in text
+    assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is not text" in text
     assert "| average | 4 | 25.0 [4.6, 69.9] | 25.0 [4.6, 69.9] |" in text
     assert "| type: sound | 2 | 50.0 [9.5, 90.5] | 50.0 [9.5, 90.5] |" in text
     assert "| unanswered, % | 4 | 75.0 | 75.0 |" in text
@@ -85,7 +85,7 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(annotations, tmp_p
 ONE = {"id": "q0", "model_output": "Man"}
 BAD: dict[str, tuple[str, object, str]] = {
     "unknown ids": ("p.json", [ONE, {"id": "x", "model_output": ""}], r"1 of 2 ids are no question of mmau .*first: x"),
-    "an id twice": ("p.json", [ONE, ONE], "id q0 stands there twice"),
+    "an id twice": ("p.json", [ONE, ONE], "id q0 occurs twice; keep only the output that counts"),
     "no id": (
         "p.json",
         [{"model_output": "Man", "idx": 3}],
@@ -202,7 +202,7 @@ def test_a_figure_on_a_part_says_so():
     }  # fmt: skip
     figures = {"n": 15, "all": {"n": 20}}  # MUSIC-AVQA's average leaves questions out that were asked
     run = {"arm": "sft", "seed": 0, "results": {"none": figures}, "benchmark_questions": 1000}
-    assert parts_lines([run, run | {"benchmark_questions": 20}, run | {"benchmark_questions": None}]) == [
+    assert coverage_lines([run, run | {"benchmark_questions": 20}, run | {"benchmark_questions": None}]) == [
         "Not the whole benchmark as it is pinned: sft (seed 0): 20 of 1,000 questions.",
         "",
     ]
@@ -312,8 +312,8 @@ def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(annot
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
     assert "Only questions that got an output both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
-    assert "silent audio: 2 without a prediction, 1 with an output that is no text\n" in text
-    assert "another clip's audio: 3 without a prediction, 1 with an output that is no text\n" in text
+    assert "silent audio: 2 without a prediction, 1 with an output that is not text\n" in text
+    assert "another clip's audio: 3 without a prediction, 1 with an output that is not text\n" in text
     assert "| silent audio | 25.0 [4.6, 69.9] | +0.0 [-100.0, +100.0] (n=1) |" in text
     assert "| another clip's audio | 0.0 [0.0, 49.0] | – |" in text
 

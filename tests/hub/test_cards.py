@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from evaluation import publish
-from evaluation.reporting.sections import part_of
+from evaluation.reporting.sections import coverage_note
 from evaluation.scoring.accuracy import NO_CONTROL
 from sightsound.data import parquet
 from sightsound.data.schema import LETTERS
@@ -121,7 +121,7 @@ def check_figures(card: str, runs: Path) -> list[float]:
         for protocol, figures in protocols.items():
             value, low, high, unanswered = (round(figures[key], 2) for key in ("accuracy", "low", "high", "unanswered"))
             expected.append((name, protocol, value))
-            part = f" (asked: {part_of(results)})" if part_of(results) else ""
+            part = f" (asked: {coverage_note(results)})" if coverage_note(results) else ""
             told = f"| {name} | audio/direct | {protocol} | {value} [{low}, {high}] | {unanswered} | {figures['n']}{part} |"
             assert told in card
         assert f"revision `{results['benchmark_revision']}`" in card
