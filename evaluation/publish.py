@@ -196,10 +196,9 @@ def check_run(run: FinishedRun, model: Path) -> None:
         part = f"the first {settings['limit']} questions of {results['benchmark']}"
         raise InputError(f"{folder} is about {part}; a figure on a part is not the benchmark's: run it without --limit")
     if not is_served(results) and settings["model"] != fingerprint(model):
-        seen = f"{folder} holds answers of another checkpoint than {model} ({results['model']}"
-        raise InputError(
-            f"{seen}; a copied or edited folder counts as another one); give the folder that was evaluated, or evaluate this one"
-        )
+        note = "a copied or edited folder counts as another one"
+        seen = f"{folder} holds answers of another checkpoint than {model} ({results['model']}; {note})"
+        raise InputError(f"{seen}; give the folder that was evaluated, or evaluate this one")
 
 
 def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:

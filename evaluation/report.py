@@ -100,12 +100,12 @@ def with_unique_names(runs: list[FinishedRun]) -> list[FinishedRun]:
         named.append(FinishedRun(folder, results | {"arm": f"{results['arm']}{on_split}{cut}"}))
         folders_of[_identity(named[-1])].append(folder)
     unique = []
-    for run in named:
-        folders = folders_of[_identity(run)]
+    for each in named:
+        folders = folders_of[_identity(each)]
         if len(folders) > 1:
-            folder = dict(zip(folders, run_names(folders), strict=True))[run.folder]
-            run = FinishedRun(run.folder, run.results | {"arm": f"{run.results['arm']} in {folder}"})
-        unique.append(run)
+            folder = dict(zip(folders, run_names(folders), strict=True))[each.folder]
+            each = FinishedRun(each.folder, each.results | {"arm": f"{each.results['arm']} in {folder}"})
+        unique.append(each)
     return unique
 
 

@@ -26,8 +26,8 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], benchmark: str, 
     if any(counted_by.counted not in (None, *row) for run in (first, second) for row in run.values()):
         raise InputError(f"predictions on {benchmark} lack {counted_by.counted}: not by this version; evaluate again")
     counted = [row_id for row_id, row in first.items() if counted_by.counts(row)]
-    correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
-    return compare(*correct, clips=[first[row_id]["video_id"] for row_id in counted])
+    first_correct, second_correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
+    return compare(first_correct, second_correct, [first[row_id]["video_id"] for row_id in counted])
 
 
 def check_same_questions(first: dict[str, Row], second: dict[str, Row], benchmark: str, are_files: bool) -> None:

@@ -175,7 +175,7 @@ def test_answers_of_a_server_are_said_to_be_that(model, tiny_dataset, questions,
 def test_results_on_a_dataset_of_the_hub_are_in_eval_results_with_its_revision(model, runs) -> None:
     commit = "0123456789" * 4
     [run] = publish.read_runs([str(runs / "mmau")], model)
-    settings = run.settings | {"dataset": "alice/mmau"}
+    settings = run.results["settings"] | {"dataset": "alice/mmau"}
     run = replace(run, results=run.results | {"settings": settings, "benchmark_revision": commit})
     from huggingface_hub import eval_result_entries_to_yaml
 
