@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks, batched inference, scores with intervals and controls, reports. See `python -m evaluation --help`."""
+"""Evaluation of models on benchmarks: inference, scores with intervals, controls, reports. See `python -m evaluation --help`."""

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import Row, get_benchmark, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
-from evaluation.running.arguments import RunArguments, Source, check, pinned, settings_of, sources_of
+from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from evaluation.scoring.accuracy import ANSWERED, score_run

@@ -1,8 +1,8 @@
 """
 Match each output in a file of predictions to its question.
 
-`prediction_files` reads the file. The id of a row may also be under the benchmark's own key. Nothing is guessed: a row that does
-not belong to exactly one question is an error.
+`prediction_files` reads the file. The id of a row may also be under the benchmark's own key. Nothing is guessed: a row that
+does not belong to exactly one question is an error.
 """
 
 from __future__ import annotations

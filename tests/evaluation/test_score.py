@@ -94,7 +94,7 @@ BAD: dict[str, tuple[str, object, str]] = {
     "an id that is a place in other data": (
         "p.json",
         [{"doc_id": 0, "resps": [["A"]], "target": "Man"}],
-        "it has doc_id, resps, target; doc_id is a place in the harness's own data",
+        "it has doc_id, resps, target; doc_id is a position in the harness's data",
     ),
     "an id of no kind": ("p.json", [{"id": [1], "model_output": "Man"}], r"row 0 has \[1\] as id"),
     "no output in any row": ("p.json", [{"id": "q0", "answer": "Man"}], "outputs under one of output, .* but answer, id"),
