@@ -1,1 +1,1 @@
-"""Evaluation of models on benchmarks: inference, scores with intervals, controls, reports. See `python -m evaluation --help`."""
+"""Evaluation of models on benchmarks: inference, scores, controls, reports. See `python -m evaluation --help`."""

@@ -239,8 +239,8 @@ class BenchmarkRun:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(RunArguments, __doc__, argv)
-    sources = sources_of(args)
-    check(args, sources)
+    sources = read_sources(args)
+    check_arguments(args, sources)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
 
     @cache
@@ -253,7 +253,7 @@ def main(argv: list[str]) -> None:
     # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
-    for source in map(pinned, sources):
+    for source in map(pin_source, sources):
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
         check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None

@@ -23,16 +23,16 @@ from sightsound.stage import fingerprint
 @dataclass
 class RunArguments(request_fields.RequestFieldArguments):
     model: str = field(
-        metadata={"help": "folder or Hub id of a model or a LoRA, or the name of the model that --base_url serves"}
+        metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"}
     )
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
     dataset: list[str] = field(
-        metadata={"help": "dataset of the benchmark, folder or Hub id; for several benchmarks NAME=VALUE each"}
+        metadata={"help": "dataset of the benchmark, folder or Hub id; for several: NAME=VALUE each"}
     )
     benchmark: str = field(default="avqa", metadata={"help": f"one of {', '.join(BENCHMARKS)}, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
     modality: str = field(
-        default=AUDIO, metadata={"help": "what the model gets of a clip", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]}
+        default=AUDIO, metadata={"help": "what the model gets", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]}
     )
     method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
     controls: list[str] | None = field(
@@ -49,7 +49,7 @@ class RunArguments(request_fields.RequestFieldArguments):
     )
     base_model: str | None = field(default=None, metadata={"help": "base model of a LoRA, if it was moved"})
     base_url: list[str] | None = field(
-        default=None, metadata={"help": "URL of an OpenAI-compatible server; several URLs are replicas"}
+        default=None, metadata={"help": "OpenAI-compatible server; several URLs are replicas"}
     )
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
     max_tokens: int = field(default=512, metadata={"help": "maximum tokens per output", "minimum": 1})

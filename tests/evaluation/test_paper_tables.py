@@ -3,8 +3,6 @@
 import re
 
 import pytest
-from test_accuracy import question
-from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main, with_unique_names
@@ -21,6 +19,8 @@ from evaluation.reporting.paper_tables import (
 )
 from evaluation.running.requests import AUDIO, AUDIO_VIDEO, METHODS, VIDEO
 from sightsound.cli import InputError
+from tests.support.questions import question
+from tests.support.runs import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 from tests.support.tiny import REPO
 
 
