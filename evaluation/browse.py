@@ -25,7 +25,7 @@ from sightsound.cli import InputError, parse_arguments
 from sightsound.data import parquet, schema
 from sightsound.data.sources import shown_source
 from sightsound.hub.cards import save_card
-from sightsound.method.selection import shown
+from sightsound.method.selection import outcome_meanings, shown
 from sightsound.stage import write_atomically
 
 
@@ -231,6 +231,7 @@ def write_page(args: BrowseArguments) -> None:
         "splits": splits,
         "runs": run_names(list(runs)),
         "provenance": provenance,
+        "outcomes": outcome_meanings(),
         "shown_as": {schema.NOT_VERIFIED: shown(None)},
         "media_mb": args.media_mb,
         "num_with_clip": sum(question["clip"] is not None for question in questions),

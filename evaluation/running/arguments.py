@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
-from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
+from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.sources import COMMIT, shown_source
 from sightsound.engines import request_fields
 from sightsound.hub.inputs import pin_dataset
-from sightsound.method.prompts import PROMPT_VERSION
+from sightsound.method.prompts import QUESTION_FIELDS, Prompt, choose_prompt
 from sightsound.stage import fingerprint
 
 
 @dataclass
 class RunArguments(request_fields.RequestFieldArguments):
-    model: str = field(
-        metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"}
-    )
+    model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
-    dataset: list[str] = field(
-        metadata={"help": "dataset of the benchmark, folder or Hub id; for several: NAME=VALUE each"}
-    )
+    dataset: list[str] = field(metadata={"help": "dataset of the benchmark, folder or Hub id; for several: NAME=VALUE each"})
     benchmark: str = field(default="avqa", metadata={"help": f"one of {', '.join(BENCHMARKS)}, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
-    modality: str = field(
-        default=AUDIO, metadata={"help": "what the model gets", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]}
+    modality: str = field(default=AUDIO, metadata={"help": "what the model gets", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
+    method: str = field(default=DIRECT, metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    prompt_file: str | None = field(
+        default=None,
+        metadata={"help": "your own prompt: a text file with {question} and {choices}, for --method cot_distill also {think}"},
     )
-    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
     controls: list[str] | None = field(
         default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
     )
@@ -66,6 +65,13 @@ class RunArguments(request_fields.RequestFieldArguments):
 
     def options(self) -> request_fields.RequestOptions:
         return request_fields.options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
+
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.method not in (DIRECT, COT_DISTILL):
+            raise InputError(f"--method {self.method} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        fields = (*QUESTION_FIELDS, "think") if self.method == COT_DISTILL else QUESTION_FIELDS
+        return choose_prompt(self.prompt_file, default_prompt(self.modality, self.method), fields)
 
     @property
     def name(self) -> str:
@@ -185,11 +191,9 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
         revision (`str`): Revision of the questions. A Hub dataset may change between a kill and the rerun.
         model_commit (`str`, *optional*): Commit of a Hub model, which may change too.
     """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
-    ignored += ["batch_size"] if args.base_url else []
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    ignored = ["benchmark", "controls", *PER_BENCHMARK]
+    settings = request_fields.settings_of_requests(args, ignored, model_commit=model_commit, frames=args.frames)
+    settings |= asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
-    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= request_fields.recorded(args, args.frames)
-    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
+    return settings | {"dataset_commit": revision if COMMIT.fullmatch(revision) else None}
