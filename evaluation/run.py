@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import Row, get_benchmark, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
-from evaluation.running.arguments import RunArguments, Source, check, pinned, settings_of, sources_of
+from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from evaluation.scoring.accuracy import ANSWERED, score_run
@@ -240,8 +240,8 @@ class BenchmarkRun:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(RunArguments, __doc__, argv)
-    sources = sources_of(args)
-    check(args, sources)
+    sources = read_sources(args)
+    check_arguments(args, sources)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
 
     @cache
@@ -261,7 +261,7 @@ def main(argv: list[str]) -> None:
     # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
-    for source in map(pinned, sources):
+    for source in map(pin_source, sources):
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
         check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from evaluation import publish
-from evaluation.reporting.sections import part_of
+from evaluation.reporting.sections import coverage_note
 from evaluation.scoring.accuracy import NO_CONTROL
 from sightsound import __version__
 from sightsound.data import parquet
@@ -153,7 +153,7 @@ def check_figures(card: str, runs: Path) -> list[float]:
         for protocol, figures in protocols.items():
             value, low, high, unanswered = (round(figures[key], 2) for key in ("accuracy", "low", "high", "unanswered"))
             expected.append((name, protocol, value))
-            part = f" (asked: {part_of(results)})" if part_of(results) else ""
+            part = f" (asked: {coverage_note(results)})" if coverage_note(results) else ""
             told = f"| {name} | audio/direct | {protocol} | {value} [{low}, {high}] | {unanswered} | {figures['n']}{part} |"
             assert told in card
         assert f"revision `{results['benchmark_revision']}`" in card
@@ -207,7 +207,7 @@ def test_answers_of_a_server_are_said_to_be_that(model, tiny_dataset, questions,
 def test_results_on_a_dataset_of_the_hub_are_in_eval_results_with_its_revision(model, runs) -> None:
     commit = "0123456789" * 4
     [run] = publish.read_runs([str(runs / "mmau")], model)
-    settings = run.settings | {"dataset": "alice/mmau"}
+    settings = run.results["settings"] | {"dataset": "alice/mmau"}
     run = replace(run, results=run.results | {"settings": settings, "benchmark_revision": commit})
     from huggingface_hub import eval_result_entries_to_yaml
 

@@ -72,7 +72,7 @@ def test_models_that_nobody_could_load_or_read_about_are_refused(model, tmp_path
     (tmp_path / "grpo" / "model").symlink_to(model)
     with pytest.raises(InputError, match=rf"did you mean {tmp_path}/grpo/model\?$"):
         publish.check_model(tmp_path / "grpo")
-    with pytest.raises(InputError, match="--push_to_hub: where to"):
+    with pytest.raises(InputError, match="--push_to_hub is missing; give"):
         publish.main(["--model", str(model), "--runs", "x"])
 
 

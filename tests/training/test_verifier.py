@@ -14,6 +14,7 @@ import pytest
 from dataset_builders import verdicts
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
+from sightsound.data.statistics import wilson_interval
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
@@ -36,7 +37,6 @@ from sightsound.training.verifier import (
     read_verifier,
     score,
     use_of_traces,
-    wilson_interval,
 )
 from tests.support import tiny
 from tests.support.card_rules import validate
