@@ -24,7 +24,7 @@ from sightsound.data.clips import Clip, MediaError, open_media, sha256_of
 
 
 # Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.
-# A fifth of a second is five audio tokens of Qwen2-Audio and about one bark or syllable; less is left over from a bad cut.
+# A fifth of a second is five audio tokens of the student and about one bark or syllable; less is left over from a bad cut.
 MIN_DURATION_S = 0.2
 # Their headers tell no length, and what ffmpeg guesses from the bit rate at the beginning can be seconds off.
 LENGTH_IS_GUESSED = ("aac", "mp3")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
@@ -33,7 +33,7 @@ CHARACTERS_PER_TOKEN = 4
 # Role and turn marks around the one user turn: <|im_start|>user, <|im_end|>, <|im_start|>assistant and the line ends of ChatML,
 # plus a default system turn: 20 or 21 with the tokenizer of Qwen2.5.
 TEMPLATE_TOKENS = 20
-# Qwen2-Audio, arXiv 2407.10759: a pooled frame of the encoder is 40 ms of sound. Qwen2.5-Omni, arXiv 2503.20215: the same.
+# The students, arXiv 2407.10759 and 2503.20215: a pooled frame of the encoder is 40 ms of sound.
 AUDIO_TOKENS_PER_S = 25.0
 # Qwen2.5-VL, arXiv 2502.13923: patches of 14 pixels, merged two by two, and frames in pairs.
 PIXELS_PER_TOKEN_SIDE = 28
@@ -95,9 +95,11 @@ class ProcessorCounter:
     """
 
     def __init__(self, model: str):
+        from sightsound.models.family import family_of_processor
         from sightsound.models.loading import load_processor
 
         self._processor = load_processor(model)
+        self._family = family_of_processor(self._processor)
         self.told = f"counted with the processor of {model}"
         sound = getattr(self._processor, "audio_token", None)
         self._audio_token = None if sound is None else self._processor.tokenizer.convert_tokens_to_ids(sound)
@@ -105,15 +107,12 @@ class ProcessorCounter:
     def prompt(self, request: ChatRequest) -> PromptTokens:
         message = user_message(request.text, *request.media)
         prompt = self._processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        media: dict[str, Any] = {}
-        if request.audio is not None:
-            media = {"audio": [request.audio], "sampling_rate": SAMPLING_RATE}
-        elif request.video is not None:
-            media = {"videos": [request.video.pixels], "do_sample_frames": False}
-            media["video_metadata"] = [request.video.metadata()]
-        ids = self._processor(text=[prompt], return_tensors="pt", **media)["input_ids"][0].tolist()
-        audio = ids.count(self._audio_token)
-        return PromptTokens(audio, len(ids) - audio)
+        audio = [] if request.audio is None else [request.audio]
+        videos = [] if request.video is None else [request.video]
+        encoded = self._family.encode(self._processor, [prompt], audio=audio, videos=videos, return_tensors="pt")
+        ids = encoded["input_ids"][0].tolist()
+        num_audio = ids.count(self._audio_token)
+        return PromptTokens(num_audio, len(ids) - num_audio)
 
     def text(self, text: str) -> int:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -144,7 +144,7 @@ class OpenAIEngine:
             after the other, each with its own seed; they are one result, and all made again after a kill between them.
     """
 
-    # A server takes what it is sent; the ~30 s of Qwen2-Audio's encoder is the window of the models served in practice.
+    # A server takes what it is sent; the 30 s of Whisper's encoder is the window of the models served in practice.
     window_s: float | None = 30.0
     requests_per_call = 1
 

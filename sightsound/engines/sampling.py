@@ -1,9 +1,9 @@
 """
 Sampling that a checkpoint's `generation_config.json` does not change, and what is recorded of it.
 
-transformers' `generate` and vLLM's server fill every sampling field that is left out from that file. Qwen2-Audio-7B-Instruct
-ships top_k 20, top_p 0.5 and repetition_penalty 1.1; another file once said top_k 1, which makes n traces n times the same.
-Here every field is set: what decides a draw is the temperature, the seed and the model.
+transformers' `generate` and vLLM's server fill every sampling field that is left out from that file. A released 7B student
+ships top_k 20, top_p 0.5 and repetition_penalty 1.1; an early teacher shipped top_k 1, which makes all n traces equal. Here
+every field is set: a draw depends on the temperature, the seed and the model.
 """
 
 from __future__ import annotations

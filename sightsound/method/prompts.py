@@ -71,7 +71,7 @@ def with_audio(messages: Sequence[dict]) -> list[dict]:
     Give the user turn of stored messages (string contents) an audio part before its text.
 
     Published rows hold plain strings beside an `audio` column: content parts stored in Arrow come back with every absent
-    key filled with None, and the Qwen2-Audio template, which tests `'audio' in content`, renders those as extra clips.
+    key filled with None, and a student's template that tests `'audio' in content` renders those as extra clips.
     """
     out = []
     for message in messages:
