@@ -20,7 +20,8 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
 
 from sightsound.cli import InputError
-from sightsound.training.vllm_rollouts import check_rollouts, check_server, read_clips, serve_command, vllm_name
+from sightsound.models.family import family_of
+from sightsound.training.vllm_rollouts import check_rollouts, check_server, read_clips, serve_command
 from tests.support import served
 from tests.support.tiny import REPO
 from tests.support.trainers import make_rows, make_trainer
@@ -39,7 +40,9 @@ def make_args(folder: Path, **changed: Any) -> GRPOConfig:
 def test_weights_have_the_names_that_vllm_and_released_checkpoints_give_them(student_checkpoint):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     with safe_open(student_checkpoint / "model.safetensors", "pt") as released:
-        assert sorted(vllm_name(name) for name, _ in model.named_parameters()) == sorted(released.keys())
+        assert sorted(family_of(model.config).vllm_name(name) for name, _ in model.named_parameters()) == sorted(
+            released.keys()
+        )
 
 
 def test_a_clip_is_read_once_and_cut_to_what_is_scored(questions):
