@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors import safe_open
 from trl import ModelConfig, get_peft_config
 
 from sightsound import models
@@ -19,6 +18,7 @@ from sightsound.models.loading import load_audio_processor, load_generator, stud
 from sightsound.training.checkpoints import save_checkpoint
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.recipe import lora_of
+from tests.support.trainers import make_rows, make_trainer
 
 
 # The one file. The real Audio Flamingo 3 takes several windows of 30 s; this one takes the first of them only.
@@ -149,16 +149,12 @@ def test_lora_and_freezing_are_those_of_the_family(checkpoint, flamingo) -> None
 
 def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, questions, tmp_path) -> None:
     """Each clip is encoded once for its completions, and the frozen reference is of the same class."""
-    from tests.support.trainers import make_rows, make_trainer
-
     trainer = make_trainer(checkpoint, make_rows(questions), tmp_path / "grpo", max_steps=1, freeze_audio_tower=True)
     trainer.train()
     (log,) = [entry for entry in trainer.state.log_history if "kl" in entry]
     assert log["audio_tower/rows_saved"] > 0 and log["kl"] < 1e-6
     assert type(trainer.ref_model).__name__ == flamingo.architecture
     assert not any(weight.requires_grad for weight in trainer.model.model.audio_tower.parameters())
-    with safe_open(checkpoint / "model.safetensors", "pt") as file:
-        assert any(key.startswith("audio_tower.") or ".audio_tower." in key for key in file.keys())  # noqa: SIM118
 
 
 def test_a_model_without_audio_is_refused_with_the_families_that_there_are(teacher_checkpoint, flamingo) -> None:

@@ -154,7 +154,7 @@ def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(changed, student_che
 
 
 def test_a_checkpoint_where_an_epoch_cut_an_accumulation_short_resumes(student_checkpoint, rows, tmp_path) -> None:
-    """Three micro-steps an epoch, two an optimizer step: the second step has one, and the rollout buffer is used up after it."""
+    """Three micro-steps an epoch, two an optimizer step: the second has one, and the rollout buffer is used up after it."""
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "steps_per_generation": 3}
     batch = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     whole = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
