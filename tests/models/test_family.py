@@ -2,7 +2,10 @@
 
 import json
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from sightsound.models.loading import load_audio_processor, load_generator, stud
 from sightsound.training.checkpoints import save_checkpoint
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.recipe import lora_of
+from tests.support.tiny import REPO
 from tests.support.trainers import make_rows, make_trainer
 
 
@@ -160,3 +164,13 @@ def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, ques
 def test_a_model_without_audio_is_refused_with_the_families_that_there_are(teacher_checkpoint, flamingo) -> None:
     with pytest.raises(InputError, match=r"expected an audio model, such as qwen2_audio, audioflamingo3$"):
         load_audio_processor(str(teacher_checkpoint))
+
+
+def test_the_plugin_of_vllm_registers_what_families_replace(monkeypatch) -> None:
+    """With vLLM's registry alone: the model itself is imported by vLLM, by name."""
+    registered = {}
+    registry = SimpleNamespace(register_model=registered.__setitem__)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
+    plugins = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    EntryPoint("sightsound", plugins["sightsound"], "vllm.general_plugins").load()()
+    assert registered == {"Qwen2AudioForConditionalGeneration": "sightsound.models.qwen2_audio:Qwen2AudioWithLoRA"}
