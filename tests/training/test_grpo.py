@@ -1,4 +1,4 @@
-"""AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
+"""AudioGRPOTrainer: its log-probabilities equal those of a direct forward with the clip of each row; resuming; logs."""
 
 import re
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_each_clip_is_encoded_once_per_forward(student_checkpoint, rows, tmp_pat
 
 
 def test_sharing_a_clip_does_not_mix_clips_up(student_checkpoint, rows, tmp_path) -> None:
-    """Groups in any order: every sequence keeps its own clip."""
+    """With groups in any order, every sequence keeps its own clip."""
     trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16)
     order = [0, 1, 0, 2, 3, 1, 2, 0]
     audio = trainer._read_audio([rows[i]["audio"] for i in order])
@@ -174,7 +174,7 @@ def test_a_half_used_rollout_buffer_needs_the_number_of_processes_that_wrote_it(
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_logs_tell_where_the_time_goes_and_what_was_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
+def test_logs_hold_the_time_of_each_part_and_the_rows_that_were_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
     trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=1, log_completions=True, report_to="tensorboard")
     trainer.train()
     log = trainer.state.log_history[0]

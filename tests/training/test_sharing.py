@@ -1,4 +1,4 @@
-"""A prompt computed once for its completions gives what rows by themselves give: scores, gradients, weights, samples."""
+"""Prompts shared by their completions: scores, gradients, weights and samples equal those of separate rows."""
 
 import logging
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tenso
     return ids, mask
 
 
-# Which prompt each row has and which clip it hears: groups that are not adjacent, prompts of unequal lengths, one prompt about
+# The prompt and the clip of each row: groups that are not adjacent, prompts of unequal lengths, one prompt about
 # two clips, one group of a single row.
 WORDS = ([5, 6, 7, 8], [5, 6, 9, 10, 11, 12, 13], [5, 6, 7])
 ROWS = [(0, 0), (1, 1), (0, 0), (2, 2), (0, 3), (1, 1), (0, 3), (0, 0)]
@@ -52,7 +52,7 @@ WRITTEN = [6, 1, 3, 4, 0, 6, 2, 5]  # tokens of each completion; one is empty
 
 
 def make_batch(trainer: AudioGRPOTrainer, clips: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, their mask and the mask of the completions of `ROWS`; the trainer is told which clips they hear."""
+    """Ids, their mask and the mask of the completions of `ROWS`; sets the clips of the rows in the trainer."""
     prompt_ids, prompt_mask = left_padded([prompt_of(trainer.model, WORDS[prompt]) for prompt, _ in ROWS])
     completions = torch.randint(20, 60, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
     written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
@@ -62,7 +62,7 @@ def make_batch(trainer: AudioGRPOTrainer, clips: list[ClipFeatures]) -> tuple[to
 
 @pytest.mark.parametrize("attention", [PACKED, "sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_log_probs_entropies_and_gradients_are_those_of_rows_by_themselves(trainer, clips, monkeypatch, attention, batch_size):
+def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(trainer, clips, monkeypatch, attention, batch_size):
     trainer.model.config.text_config._attn_implementation = attention
     ids, mask, written = make_batch(trainer, clips)
     weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
@@ -135,7 +135,7 @@ def sample(model: Any, clips: list[ClipFeatures], is_shared: bool, **settings: A
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 1.3}, {"do_sample": False}], ids=["drawn", "greedy"])
-def test_samples_are_those_of_rows_by_themselves(student_checkpoint, clips, settings):
+def test_samples_are_those_of_separate_rows(student_checkpoint, clips, settings):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     apart, shared = (sample(model, clips, is_shared, **settings) for is_shared in (False, True))
     assert apart == shared
@@ -204,7 +204,7 @@ def test_an_attention_without_masks_falls_back_with_one_warning(student_checkpoi
     assert supports_custom_masks(model)
     model.config.text_config._attn_implementation = "flash_attention_2"
     assert not supports_custom_masks(model)
-    # The kernel is not installed where these tests run; what matters here is what the trainer makes of the answer.
+    # The kernel is not installed where these tests run; the test is about what the trainer does without it.
     monkeypatch.setattr("sightsound.training.grpo.supports_custom_masks", lambda _: False)
     with caplog.at_level(logging.WARNING, "sightsound"):
         trainer = make_trainer(student_checkpoint, rows, tmp_path)
