@@ -24,7 +24,7 @@ def make_engine(
     """
     `OpenAIEngine` when one `base_url` or several are given, else `TransformersEngine`; with `batches`, the file that records
     them, `OpenAIBatchEngine` at the first `base_url`. `options` are what its requests hold otherwise, `revision` is of a model
-    in this process: `generator.load_generator`.
+    in this process: `loading.load_generator`.
     """
     if not base_url:
         from sightsound.engines.transformers import TransformersEngine

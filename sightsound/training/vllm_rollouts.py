@@ -16,14 +16,10 @@ On a CPU, vLLM repacks weights for its kernels: an update is a reload. A server 
 from __future__ import annotations
 
 import base64
-import http.client
 import importlib.util
 import io
-import json
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,14 +57,6 @@ def serve_command(args: Any, model: str) -> str:
     return command if on_cpu else command + """ --weight-transfer-config '{"backend": "nccl"}'"""
 
 
-def _get(url: str) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, b""
-
-
 def check_rollouts(args: Any, model: str) -> None:
     """
     Check that the engine that `args` (a `GRPOConfig`) asks for is available, before a model is loaded.
@@ -91,31 +79,34 @@ def check_rollouts(args: Any, model: str) -> None:
 
 def check_server(args: Any, model: str) -> None:
     """The part of `check_rollouts` for a server. vLLM need not be installed in this environment."""
+    import httpx
+
     url = (args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
     start = f"start it with: {serve_command(args, model)}"
     deadline = time.monotonic() + args.vllm_server_timeout
-    while True:
+    with httpx.Client(base_url=url, timeout=30, follow_redirects=True) as server:
+        while True:
+            try:
+                status = server.get("/health").status_code
+                seen = f"it answered {status}"
+            except httpx.HTTPError as error:
+                status, seen = 0, str(error)
+            if status == httpx.codes.OK:
+                break
+            if time.monotonic() >= deadline:
+                raise InputError(f"no vLLM server at {url} after {args.vllm_server_timeout:g} s ({seen}); {start}")
+            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+        missing = []
         try:
-            status, _ = _get(f"{url}/health")
-            seen = f"it answered {status}"
-        except (OSError, http.client.HTTPException) as error:
-            status, seen = 0, str(getattr(error, "reason", error))
-        if status == 200:
-            break
-        if time.monotonic() >= deadline:
-            raise InputError(f"no vLLM server at {url} after {args.vllm_server_timeout:g} s ({seen}); {start}")
-        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
-    missing = []
-    try:
-        status, info = _get(f"{url}/server_info?config_format=json")
-        if status == 404:
-            missing.append("VLLM_SERVER_DEV_MODE=1")
-        elif args.device.type != "cpu" and json.loads(info)["vllm_config"]["weight_transfer_config"] is None:
-            missing.append("--weight-transfer-config")
-        if _get(url + _RENDER)[0] == 404:
-            missing.append("--enable-scale-out")
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        raise InputError(f"the server at {url} does not report its settings as vLLM does ({error}); {start}") from error
+            info = server.get("/server_info", params={"config_format": "json"})
+            if info.status_code == httpx.codes.NOT_FOUND:
+                missing.append("VLLM_SERVER_DEV_MODE=1")
+            elif args.device.type != "cpu" and info.json()["vllm_config"]["weight_transfer_config"] is None:
+                missing.append("--weight-transfer-config")
+            if server.get(_RENDER).status_code == httpx.codes.NOT_FOUND:
+                missing.append("--enable-scale-out")
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise InputError(f"the server at {url} does not report its settings as vLLM does ({error}); {start}") from error
     if missing:
         raise InputError(f"the vLLM server at {url} runs without {' and '.join(missing)}; {start}")
 
