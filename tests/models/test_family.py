@@ -151,9 +151,11 @@ def test_lora_and_freezing_are_those_of_the_family(checkpoint, flamingo) -> None
         lora_of(arguments)
 
 
-def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, questions, tmp_path) -> None:
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, questions, share_prompts, tmp_path) -> None:
     """Each clip is encoded once for its completions, and the frozen reference is of the same class."""
-    trainer = make_trainer(checkpoint, make_rows(questions), tmp_path / "grpo", max_steps=1, freeze_audio_tower=True)
+    options = {"share_prompts": share_prompts, "freeze_audio_tower": True, "max_steps": 1}
+    trainer = make_trainer(checkpoint, make_rows(questions), tmp_path / "grpo", **options)
     trainer.train()
     (log,) = [entry for entry in trainer.state.log_history if "kl" in entry]
     assert log["audio_tower/rows_saved"] > 0 and log["kl"] < 1e-6

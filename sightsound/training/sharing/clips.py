@@ -45,9 +45,10 @@ class SharedTower:
     def _reduce(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         features = args[0] if args else kwargs.pop("input_features")
         if self._first is not None:
+            # Masks too, whatever a family calls them: every tensor with a row per sequence.
+            rows = {name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and len(value) == len(features)}
+            kwargs = {name: value[self._first] if name in rows else value for name, value in kwargs.items()}
             features = features[self._first]
-            if kwargs.get("attention_mask") is not None:
-                kwargs["attention_mask"] = kwargs["attention_mask"][self._first]
         self.rows_encoded += len(features)
         return (features, *args[1:]), kwargs
 

@@ -70,6 +70,7 @@ class GroupDecoder:
         self.model = model
         self.clips = clips
         self.end_ids = torch.tensor(sorted(end_ids))
+        self.feature_names = family_of(model.config).feature_names
         self.cache: Cache | None = None
 
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> CausalLMOutput:
@@ -80,12 +81,7 @@ class GroupDecoder:
             self._drop_ended(tokens)
         return CausalLMOutput(logits=self._decode(tokens)[:, None])
 
-    def _prefill(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        **inputs: Any,
-    ) -> None:
+    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> None:
         """Compute each prompt but for its last token, from which every completion starts."""
         device = input_ids.device
         groups = group_rows(list(zip(self.clips, map(tuple, input_ids.tolist()), strict=True)))
@@ -96,7 +92,7 @@ class GroupDecoder:
             input_ids=input_ids[first, :-1],
             attention_mask=shown,
             position_ids=(shown.cumsum(dim=1) - 1).clamp(min=0),
-            **{name: inputs[name][first] for name in family_of(self.model.config).feature_names},
+            **{name: inputs[name][first] for name in self.feature_names},
             past_key_values=self.cache,
             use_cache=True,
         )
