@@ -18,21 +18,7 @@ import unicodedata
 
 from sightsound.data import schema
 from sightsound.method.prompts import heard_sounds
-from sightsound.method.verdict_reading.replies import (
-    AFFIRMED,
-    CONCLUSION,
-    DENIED,
-    FOREIGN_LETTER,
-    HEDGED_TRANSCRIPT,
-    OBJECTION,
-    REFUSAL,
-    STATED,
-    UNDECIDED,
-    folded,
-    is_description,
-    without_reasoning,
-    words_of_reply,
-)
+from sightsound.method.verdict_reading import replies
 
 
 ACCEPT, REJECT = "accept", "reject"
@@ -68,18 +54,18 @@ def parse_yes_no(text: str) -> str:
         `str`: `accept` for a clear acceptance alone; `reject`; `refused` where the checker does not do its task; `unclear` for
         everything else.
     """
-    plain = folded(text)
-    if REFUSAL.search(without_reasoning(plain)):
+    plain = replies.folded(text)
+    if replies.REFUSAL.search(replies.without_reasoning(plain)):
         return schema.REFUSED
-    words = words_of_reply(plain)
+    words = replies.words_of_reply(plain)
     verdict, rest = _stated_verdict(words)
     if verdict == REJECT:
         return REJECT
-    is_affirmed = AFFIRMED.search(words) is not None
+    is_affirmed = replies.AFFIRMED.search(words) is not None
     if verdict == ACCEPT or (verdict is None and is_affirmed and not plain.startswith("no")):
-        is_doubtful = OBJECTION.search(words) or FOREIGN_LETTER.search(words) or not is_description(rest)
-        return UNCLEAR if is_doubtful else ACCEPT
-    if verdict is None and DENIED.search(words) and not is_affirmed and not UNDECIDED.search(words):
+        objected = replies.OBJECTION.search(words) or replies.FOREIGN_LETTER.search(words)
+        return UNCLEAR if objected or not replies.is_description(rest) else ACCEPT
+    if verdict is None and replies.DENIED.search(words) and not is_affirmed and not replies.UNDECIDED.search(words):
         return REJECT
     return UNCLEAR
 
@@ -90,8 +76,8 @@ def _stated_verdict(words: str) -> tuple[str | None, str]:
 
     A reply that states none gives None and the whole reply.
     """
-    stated = list(STATED.finditer(words))
-    concluded = list(CONCLUSION.finditer(words))
+    stated = list(replies.STATED.finditer(words))
+    concluded = list(replies.CONCLUSION.finditer(words))
     found = concluded[-1] if concluded else stated[0] if stated else None
     if found is None:
         return None, words
@@ -109,7 +95,7 @@ def _stated_verdict(words: str) -> tuple[str | None, str]:
 def parse_cut_yes_no(text: str) -> str:
     """The same for a reply that the token limit cut: a yes counts only where no further word follows it."""
     verdict = parse_yes_no(text)
-    is_bare = len(words_of_reply(folded(text)).split()) <= 1
+    is_bare = len(replies.words_of_reply(replies.folded(text)).split()) <= 1
     return verdict if verdict == REJECT or (verdict == ACCEPT and is_bare) else CUT
 
 
@@ -130,11 +116,11 @@ def compare_with_transcript(think: str | None, transcript: str) -> str:
     claimed = heard_sounds(think)
     if claimed is None:
         return NO_CLAIMS
-    listed = without_reasoning(unicodedata.normalize("NFKC", transcript))
-    if REFUSAL.search(folded(listed)):
+    listed = replies.without_reasoning(unicodedata.normalize("NFKC", transcript))
+    if replies.REFUSAL.search(replies.folded(listed)):
         return schema.REFUSED
     heard = heard_sounds(listed)
-    if heard is None or HEDGED_TRANSCRIPT.search(listed.lower()):
+    if heard is None or replies.HEDGED_TRANSCRIPT.search(listed.lower()):
         return UNCLEAR
     return ACCEPT if claimed == heard else REJECT
 
