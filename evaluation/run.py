@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import Row, get_benchmark, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
-from evaluation.running.arguments import RunArguments, Source, check, pinned, settings_of, sources_of
+from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from evaluation.scoring.accuracy import ANSWERED, score_run
@@ -44,9 +44,8 @@ from sightsound.cli import parse_arguments, read_json
 from sightsound.data import parquet, schema
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import Engine, Sampling
+from sightsound.engines.base import Engine, EngineFlags, Sampling
 from sightsound.engines.runner import run_requests
-from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.answers import is_correct, parse_answer
 from sightsound.models.sources import pin_model
@@ -164,7 +163,7 @@ class BenchmarkRun:
             journal,
             f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
-            may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
@@ -241,21 +240,28 @@ class BenchmarkRun:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(RunArguments, __doc__, argv)
-    sources = sources_of(args)
-    check(args, sources)
+    sources = read_sources(args)
+    check_arguments(args, sources)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
 
     @cache
     def open_engine() -> Engine:
-        if args.base_url:
-            options = args.options()
-            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
-        return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
+        flags = EngineFlags(
+            model=args.model,
+            sampling=sampling,
+            base_url=args.base_url,
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            options=args.options(),
+            revision=commit,
+            base_model=args.base_model,
+        )
+        return make_engine(flags)
 
     # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
-    for source in map(pinned, sources):
+    for source in map(pin_source, sources):
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
         check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None

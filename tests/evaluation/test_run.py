@@ -152,7 +152,7 @@ def test_a_model_that_moved_on_the_hub_does_not_answer_the_rest(benchmarks, stud
 
 def test_a_dataset_that_moved_on_the_hub_does_not_ask_the_rest(tmp_path):
     args = run_arguments.RunArguments(model="tiny", output_dir=str(tmp_path), dataset=["alice/mmau"], base_url=["u"])
-    (source,) = run_arguments.sources_of(args)
+    (source,) = run_arguments.read_sources(args)
     with Stage(tmp_path / "run", run_arguments.settings_of(args, source, "a" * 40, None)):
         pass
     with (

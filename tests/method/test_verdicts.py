@@ -406,7 +406,7 @@ def test_a_stage_that_asked_nothing_reports_no_rejection(mode, questions, tiny_d
         done = run_script(SCRIPT, **flags, verdict_mode=mode, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert server.asked == []
-    said = "24 traces: 24 no_reasoning\nThe checker was asked nothing: no trace has reasoning inside <think></think>.\n"
+    said = "24 traces: 24 no_reasoning\nThe checker got no request: no trace has reasoning inside <think></think>.\n"
     assert done.stdout.endswith(said) and "reject" not in done.stdout
     assert {entry["outcome"] for entry in read_ledger(tmp_path / "out")} == {"no_reasoning"}
     corpus = {"dataset": tiny_dataset, "traces": traces, "verdicts": tmp_path / "out", "output_dir": tmp_path / "corpus"}
