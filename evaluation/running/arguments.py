@@ -47,9 +47,7 @@ class RunArguments(request_fields.RequestFieldArguments):
         default=None, metadata={"help": "revision of a Hub model; for a served model it is only recorded"}
     )
     base_model: str | None = field(default=None, metadata={"help": "base model of a LoRA, if it was moved"})
-    base_url: list[str] | None = field(
-        default=None, metadata={"help": "OpenAI-compatible server; several URLs are replicas"}
-    )
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several URLs are replicas"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
     max_tokens: int = field(default=512, metadata={"help": "maximum tokens per output", "minimum": 1})
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})

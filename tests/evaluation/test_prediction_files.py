@@ -118,7 +118,7 @@ def test_a_place_where_decisions_cannot_go_is_told_before_scoring(mmau_annotatio
         (tmp_path, "expected the path of a file in a folder that exists"),
         (tmp_path / "nowhere" / "d.jsonl", "expected the path of a file in a folder that exists"),
         (predictions, "is the file of --predictions, which it would replace"),
-        (mmau_annotations, "is the file of --mmau_annotations, which it would replace"),
+        (mmau_annotations, "is the file of --annotations, which it would replace"),
     ):
         with pytest.raises(InputError, match=told):
             score(predictions, mmau_annotations, capsys, "--rows_file", str(place))
