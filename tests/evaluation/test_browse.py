@@ -327,7 +327,7 @@ def test_chromium_pages_filters_and_searches(opened):
     find(opened, "input[type=search]").send_keys("BELL. piccolo")
     assert count.text == "32 of 72 questions fit these filters."
     find(opened, "input[type=search]").send_keys(" zither")
-    assert (count.text, shown(opened)) == ("No question fits these filters.", [])
+    assert (count.text, shown(opened)) == ("No question matches these filters.", [])
     find(opened, "button[type=reset]").click()
     find(opened, "input[name=with_clip]").click()
     assert shown(opened) and not any("Not in this page" in text for text in shown(opened))
