@@ -23,7 +23,7 @@ from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.hub.cards import FUNNEL_FIGURE, SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
 from sightsound.hub.inputs import front_matter_of, pin_datasets
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.method.ledger import Unjoined, join_verdicts, stream_rows
 from sightsound.method.prompts import question_text
 from sightsound.method.selection import ARMS, FULL_METHOD, Funnel, TraceRow, shown, trace_outcome
@@ -131,10 +131,10 @@ def origin(dataset: dict[str, Any], licence: str) -> tuple[dict[str, Any], str]:
         dataset (`dict`): Front matter of that card.
         licence (`str`): `--license`.
     """
-    front = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
+    front: dict[str, Any] = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
     if licence != AS_DATASET:
         return {"license": licence, **front}, f"`{licence}`."
-    stated = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
+    stated: dict[str, Any] = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
     named = str(stated.get("license_name", stated.get("license", "")))
     sentence = LICENCES.get(named, f"As of the dataset that this builds on: `{named}`.")
     return {"license": AS_DATASET, **stated, **front}, sentence

@@ -228,8 +228,16 @@ def main() -> None:
     if args.dry_run:
         teacher = TeacherRun(args, model_commit)
         notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []
-        where = {"model": args.model, "base_url": args.base_url, "output_dir": args.output_dir}
-        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, **where, notes=notes))
+        estimate = dry_run(
+            list(teacher.rows),
+            teacher.build,
+            teacher.sampling,
+            model=args.model,
+            base_url=args.base_url,
+            output_dir=args.output_dir,
+            notes=notes,
+        )
+        print(estimate)
         return
     with open_stage(args, args.output_dir, settings_of(args, model_commit)) as stage:
         if stage.complete:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import REPO_ID
-from sightsound.hub.collection import make_collection
+from sightsound.hub.publish import make_collection
 
 
 @dataclass

@@ -25,8 +25,7 @@ from evaluation.scoring.audio_use import audio_use_statement
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import COMMIT, REPO_ID, is_hub_id, split_revision
 from sightsound.hub.cards import render_card
-from sightsound.hub.publish import publish_model
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments, publish_model
 from sightsound.models.loading import meant_model
 from sightsound.stage import fingerprint
 from sightsound.training.card import TASK, chosen_by

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sightsound.cli import InputError, unknown_flags
 from sightsound.data.sources import REPO_ID
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, PROMPT_VERSION
 from sightsound.method.selection import ARMS, GROUND_TRUTH, gold_labels, select
 from sightsound.training.distributed import describe_processes, is_main_process, on_main_process, without_zero3_init

@@ -17,9 +17,11 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from evaluation import publish
 from evaluation.reporting.sections import coverage_note
 from evaluation.scoring.accuracy import NO_CONTROL
+from sightsound import __version__
 from sightsound.data import parquet
 from sightsound.data.schema import LETTERS
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub import cards
+from sightsound.hub.publish import PublishArguments
 from sightsound.stage import Stage
 from sightsound.training.card import chosen_by
 from tests.support import tiny
@@ -108,6 +110,36 @@ def test_a_checkpoint_of_a_checkpoint_names_the_model_of_the_hub_behind_it(model
     card = write_card(tmp_path / "run" / "model", "GRPO", tiny_dataset, corpus, str(model), "tts_agfv")
     assert front_of(card)["base_model"] == "alice/base" and "`run/model` after GRPO" in card
     assert front_of(card)["license"] == "other" and validate(card, "model") == ([], [])
+
+
+def test_a_card_states_a_commit_only_if_it_holds_the_code(monkeypatch, tmp_path) -> None:
+    """An environment can lie in the checkout of something else."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    code = tmp_path / ".venv" / "sightsound" / "cards.py"
+    code.parent.mkdir(parents=True)
+    code.touch()
+    (tmp_path / ".gitignore").write_text(".venv")
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", ".gitignore"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "theirs"], check=True)
+    monkeypatch.setattr(cards, "__file__", str(code))
+    assert cards.provenance()["versions"]["sightsound"] == __version__
+    subprocess.run([*git, "add", "--force", str(code)], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "ours"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert cards.provenance()["versions"]["sightsound"] == f"{__version__} (commit {commit})"
+
+
+def test_a_script_is_named_as_in_its_repository(monkeypatch, tmp_path) -> None:
+    (tmp_path / "dataset_builders").mkdir()
+    for named in ("traces.py", "dataset_builders/traces.py"):  # without the file that marks a repository, and with it
+        monkeypatch.setattr(sys, "argv", [str(tmp_path / "dataset_builders" / "traces.py")])
+        assert cards.provenance()["command"] == f"python {named}"
+        (tmp_path / "pyproject.toml").touch()
+
+
+def test_a_table_is_markdown() -> None:
+    assert cards.markdown_table(["a", "b"], [[1, ""]]) == ["| a | b |", "| --- | --- |", "| 1 | |"]
 
 
 def check_figures(card: str, runs: Path) -> list[float]:

@@ -113,9 +113,9 @@ def test_the_loopback_hub_refuses_what_the_hub_refuses(front, error) -> None:
 COMMAND = """
 import sys
 from evaluation.__main__ import main
-from sightsound import hub, retries
+from sightsound.hub import pull_request, retries
 from sightsound.cli import run
-retries.FIRST_DELAY_S, hub.UPLOAD_BATCH = 0.005, 4
+retries.FIRST_DELAY_S, pull_request.UPLOAD_BATCH = 0.005, 4
 run(main)
 """
 PUBLISH_FOLDER = """
