@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import answers_of, find_runs, run_names, split_of
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data import parquet, schema
 from sightsound.data.audio import stored_bytes
@@ -258,7 +258,7 @@ def write_page(args: BrowseArguments) -> None:
     """
     check(args)
     benchmark, runs_split = asked_of(args)
-    clips = Clips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(benchmark).clip_name)
+    clips = Clips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(benchmark).video_name)
     added: dict[str, dict[str, Question]] = {}  # split -> question id -> traces and answers
     datasets: dict[str, Dataset] = {}
     provenance: dict[str, Any] = {}

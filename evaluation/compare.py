@@ -15,19 +15,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark, load_questions
+from evaluation.benchmarks import Row, load_questions
 from evaluation.reporting.finished_runs import answers_in, answers_of, find_runs, predictions_file
 from evaluation.running.controls import NO_CONTROL
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, decide_all
 from evaluation.scoring.statistics import Comparison, compare
+from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError, parse_arguments
 
 
 @dataclass
 class CompareArguments:
     runs: list[str] = field(metadata={"help": "two folders written by `python -m evaluation run`, or files of predictions"})
-    benchmark: str | None = field(default=None, metadata={"help": "what files of others answer", "choices": list(BENCHMARKS)})
+    benchmark: str | None = field(default=None, metadata={"help": "what files of others answer", "choices": benchmark_names()})
     annotations: str | None = field(default=None, metadata={"help": "its official annotation file"})
     dataset: str | None = field(default=None, metadata={"help": "or the dataset built from it, folder or Hub id"})
     split: str | None = field(default=None, metadata={"help": "split of --dataset (default: the benchmark's)"})
@@ -72,8 +73,8 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], name: str, are_f
         cause = "was --limit another?" if is_part else "was another --split asked?"
         raise InputError(f"{len(alone)} questions of {name} are in one run only (first: {min(alone)}); {cause}")
     benchmark = get_benchmark(name)
-    if any(benchmark.counted not in (None, *row) for run in (first, second) for row in run.values()):
-        raise InputError(f"predictions on {name} lack {benchmark.counted}: not by this version; evaluate again")
+    if benchmark.averages_in_paper and any("in_paper" not in row for run in (first, second) for row in run.values()):
+        raise InputError(f"predictions on {name} lack in_paper: not by this version; evaluate again")
     counted = [row_id for row_id, row in first.items() if benchmark.counts(row)]
     correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
     return compare(*correct, [first[row_id]["video_id"] for row_id in counted])
@@ -104,7 +105,7 @@ def read_sides(args: CompareArguments) -> list[dict[str, dict[str, Row]]]:
     """
     if args.benchmark is None:
         if args.annotations or args.dataset:
-            raise InputError(f"--benchmark: which of {', '.join(BENCHMARKS)} are these questions of?")
+            raise InputError(f"--benchmark: which of {', '.join(benchmark_names())} are these questions of?")
         return [
             answers_in(side)
             if Path(side).is_file()

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import FinishedRun, find_runs, hears, predictions_file
 from evaluation.reporting.sections import by_protocol, missing_answers, part_of, trained_on_told
 from evaluation.running.controls import audio_use_statement
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import COMMIT, REPO_ID, is_hub_id, split_revision
 from sightsound.hub.cards import render_card

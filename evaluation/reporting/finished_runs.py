@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import NO_CONTROL
 from evaluation.running.requests import VIDEO
 from evaluation.scoring.prediction_files import read_rows
+from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError, read_json
 from sightsound.stage import STAGE_FILE, is_complete
 
@@ -50,7 +51,7 @@ def _runs_in(folder: Path) -> list[FinishedRun]:
     if not folder.is_dir():
         raise InputError(f"--runs: {folder} is no folder; {REMEDY}")
     # Folders of other names are not looked at: the parent of several runs is none itself.
-    named = [folder / name for name in BENCHMARKS if (folder / name).is_dir()]
+    named = [folder / name for name in benchmark_names() if (folder / name).is_dir()]
     parts = [folder] if _is_stage(folder) else named
     if not any(map(_is_stage, parts)):
         below = _first_below(folder)
@@ -141,6 +142,6 @@ def run_names(folders: Sequence[str]) -> list[str]:
     """Folders by as much of their ends as tells runs apart: where they lie on this machine is nobody's business."""
     parts = [Path(folder).resolve().parts for folder in folders]
     longest = max(map(len, parts), default=1)
-    least = 2 if any(part[-1] in BENCHMARKS for part in parts) else 1  # a benchmark's folder is in the run's
+    least = 2 if any(part[-1] in benchmark_names() for part in parts) else 1  # a benchmark's folder is in the run's
     depth = next((n for n in range(least, longest) if len({part[-n:] for part in parts}) == len(parts)), least)
     return ["/".join(part[-depth:]) for part in parts]

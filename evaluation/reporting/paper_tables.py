@@ -22,10 +22,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import FinishedRun, run_names, split_of
 from evaluation.reporting.sections import trained_lines
 from evaluation.running.controls import NO_CONTROL
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 from sightsound.data.sources import REPO_ID
 

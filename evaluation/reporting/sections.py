@@ -12,19 +12,14 @@ from evaluation.running.controls import CONTROLS, NO_CONTROL, answers_nothing, p
 from evaluation.scoring.accuracy import ANSWERED
 from evaluation.scoring.protocols import OFFICIAL, PAPER
 from evaluation.scoring.statistics import Comparison
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 
 
 Results = dict[str, Any]
 
-# Breakdowns that a benchmark may have, and what they say.
-BREAKDOWNS = {
-    "by_type": ("By question type", ""),
-    "by_relation": ("By relation", ""),
-    "by_difficulty": ("By difficulty", ""),
-    "by_sub_category": ("By sub-category", ""),
-    "by_position": ("By position of the right choice", "Even figures mean that the model does not go by the letter."),
-}
+BY_POSITION = "by_position"
+POSITION_NOTE = "Even figures mean that the model does not go by the letter."
 MINIATURE_RELATIONS = {"Both", "Sound"}
 MINIATURE_NOTE = 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'
 # MMAU has 27 sub-categories: they go down the page where there are more of them than fit across.
@@ -172,11 +167,19 @@ def _pairs_told(scored: dict[str, Any], n: int) -> str:
     return f" (n={n:,})" if part_of_pairs(scored, n) else ""
 
 
+def breakdown_titles(benchmark: str) -> dict[str, str]:
+    """Titles of a benchmark's breakdowns, by their key in the results; every benchmark has one by position."""
+    titles = {name: breakdown.title for name, breakdown in get_benchmark(benchmark).breakdowns.items()}
+    return titles | {BY_POSITION: "By position of the right choice"}
+
+
 def breakdown_note(benchmark: str, runs: Sequence[Results], group: str) -> str:
     """What a breakdown has to say; AVQA's relations are clean clips and traps where they are the miniature's two."""
     names = {name for run in runs for name in run["results"][NO_CONTROL][group]}
     is_miniature = (benchmark, group) == ("avqa", "by_relation") and names == MINIATURE_RELATIONS
-    return MINIATURE_NOTE if is_miniature else BREAKDOWNS[group][1]
+    if is_miniature:
+        return MINIATURE_NOTE
+    return POSITION_NOTE if group == BY_POSITION else ""
 
 
 def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:

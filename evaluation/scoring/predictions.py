@@ -7,26 +7,26 @@ is guessed: what cannot be one question's output is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from evaluation.benchmarks import Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
-from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
+from evaluation.scoring.prediction_files import output_key, outputs_of, read_rows, some_of
+from sightsound.benchmarks import Benchmark, get_benchmark
 from sightsound.cli import InputError
 from sightsound.data.annotations import LETTERED, RowError, without_letters
 from sightsound.data.schema import LETTERS
 
 
 OURS = {"gold", "matched_by"}  # a run's file, where `answer` is what the model answered
-# What people keep of a question, one of ours or an official annotation, when they add the output to it: key -> the columns of
-# ours that it may equal. An official `question` is our `video_question`; an `answer` is an index, with MMAU a text.
+# What people keep of a question when they add the output to it: key -> the columns of ours that it may equal. An official
+# `question` is our `video_question`; an `answer` is an index or a text. A benchmark's own keys are its `text_keys`.
 TEXTS = {
-    **dict.fromkeys(("question", "video_question", "question_text"), ("video_question", "question")),
-    "question_content": ("template",),
-    **dict.fromkeys(CHOICES, ("choices",)),
-    **dict.fromkeys(("answer_text", "anser"), ("answer_text",)),
+    **dict.fromkeys(("question", "video_question"), ("video_question", "question")),
+    "choices": ("choices",),
+    "answer_text": ("answer_text",),
     **dict.fromkeys(("answer", "gold"), ("answer",)),
 }
 
@@ -129,10 +129,10 @@ class Predictions:
 
     def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
         """Where a prediction repeats something of its question, it is this benchmark's question in this revision."""
-        to_row = get_benchmark(self._benchmark).to_row
+        benchmark = get_benchmark(self._benchmark)
         for row_id, row in given.items():
             question = questions[row_id]
-            for name, seen, columns in _repeated(row, to_row):
+            for name, seen, columns in _repeated(row, benchmark):
                 known = [question[column] for column in columns if column in question]
                 if name == "answer" and isinstance(seen, str) and seen.strip(" ().") == LETTERS[question["answer"]]:
                     continue  # the letter of the right choice
@@ -143,11 +143,11 @@ class Predictions:
                     raise InputError(f"{self._path}: {told} ({differs}); give the questions that it was made from")
 
 
-def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+def _repeated(row: Row, benchmark: Benchmark) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     """What a prediction repeats of its question: where it stands, what stands there, and the columns that it may equal."""
     with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is what its template and values make
-        row = row | to_row(row)
-    for name, columns in TEXTS.items():
+        row = row | benchmark.to_row(row)
+    for name, columns in (TEXTS | dict(benchmark.text_keys)).items():
         value = row.get(name)
         if value is None or (name == "answer" and OURS & row.keys()):
             continue
