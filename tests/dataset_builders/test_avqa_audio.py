@@ -20,6 +20,7 @@ from conftest import REPO
 from test_clips import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
+from sightsound.benchmarks import avqa
 from sightsound.building.audio_dataset import AudioDatasetArguments
 from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.cli import InputError
@@ -162,6 +163,7 @@ def test_the_card_tells_what_was_built_and_how(built):
     card = (folder / "out" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["license_name"], front["language"]) == ("other", "avqa-states-none", "en")
+    assert front["sightsound"] == {"benchmark": "avqa"}
     assert {"pretty_name", "source_datasets", "task_categories", "tags", "configs", "dataset_info"} <= set(front)
     shards = list((folder / "out" / "data").glob("*.parquet"))
     info = front["dataset_info"]
@@ -214,7 +216,7 @@ def test_where_to_publish_is_checked_before_anything_is_built(given, told):
 @pytest.mark.parametrize(("file", "count"), [("train_qa.subset.json", 8710), ("val_qa.sample.json", 112)])
 def test_the_real_annotations_keep_their_texts(file, count, real_data):
     official = json.loads((real_data / "annotations" / "avqa" / file).read_text(encoding="utf-8"))
-    rows = [avqa_audio.to_row(each) for each in official]
+    rows = [avqa.to_row(each) for each in official]
     assert len(rows) == count
     for source, row in zip(official, rows, strict=True):
         assert f"{row['video_id']}_{row['start_s']:06.0f}" == source["video_name"], "ids begin with - and _ too"

@@ -132,7 +132,7 @@ def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_c
     assert done.returncode == 0, done.stderr
     assert [entry["outcome"] for entry in read_ledger(out)] == ["built", "corrupt_media", "missing_media", "missing_media"]
     row = parquet.open_dataset(str(out), "test")[0]
-    assert list(row) == list(schema.mmau_features())
+    assert list(row) == list(mmau.features())
     assert list(row)[:13] == list(schema.avqa_audio_features())
     told = {name: row[name] for name in ("id", "choices", "answer", "answer_text", "question_type", "task", "source_dataset")}
     assert told == {

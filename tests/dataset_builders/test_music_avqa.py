@@ -144,8 +144,8 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     shutil.rmtree(out / "ledger")  # what a user downloads
 
     dataset, _ = load_benchmark("music_avqa", str(out), None, None)
-    assert list(dataset.features) == list(schema.music_avqa_features())
-    assert list(schema.music_avqa_features())[:13] == list(schema.avqa_audio_features())
+    assert list(dataset.features) == list(music_avqa.features())
+    assert list(music_avqa.features())[:13] == list(schema.avqa_audio_features())
     row = dataset.remove_columns(["audio", "duration_s", "media_sha256"])[1]
     assert row == {
         "id": "8",

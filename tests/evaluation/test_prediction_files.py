@@ -7,9 +7,9 @@ import pytest
 from test_mmau import annotation as mmau_annotation
 from test_score import ONE, OUTPUTS, annotations, score, write
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.running.controls import shuffled
 from evaluation.score import main
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 
 
@@ -110,7 +110,7 @@ def test_decisions_under_controls_say_which(annotations, tmp_path, capsys):
     score(write(tmp_path / "p.json", rows), annotations, capsys, *where)
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and {line["control"] for line in lines} == {"none", "shuffled"}
-    asked = shuffled(BENCHMARKS["mmau"].to_row(json.loads(annotations.read_text())[0]))
+    asked = shuffled(get_benchmark("mmau").to_row(json.loads(annotations.read_text())[0]))
     (line,) = (x for x in lines if x["id"] == "q0" and x["control"] == "shuffled")
     assert asked["choices"][line["answer"]] == "Man" and line["answer"] != 0
 
