@@ -62,12 +62,12 @@ def main() -> None:
     from sightsound.training.verifier import (
         ExamplesWithAudio,
         PairCollator,
-        VerifierTrainer,
         calibrate,
         calibration_parts,
         score,
         use_of_traces,
     )
+    from sightsound.training.verifier_trainer import VerifierTrainer
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     publication = take_publication(training_args)

@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import REPO
 
 from evaluation.benchmarks import read_annotations
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, decide_all
 from sightsound.benchmarks import mmau, music_avqa
 from sightsound.cli import InputError
 from sightsound.data.schema import LETTERS
+from tests.support.tiny import REPO
 
 
 METRICS = REPO / "evaluation" / "metrics"
@@ -79,7 +79,7 @@ def test_official_decisions_are_the_frozen_ones_on_every_row(official, name):
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(official):
     decided, expected = decisions(official, lambda row: random_outputs(row, 2000)), FROZEN["cases"]["2000 random strings"]
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
