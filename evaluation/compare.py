@@ -28,7 +28,9 @@ from sightsound.cli import InputError, parse_arguments
 @dataclass
 class CompareArguments:
     runs: list[str] = field(metadata={"help": "two folders written by `python -m evaluation run`, or files of predictions"})
-    benchmark: str | None = field(default=None, metadata={"help": "what files of others answer", "choices": benchmark_names()})
+    benchmark: str | None = field(
+        default=None, metadata={"help": f"what files of others answer: one of {', '.join(benchmark_names())}"}
+    )
     annotations: str | None = field(default=None, metadata={"help": "its official annotation file"})
     dataset: str | None = field(default=None, metadata={"help": "or the dataset built from it, folder or Hub id"})
     split: str | None = field(default=None, metadata={"help": "split of --dataset (default: the benchmark's)"})

@@ -38,7 +38,7 @@ from sightsound.stage import write_atomically
 @dataclass
 class ScoreArguments:
     predictions: str = field(metadata={"help": "the outputs: .parquet, .json or .jsonl"})
-    benchmark: str = field(metadata={"help": "which benchmark", "choices": benchmark_names()})
+    benchmark: str = field(metadata={"help": f"one of {', '.join(benchmark_names())}"})
     annotations: str | None = field(default=None, metadata={"help": "its official annotation file"})
     dataset: str | None = field(default=None, metadata={"help": "or the dataset built from it, folder or Hub id"})
     split: str | None = field(default=None, metadata={"help": "split of --dataset (default: the benchmark's)"})
