@@ -113,9 +113,9 @@ def load_questions(
     Raises:
         `InputError`: Not exactly one of `annotations` and `dataset` is given, or it cannot be used.
     """
-    if (annotations is None) == (dataset is None):
-        raise InputError("give the questions: either --annotations, the official file, or --dataset, built from it")
-    if annotations is not None:
+    if annotations is not None and dataset is None:
         return *read_annotations(benchmark, annotations, allow_unpinned), Path(annotations).name
-    rows, revision = load_benchmark(benchmark, dataset, split, limit=None)
-    return rows.remove_columns("audio").to_list(), revision, split or get_benchmark(benchmark).split
+    if dataset is not None and annotations is None:
+        rows, revision = load_benchmark(benchmark, dataset, split, limit=None)
+        return rows.remove_columns("audio").to_list(), revision, split or get_benchmark(benchmark).split
+    raise InputError("give the questions: either --annotations, the official file, or --dataset, built from it")

@@ -1,4 +1,4 @@
-"""The first builder, run as a user runs it: every annotation ends in the ledger, and a killed run continues."""
+"""The builder of avqa-audio, run as a user runs it: every annotation is in the ledger, and a killed run continues."""
 
 import hashlib
 import json
@@ -169,7 +169,7 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"push_to_hub": "avqa-audio"}, "expected ORG/NAME"),
         ({"push_to_hub": "https://huggingface.co/lab/x"}, "expected ORG/NAME"),
@@ -178,8 +178,8 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
         ({"push_to_hub": "lab/avqa", "media_dir": "clips", "output_dir": "lab/avqa/"}, "is named like the repository"),
     ],
 )
-def test_where_to_publish_is_checked_before_anything_is_built(given, told):
-    with pytest.raises(InputError, match=told):
+def test_where_to_publish_is_checked_before_anything_is_built(given, message):
+    with pytest.raises(InputError, match=message):
         (AudioDatasetArguments if "output_dir" in given else PublishArguments)(**given)
 
 

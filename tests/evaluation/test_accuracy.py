@@ -1,4 +1,4 @@
-"""Unanswered apart from wrong, breakdowns of each benchmark, and what a run gains over its controls."""
+"""Accuracy and unanswered rate, the breakdowns of each benchmark, and the gain of a run over its controls."""
 
 import pytest
 

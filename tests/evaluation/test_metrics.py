@@ -1,4 +1,4 @@
-"""Scorers: MMAU's official rule on every row, by decisions frozen from the published rule; the others; all as metrics."""
+"""Official rules: MMAU's on every row, against frozen decisions of the published rule; MUSIC-AVQA's; all as metrics."""
 
 import base64
 import hashlib
@@ -86,7 +86,7 @@ def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_ever
     assert hashlib.sha256(decided.encode()).hexdigest() == expected["sha256"]
 
 
-def test_what_is_known_of_the_official_rule_holds(official):
+def test_the_official_rule_has_its_known_limits(official):
     rejected = [
         row for row in official if not mmau.decide(CASES["letter and gold text"](row)[0], row["answer"], row["choices"])
     ]
@@ -152,8 +152,10 @@ def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
     metric = evaluate.load(str(METRICS / name))
     page = (METRICS / name / "README.md").read_text()
     shown = re.search(r"```python\n.*?(metric\.compute\(.*\))\n# (\{.*?\})\n```", page, re.DOTALL)
-    told = eval(shown.group(1), {"metric": metric})
-    assert {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} == eval(shown.group(2))
+    computed = eval(shown.group(1), {"metric": metric})
+    assert {key: round(value, 2) if isinstance(value, float) else value for key, value in computed.items()} == eval(
+        shown.group(2)
+    )
     one = {"predictions": "", "references": 0 if name == "paper_protocol" else "two", "choices": ["two", "one"]}
     assert metric.compute(**{column: [one[column]] for column in metric.features})["unanswered"] == 100.0
     for wrong in (-1, 2) if name == "paper_protocol" else ("acoustic",):
