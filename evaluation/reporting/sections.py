@@ -19,9 +19,7 @@ from sightsound.cli import InputError
 Results = dict[str, Any]
 
 BY_POSITION = "by_position"
-POSITION_NOTE = "Even figures mean that the model does not go by the letter."
-MINIATURE_RELATIONS = {"Both", "Sound"}
-MINIATURE_NOTE = 'In the miniature "Both" are clean clips (heard as seen), "Sound" are traps.'
+POSITION_NOTE = "Even figures mean that the model does not favour a letter."
 # MMAU has 27 sub-categories: they go down the page where there are more of them than fit across.
 MAX_ACROSS = 8
 
@@ -174,12 +172,11 @@ def breakdown_titles(benchmark: str) -> dict[str, str]:
 
 
 def breakdown_note(benchmark: str, runs: Sequence[Results], group: str) -> str:
-    """What a breakdown has to say; AVQA's relations are clean clips and traps where they are the miniature's two."""
+    """A sentence below the title of a breakdown; empty where there is none."""
+    if group == BY_POSITION:
+        return POSITION_NOTE
     names = {name for run in runs for name in run["results"][NO_CONTROL][group]}
-    is_miniature = (benchmark, group) == ("avqa", "by_relation") and names == MINIATURE_RELATIONS
-    if is_miniature:
-        return MINIATURE_NOTE
-    return POSITION_NOTE if group == BY_POSITION else ""
+    return get_benchmark(benchmark).breakdowns[group].note(names)
 
 
 def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:

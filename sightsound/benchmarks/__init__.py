@@ -31,10 +31,18 @@ TASK_CATEGORIES = ["audio-text-to-text", "question-answering", "multiple-choice"
 
 
 class Breakdown(NamedTuple):
-    """Accuracy by group of questions: the column that holds a question's group, and the title in a report."""
+    """
+    Accuracy by group of questions.
+
+    Args:
+        column (`str`): The column that holds a question's group.
+        title (`str`): Title in a report.
+        note (`Callable`): Names of the groups that occur -> a sentence below the title, or nothing.
+    """
 
     column: str
     title: str
+    note: Callable[[set[str]], str] = lambda _: ""
 
 
 class OfficialRule(NamedTuple):

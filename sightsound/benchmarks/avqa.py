@@ -20,7 +20,7 @@ import sys
 from operator import itemgetter
 from typing import Any
 
-from sightsound.benchmarks import TASK_CATEGORIES, Benchmark
+from sightsound.benchmarks import BREAKDOWNS, TASK_CATEGORIES, Benchmark
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.annotations import (
@@ -142,6 +142,13 @@ def describe(rows: list[Row]) -> tuple[Row, Row]:
     return front_matter, {"num_own": num_own, "num_avqa": len(rows) - num_own}
 
 
+def relation_note(relations: set[str]) -> str:
+    """The miniature's questions have two of AVQA's relations, with a meaning of their own."""
+    if relations != {"Both", "Sound"}:
+        return ""
+    return 'In the miniature "Both" are clean clips (audio and video agree), "Sound" are traps (they do not).'
+
+
 BENCHMARK = Benchmark(
     # The authors' own repository (AlyssaYoung/AVQA) does not hold the questions, and nobody publishes a digest: a report says
     # the sha256 of the file that was scored.
@@ -158,5 +165,6 @@ BENCHMARK = Benchmark(
     front_matter=FRONT_MATTER,
     describe=describe,
     split="validation",
+    breakdowns=BREAKDOWNS | {"by_relation": BREAKDOWNS["by_relation"]._replace(note=relation_note)},
     video_name=video_name,
 )
