@@ -24,7 +24,7 @@ class MmauArguments(AudioDatasetArguments):
 
 def main() -> None:
     args = parse_arguments(MmauArguments, __doc__)
-    revision = get_benchmark("mmau").revision_of(args.annotations, args.allow_unpinned)
+    _, revision = get_benchmark("mmau").read(args.annotations, args.allow_unpinned)
     build_dataset("mmau", args, {"test": args.annotations}, revision=revision)
 
 

@@ -25,7 +25,7 @@ class MusicAvqaArguments(AudioDatasetArguments):
 
 def main() -> None:
     args = parse_arguments(MusicAvqaArguments, __doc__)
-    revision = get_benchmark("music_avqa").revision_of(args.annotations, allow_unpinned=True)  # the card says which file it is
+    _, revision = get_benchmark("music_avqa").read(args.annotations, allow_unpinned=True)  # the card says which file it is
     build_dataset("music_avqa", args, {"test": args.annotations}, revision=revision)
 
 

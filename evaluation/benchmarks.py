@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightsound.benchmarks import benchmark_in, benchmark_names, get_benchmark
-from sightsound.cli import InputError, read_json
+from sightsound.cli import InputError
 from sightsound.data import parquet
 from sightsound.data.annotations import Row, RowError
 from sightsound.data.clips import sha256_of
@@ -85,13 +85,10 @@ def read_annotations(name: str, path: str, allow_unpinned: bool) -> tuple[list[R
     Rows of a benchmark without their audio, from the official annotation file, and the file's sha256 as their revision.
 
     Raises:
-        `InputError`: It is another file than the pinned one and `allow_unpinned` is false, or a row cannot be used.
+        `InputError`: As for `Benchmark.read`, or a row cannot be used.
     """
     benchmark = get_benchmark(name)
-    annotations = read_json(path)
-    if not isinstance(annotations, list) or not annotations:
-        raise InputError(f"{path}: expected a list of annotations as in {benchmark.pinned.source}")
-    benchmark.pinned.check(path, annotations, allow_unpinned)
+    annotations, _ = benchmark.read(path, allow_unpinned)
     rows: dict[str, Row] = {}
     for number, annotation in enumerate(annotations):
         try:

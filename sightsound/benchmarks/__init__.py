@@ -125,14 +125,15 @@ class Benchmark:
         """Whether a question, or a prediction on it, is in the average."""
         return not self.averages_in_paper or bool(row["in_paper"])
 
-    def revision_of(self, path: str, allow_unpinned: bool) -> str:
+    def read(self, path: str, allow_unpinned: bool) -> tuple[list[Any], str]:
         """
-        Whether a file is the pinned one, as a sentence for the card.
+        The annotations in a file, and a phrase for the card that says whether it is the pinned file.
 
         Raises:
-            `InputError`: The file holds no annotations, or is another one and `allow_unpinned` is false.
+            `InputError`: The file holds no annotations, or is not the pinned one and `allow_unpinned` is false.
         """
-        return self.pinned.check(path, read_annotations(path, self.official_file), allow_unpinned)
+        annotations = read_annotations(path, self.official_file)
+        return annotations, self.pinned.check(path, annotations, allow_unpinned)
 
 
 def benchmark_names() -> list[str]:

@@ -59,8 +59,8 @@ def to_row(annotation):
 
 
 BENCHMARK = Benchmark(
-    pinned=PinnedFile("tempo.json of nobody", "0" * 64, questions=4),
-    official_file="Tempo's tempo.json",
+    pinned=PinnedFile("tempo.jsonl of nobody", "0" * 64, questions=4),
+    official_file="Tempo's tempo.jsonl",
     id_key="number",
     choices_key="options",
     text_keys={"asks": ("video_question",)},
@@ -86,8 +86,8 @@ def tempo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "tempo.py").write_text(TOY)
     monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path / "files")])
-    (tmp_path / "tempo.json").write_text(json.dumps(ANNOTATIONS))
-    yield tmp_path / "tempo.json"
+    (tmp_path / "tempo.jsonl").write_text("".join(f"{json.dumps(annotation)}\n" for annotation in ANNOTATIONS))
+    yield tmp_path / "tempo.jsonl"
     get_benchmark.cache_clear()
 
 
@@ -97,7 +97,7 @@ def build(annotations: Path, write_clip) -> Path:
         write_clip(annotations.parent / "clips" / f"{annotation['clip']}.wav", fps=0)
     output = annotations.parent / "tempo"
     args = AudioDatasetArguments(media_dir=str(annotations.parent / "clips"), output_dir=str(output), num_proc=1)
-    revision = get_benchmark("tempo").revision_of(str(annotations), allow_unpinned=True)
+    _, revision = get_benchmark("tempo").read(str(annotations), allow_unpinned=True)
     build_dataset("tempo", args, {"test": str(annotations)}, revision=revision)
     return output
 
@@ -132,7 +132,7 @@ def test_a_benchmark_of_one_file_is_built_asked_and_reported(tempo, write_clip, 
 def test_its_pinned_file_and_its_own_keys_are_compared(tempo, tmp_path) -> None:
     flags = ["--benchmark", "tempo", "--annotations", str(tempo), "--predictions", str(tmp_path / "p.json")]
     (tmp_path / "p.json").write_text(json.dumps([{"number": 0, "asks": "How loud?", "model_output": "A"}]))
-    with pytest.raises(InputError, match=r"tempo\.json is not tempo\.json of nobody"):
+    with pytest.raises(InputError, match=r"tempo\.jsonl is not tempo\.jsonl of nobody"):
         score.main(flags)
     with pytest.raises(InputError, match="question 0 has other texts there than in tempo in this revision"):
         score.main([*flags, "--allow_unpinned"])
