@@ -28,7 +28,7 @@ from sightsound.data.audio import stored_bytes
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.frames import load_frames
 from sightsound.data.sources import shown_source
-from sightsound.method.selection import shown
+from sightsound.method.selection import outcome_meanings, shown
 from sightsound.stage import write_atomically
 
 
@@ -294,6 +294,7 @@ def write_page(args: BrowseArguments) -> None:
         "splits": splits,
         "runs": run_names(list(runs)),
         "provenance": provenance,
+        "outcomes": outcome_meanings(),
         "shown_as": {schema.NOT_VERIFIED: shown(None)},
         "media_mb": args.media_mb,
         "num_with_clip": sum(question["clip"] is not None for question in questions),

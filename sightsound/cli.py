@@ -76,10 +76,11 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
     hints = typing.get_type_hints(arguments)
     for field in dataclasses.fields(arguments):
         kind, several = _element_type(hints[field.name])
-        required = field.default is dataclasses.MISSING
+        default: Any = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        required = default is dataclasses.MISSING
         options: dict[str, Any] = {"help": field.metadata.get("help", "").replace("%", "%%"), "required": required}
-        if not required and field.default not in (None, False):
-            options["help"] += f" (default: {field.default})"
+        if not required and default not in (None, False):
+            options["help"] += f" (default: {' '.join(default) if several else default})"
         if "choices" in field.metadata:
             options["choices"] = field.metadata["choices"]
         if kind is bool:
@@ -89,7 +90,7 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
             if several:  # `--flag a b` and `--flag a --flag b` are the same; argparse would extend a default in place
                 options |= {"nargs": "+", "action": "extend", "default": argparse.SUPPRESS}
             elif not required:
-                options["default"] = field.default
+                options["default"] = default
             parser.add_argument(f"--{field.name}", type=kind, **options)
 
 

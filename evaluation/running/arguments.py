@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import Row
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
-from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
+from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
 from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError
 from sightsound.data import schema
@@ -17,7 +18,7 @@ from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.sources import COMMIT, shown_source
 from sightsound.engines import request_fields
 from sightsound.hub.inputs import pin_dataset
-from sightsound.method.prompts import PROMPT_VERSION
+from sightsound.method.prompts import QUESTION_FIELDS, Prompt, choose_prompt
 from sightsound.stage import fingerprint
 
 
@@ -29,7 +30,11 @@ class RunArguments(request_fields.RequestFieldArguments):
     benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(benchmark_names())}: one, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
     modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
-    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    method: str = field(default=DIRECT, metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    prompt_file: str | None = field(
+        default=None,
+        metadata={"help": "another prompt: a text file with {question} and {choices}, for --method cot_distill also {think}"},
+    )
     controls: list[str] | None = field(
         default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
     )
@@ -59,6 +64,13 @@ class RunArguments(request_fields.RequestFieldArguments):
 
     def options(self) -> request_fields.RequestOptions:
         return request_fields.options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
+
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.method not in (DIRECT, COT_DISTILL):
+            raise InputError(f"--method {self.method} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        fields = (*QUESTION_FIELDS, "think") if self.method == COT_DISTILL else QUESTION_FIELDS
+        return choose_prompt(self.prompt_file, default_prompt(self.modality, self.method), fields)
 
     @property
     def name(self) -> str:
@@ -175,11 +187,9 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
         revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
         model_commit (`str`, *optional*): Of a Hub model.
     """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
-    ignored += ["batch_size"] if args.base_url else []
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    ignored = ["benchmark", "controls", *PER_BENCHMARK]
+    settings = request_fields.settings_of_requests(args, ignored, model_commit=model_commit, frames=args.frames)
+    settings |= asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
-    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= request_fields.recorded(args, args.frames)
-    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
+    return settings | {"dataset_commit": revision if COMMIT.fullmatch(revision) else None}

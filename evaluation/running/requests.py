@@ -31,17 +31,17 @@ from sightsound.method.prompts import (
     ZERO_SHOT_COT_INSTRUCTION,
     question_text,
 )
-from sightsound.method.selection import ACCEPT
+from sightsound.method.verdicts import ACCEPT
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 AUDIO, VIDEO, AUDIO_VIDEO = "audio", "video", "audio_video"
-COT, COT_DISTILL = "cot", "cot_distill"
+DIRECT, COT, COT_DISTILL = "direct", "cot", "cot_distill"
 # How the model is asked. One tuned with a prompt is evaluated with that prompt: a student that was distilled, with `cot`.
 METHODS = {
-    "direct": DIRECT_INSTRUCTION,
+    DIRECT: DIRECT_INSTRUCTION,
     COT: COT_INSTRUCTION,
     "zero_shot_cot": ZERO_SHOT_COT_INSTRUCTION,
     "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_INSTRUCTION,
@@ -50,20 +50,25 @@ METHODS = {
 NO_TRACE = "no_trace"  # outcome of a question that `cot_distill` has no reasoning for
 
 
+def default_prompt(modality: str, method: str) -> str:
+    """The prompt of a method; for reasoning about a silent video it is the teacher's own."""
+    return TEACHER_INSTRUCTION if (modality, method) == (VIDEO, COT) else METHODS[method]
+
+
 @dataclass(frozen=True)
 class QuestionFormat:
     """How all questions of a run are asked; `num_frames` of at most `max_pixels` are what is seen of a video."""
 
     modality: str = AUDIO
-    method: str = "direct"
+    method: str = DIRECT
     controls: tuple[str, ...] = ()
     num_frames: int = 16
     max_pixels: int = 360 * 420
+    prompt: str | None = None  # another than the method's
 
     @property
     def instruction(self) -> str:
-        """What ends a prompt: about a silent video, the teacher's own instruction."""
-        return TEACHER_INSTRUCTION if (self.modality, self.method) == (VIDEO, COT) else METHODS[self.method]
+        return self.prompt or default_prompt(self.modality, self.method)
 
 
 class RequestBuilder:
@@ -140,10 +145,8 @@ class RequestBuilder:
     def _text(self, row: Row) -> str:
         """The prompt: it says "audio" where the model gets only sound, and "video" where it gets the video."""
         question = row["question"] if self._asking.modality == AUDIO else row["video_question"]
-        instruction = self._asking.instruction
-        if self._reasoning is not None:
-            instruction = instruction.format(think=self._reasoning[row["id"]])
-        return question_text(question, row["choices"], instruction)
+        fields = {} if self._reasoning is None else {"think": self._reasoning[row["id"]]}
+        return question_text(question, row["choices"], self._asking.instruction, **fields)
 
     def _other_clip(self, number: int) -> int:
         """Row of another clip, the same one for every model: half the dataset away, or the next that is not this clip."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightsound.cli import InputError, read_json
 from sightsound.data import schema
-from sightsound.data.schema import LETTERS
+from sightsound.data.schema import LETTERS, RowError
 
 
 Row = dict[str, Any]
@@ -67,14 +67,6 @@ def _json_lines(path: str) -> list[Any] | None:
         return None
     is_one_object = len(rows) == 1 and not path.endswith((".jsonl", ".ndjson"))
     return None if is_one_object or not _are_objects(rows) else rows
-
-
-class RowError(Exception):
-    """An annotation that cannot become a row: its outcome in the ledger, and why."""
-
-    def __init__(self, outcome: str, detail: str):
-        super().__init__(detail)
-        self.outcome = outcome
 
 
 def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:

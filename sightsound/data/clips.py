@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.data.schema import CORRUPT_MEDIA
+from sightsound.data.schema import CORRUPT_MEDIA, RowError
 
 
 if TYPE_CHECKING:
@@ -40,18 +40,8 @@ _AUDIO_EXTENSIONS = (
 MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
-class MediaError(InputError):
-    """
-    A clip cannot be used. It is the outcome of a row where a stage keeps a ledger; elsewhere it ends the script in one line.
-
-    Args:
-        outcome (`str`): The ledger's word for it (see `schema`).
-        message (`str`): What was found in the file.
-    """
-
-    def __init__(self, outcome: str, message: str):
-        super().__init__(message)
-        self.outcome = outcome
+class MediaError(RowError, InputError):
+    """A clip that cannot be used. A stage with a ledger records its outcome; elsewhere it ends the script in one line."""
 
 
 @dataclass(frozen=True)

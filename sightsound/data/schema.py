@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
 
 
+class RowError(Exception):
+    """
+    An input that cannot become a row of the output.
+
+    Args:
+        outcome (`str`): The word for it in the ledger; one of those below.
+        detail (`str`): What was expected and what was found.
+    """
+
+    def __init__(self, outcome: str, detail: str):
+        super().__init__(detail)
+        self.outcome = outcome
+
+
 # Outcome of an annotation row in avqa-audio and the benchmarks: built, or why not.
 BUILT = "built"
 BAD_ANNOTATION = "bad_annotation"

@@ -31,7 +31,7 @@ from sightsound.cli import InputError
 from sightsound.data.audio import encode_wav
 from sightsound.data.parquet import AudioById
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
-from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.models.loading import load_processor, safetensors_only
 from sightsound.stage import fingerprint
 from sightsound.training.collator import IGNORED, CompletionCollator
