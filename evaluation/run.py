@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import Row, get_benchmark, load_benchmark
+from evaluation.benchmarks import Row, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
 from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
@@ -39,9 +39,10 @@ from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, Request
 from evaluation.scoring.accuracy import ANSWERED, score_run
 from evaluation.scoring.prediction_files import read_rows
 from evaluation.scoring.protocols import OFFICIAL, PAPER, protocols_of
-from sightsound.benchmarks.pinned import TEXTS
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import parse_arguments, read_json
 from sightsound.data import parquet, schema
+from sightsound.data.pinned import TEXTS
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
 from sightsound.engines.base import Engine, EngineFlags, Sampling
