@@ -175,7 +175,7 @@ class BenchmarkRun:
         """None of a served model that is no local folder: a server may give any model the name of a Hub id."""
         if self.args.base_url and not Path(self.args.model).is_dir():
             return None
-        return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
+        return count_trained_on(self.args.model, self.args.model_revision, self.rows, dataset=self.source.dataset, split=split)
 
     def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark

@@ -184,7 +184,8 @@ def main() -> None:
     from sightsound.stage import Stage, fingerprint
     from sightsound.training.checkpoints import FullWeightsResume, last_complete_checkpoint, save_checkpoint
     from sightsound.training.collator import CompletionCollator
-    from sightsound.training.recipe import parse_config, training_settings
+    from sightsound.training.recipe import parse_config
+    from sightsound.training.run import training_settings
 
     class PretrainTrainer(FullWeightsResume, Trainer):
         def _get_train_sampler(self, train_dataset=None):  # type: ignore[no-untyped-def]

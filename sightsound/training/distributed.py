@@ -1,8 +1,8 @@
 """
-Several processes of one training run: bad input ends all of them with one line, and the main one owns the output folder.
+A training run of several processes: bad input ends all of them with one line, and only the main process writes files.
 
-A recipe is launched once per GPU (`accelerate launch --config_file accelerate_configs/ddp.yaml ...`). What all processes read
-and compute alike they do each for itself; what is written, they leave to the main one and wait.
+`accelerate launch --config_file accelerate_configs/ddp.yaml ...` starts a recipe once per GPU. Each process reads the inputs
+itself. What is written, the main process writes while the others wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes; alone, it is. Known from the launcher, before the processes have met."""
+    """Whether this process writes files: rank 0, or the only one. From the environment, so valid before `init_process_group`."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -96,51 +96,59 @@ class SharedStage(Stage):
 
 
 def describe_processes(training_args: TrainingArguments) -> str:
-    """How many processes train, and how they share the work, for `Stage`: `8 x DEEPSPEED`."""
+    """The number of processes and how they share the work, as `stage.json` records it: `8 x DEEPSPEED`."""
     return f"{training_args.world_size} x {training_args.distributed_state.distributed_type.value}"
 
 
-def refuse_another_launch_than_asked(training_args: TrainingArguments) -> None:
+def check_launch(training_args: TrainingArguments) -> None:
     """
-    Refuse a launch of which accelerate would silently make another one.
+    Refuse a launch that accelerate would silently replace by a different one.
 
     Raises:
-        `InputError`: Fewer processes than asked for, processes that each train alone, or sharding that would not take place.
+        `InputError`: Fewer processes than the launcher was given, processes that would each train alone, or sharding that would
+            not take place.
     """
-    asked, found = os.environ, training_args.distributed_state
+    env, state = os.environ, training_args.distributed_state
     if training_args.world_size == 1:
-        if int(asked.get("WORLD_SIZE", "1")) > 1:
+        if int(env.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                f"{asked['WORLD_SIZE']} processes were started, and without GPUs each would train alone; set use_cpu: true"
+                f"{env['WORLD_SIZE']} processes were started, and without GPUs each would train alone; set use_cpu: true"
             )
-        # `accelerate launch` names a meeting place for several processes, and without MPI starts one all the same.
-        if "ACCELERATE_MIXED_PRECISION" in asked and "MASTER_ADDR" in asked and "RANK" not in asked:
+        # `accelerate launch` sets MASTER_ADDR for several processes, and starts only one of them when MPI is missing.
+        if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "RANK" not in env:
             raise InputError(
-                "accelerate was asked for several processes and started one; use accelerate_configs/ddp.yaml with "
-                "--num_processes N, also on CPUs (with use_cpu: true in the recipe); if one is meant, unset MASTER_ADDR"
+                "accelerate was given several processes and started one; use accelerate_configs/ddp.yaml with "
+                "--num_processes N, also on CPUs (with use_cpu: true in the recipe); for one process, unset MASTER_ADDR"
             )
     if training_args.n_gpu > 1:
         raise InputError(
             f"one process sees {training_args.n_gpu} GPUs and would train on one; set CUDA_VISIBLE_DEVICES=0, or use "
             "accelerate_configs/ddp.yaml with --num_processes"
         )
-    if asked.get("ACCELERATE_USE_DEEPSPEED") == "true" and found.distributed_type.value != "DEEPSPEED":
-        raise InputError("DeepSpeed was asked for, and with use_cpu: true would not be used; set use_cpu: false")
-    if asked.get("ACCELERATE_USE_FSDP") == "true" and found.device.type == "cpu":
+    if env.get("ACCELERATE_USE_DEEPSPEED") == "true" and state.distributed_type.value != "DEEPSPEED":
+        raise InputError("the launch asks for DeepSpeed, which use_cpu: true would turn off; set use_cpu: false")
+    if env.get("ACCELERATE_USE_FSDP") == "true" and state.device.type == "cpu":
         raise InputError(
-            "FSDP was asked for, and without GPUs DDP would be used; choose accelerate_configs/ddp.yaml or cpu.yaml"
+            "the launch asks for FSDP, and without GPUs DDP would be used; choose accelerate_configs/ddp.yaml or cpu.yaml"
         )
 
 
-def refuse_several_processes(training_args: TrainingArguments) -> None:
-    """For recipes of models that one process trains in minutes."""
+def check_single_process(training_args: TrainingArguments) -> None:
+    """
+    Raises:
+        `InputError`: Several processes were started for a script that trains on one.
+    """
     if training_args.world_size > 1:
         raise InputError(f"expected one process, found {training_args.world_size}: this recipe trains on one")
 
 
 @contextmanager
 def without_zero3_init() -> Iterator[None]:
-    """Within it, transformers builds and loads models whole; under ZeRO-3 it would wait for all processes to take a part."""
+    """
+    Inside it, transformers builds and loads complete models, also under ZeRO-3.
+
+    With ZeRO-3's own initialisation, every process would have to take part, and each would hold only its share of the weights.
+    """
     from transformers.integrations import deepspeed
 
     sharding = deepspeed._hf_deepspeed_config_weak_ref
@@ -153,12 +161,12 @@ def without_zero3_init() -> Iterator[None]:
 
 def save_trained(trainer: Trainer, folder: Path) -> list[Path]:
     """
-    Write what was trained: `model/`, a whole checkpoint, and before it `adapter/` where a LoRA was trained.
+    Write the trained `model/`, a complete checkpoint. If a LoRA was trained, write `adapter/` first and merge it into `model/`.
 
-    Every process has to call it: under ZeRO-3 and FSDP each holds a part of the weights.
+    Call on every rank: under ZeRO-3 and FSDP each holds only a part of the weights.
 
     Returns:
-        `list[Path]`: The folders that this process wrote: none, unless it is the main one.
+        `list[Path]`: The folders that were written; on other ranks than the main one, an empty list.
     """
     from peft import PeftModel
 

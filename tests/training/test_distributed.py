@@ -22,9 +22,9 @@ from sightsound.stage import Stage
 from sightsound.training.distributed import (
     SharedStage,
     all_ranks_or_none,
+    check_launch,
+    check_single_process,
     on_main_process,
-    refuse_another_launch_than_asked,
-    refuse_several_processes,
 )
 from tests.support import tiny
 
@@ -41,7 +41,7 @@ MEMBER = """
 import os, sys
 import torch.distributed as dist
 from sightsound.cli import InputError, run
-from sightsound.processes import SharedStage, is_main_process, on_main_process, all_ranks_or_none
+from sightsound.training.distributed import SharedStage, all_ranks_or_none, is_main_process, on_main_process
 
 def main():
     dist.init_process_group("gloo")
@@ -106,24 +106,24 @@ def arguments(world_size: int, kind: str = "NO", device: str = "cpu") -> Any:
         ({"WORLD_SIZE": "2", "RANK": "0"}, arguments(1), "2 processes were started"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, arguments(1), "started one"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "set use_cpu: false"),
-        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "FSDP was asked for"),
+        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "asks for FSDP"),
     ],
 )
 def test_another_launch_than_asked_for_is_refused(environment, found, told, monkeypatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
-    refuse_another_launch_than_asked(arguments(1))
-    refuse_another_launch_than_asked(arguments(8, "MULTI_GPU", "cuda"))
+    check_launch(arguments(1))
+    check_launch(arguments(8, "MULTI_GPU", "cuda"))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=told):
-        refuse_another_launch_than_asked(found)
+        check_launch(found)
 
 
 def test_several_processes_are_refused_where_one_trains() -> None:
-    refuse_several_processes(arguments(1))
+    check_single_process(arguments(1))
     with pytest.raises(InputError, match="expected one process, found 2"):
-        refuse_several_processes(arguments(2))
+        check_single_process(arguments(2))
 
 
 # From here on: the recipes, launched as a user does.

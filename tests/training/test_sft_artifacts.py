@@ -114,7 +114,7 @@ print("apart", apart)
 PUBLISH_BASE = """
 import sys
 from pathlib import Path
-from sightsound.hub import publish_model
+from sightsound.hub.publish import publish_model
 publish_model(Path(sys.argv[1]), "alice/base", False)
 """
 
