@@ -12,8 +12,8 @@ The calibration set is a folder that verdicts.py wrote with the checker, here fo
 hash: 60 % for training, 20 % to choose the threshold for `--target_precision`, 20 % held out for the figures on the card. See
 `sightsound/training/verifier.py` for what a verifier is, and why it is no CLAP with a head.
 
-`output_dir` then holds `model/` (a Qwen2-Audio checkpoint with the LoRA merged, the threshold and the figures in its config.json,
-and a card), `trainer_state.json` (the log) and `ledger.parquet` (every calibration trace with its use).
+`output_dir` then holds `model/` (a Qwen2-Audio checkpoint with the LoRA merged, the threshold and the figures in its
+config.json, and a card), `trainer_state.json` (the log) and `ledger.parquet` (every calibration trace with its use).
 
 With `--push_to_hub true --hub_model_id ORG/NAME [--hub_private_repo true]` the finished `model/` is published. A rerun of a
 finished run publishes too.

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files: rank 0, or the only one. From the environment, so valid before `init_process_group`."""
+    """Whether this process writes files: rank 0, or the only one. Valid before `init_process_group` too."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
