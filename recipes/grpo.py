@@ -6,8 +6,8 @@ GRPO of the student, with the teacher's answer as label (paper, section 3.3, equ
         --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
 
 Rewards: +1 when the answer is the teacher's, +1 for the format. `output_dir` then holds `model/`, `trainer_state.json` (the
-log) and `ledger.parquet` (every selected question with its outcome). The best checkpoint, continuing a killed run and publishing
-work as in `sft.py`. Validation questions are answered by the training processes, also where vLLM samples.
+log) and `ledger.parquet` (every selected question with its outcome). The best checkpoint, continuing a killed run and
+publishing work as in `sft.py`. Validation questions are answered by the training processes, also where vLLM samples.
 
 The reference model of the KL term (`beta`) is the model that training starts from. TRL loads it a second time from
 `config._name_or_path`, which is `--model_name_or_path`. So give the merged `model/` that `sft.py` writes. Its `adapter/` is

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import REPO
 
 import evaluation.__main__
 from evaluation.__main__ import COMMANDS as EVALUATION
 from sightsound.cli import InputError, parse_arguments, read_json, run
+from tests.support.tiny import REPO
 
 
 @dataclass

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPO
 
 from sightsound import locks
 from sightsound.cli import InputError
 from sightsound.stage import Stage
+from tests.support.tiny import REPO
 
 
 REFUSALS = ("ENOLCK", "ENOSYS", "EOPNOTSUPP")
@@ -23,7 +23,7 @@ WRITER = """
 import sys, time
 from sightsound import locks
 from sightsound.cli import run
-from sightsound.journal import Stage
+from sightsound.stage import Stage
 def main():
     locks.RENEW_EVERY_S = 0.1
     with Stage(sys.argv[1], {"seed": 0}) as stage:

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import REPO
 
 from tests.support import tiny
+from tests.support.tiny import REPO
 
 
 # A script that ends with an error leaves its journal to the interpreter.

@@ -131,7 +131,7 @@ def test_a_refused_stage_does_not_keep_the_lock(tmp_path):
 
 def test_another_process_is_refused_while_the_stage_runs(tmp_path):
     script = (
-        "import sys\nfrom sightsound.cli import run\nfrom sightsound.journal import Stage\n"
+        "import sys\nfrom sightsound.cli import run\nfrom sightsound.stage import Stage\n"
         "run(lambda: Stage(sys.argv[1], {}).__enter__())"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -184,7 +184,7 @@ def test_a_stage_that_is_not_complete_cannot_be_built_on(tmp_path):
 def test_workers_leave_with_their_parent_and_let_go_of_the_lock(tmp_path):
     script = (
         "import sys, time\nfrom concurrent.futures import ProcessPoolExecutor\n"
-        "from sightsound.journal import Stage, leave_with_parent\n"
+        "from sightsound.building.workers import leave_with_parent\nfrom sightsound.stage import Stage\n"
         "with Stage(sys.argv[1], {}), ProcessPoolExecutor(2, initializer=leave_with_parent) as pool:\n"
         "    list(pool.map(abs, range(8)))\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )

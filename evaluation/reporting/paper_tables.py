@@ -115,7 +115,7 @@ def load_table(name: str) -> Table:
 
     if name not in TABLES:
         raise InputError(f"unknown table '{name}'; expected one of {', '.join(TABLES)}")
-    text = yaml.safe_load((Path(__file__).parent / "tables" / f"{name}.yaml").read_text())
+    text = yaml.safe_load((Path(__file__).parents[1] / "tables" / f"{name}.yaml").read_text())
     heads = text["paper_columns"]
     rows = [Row(**row | {"paper": dict(zip(heads, row["paper"], strict=True))}) for row in text["rows"]]
     return Table(text["title"], [Column(**column) for column in text["columns"]], rows, text["note"])

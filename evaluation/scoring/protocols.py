@@ -2,7 +2,7 @@
 Protocols: from what a model wrote to right, wrong or unanswered.
 
 `paper` is the paper's, an option letter or else the most similar choice; `official` is the benchmark's own. Both read the
-answer that `sightsound.answers` extracts. The scorers themselves are the `evaluate` metrics in `evaluation/metrics/`.
+answer that `sightsound.method.answers` extracts. The scorers themselves are the `evaluate` metrics in `evaluation/metrics/`.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, tone
-from test_avqa_audio import annotation, ledger
-from test_clips import pitch_hz
 
 from sightsound.data.audio import decode_audio, load_clip
 from sightsound.data.clips import MediaError, MediaFolder
 from sightsound.data.parquet import open_dataset
 from sightsound.data.schema import BUILD_OUTCOMES
+from tests.support.avqa import annotation, ledger
+from tests.support.clips import pitch_hz, tone
+from tests.support.tiny import REPO
 
 
 TIME_LIMIT_S = 120  # of one command; a FIFO or a loop of links that is read hangs for ever

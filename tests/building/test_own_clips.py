@@ -6,8 +6,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import REPO
-from test_avqa_audio import annotation
 
 from dataset_builders import avqa_audio, traces
 from sightsound.benchmarks.avqa import check_answers, to_row
@@ -15,7 +13,9 @@ from sightsound.cli import InputError
 from sightsound.data.annotations import read_annotations
 from sightsound.data.clips import MediaError, MediaFolder, sha256_of, video_name
 from tests.support import tiny
+from tests.support.avqa import annotation
 from tests.support.card_rules import validate
+from tests.support.tiny import REPO
 
 
 OFFICIAL = "AVQA's train_qa.json"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_recipes import launch
 
 from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac, load_clip
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, TEACHER_INSTRUCTION, question_text, render_trace
 from tests.support import tiny
+from tests.support.recipes import launch
 
 
 CHOICES = ["water", "speech", "music", "engine"]

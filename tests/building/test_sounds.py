@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO
-from test_avqa_audio import annotation
-from test_clips import pitch_hz
 
 from sightsound.building.sounds import decode_first
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import Clip
 from tests.support import tiny
+from tests.support.avqa import annotation
+from tests.support.clips import pitch_hz
+from tests.support.tiny import REPO
 
 
 # Put first on a builder's path: its workers die as a bug in a decoder (by a file's name, each time) or the system's

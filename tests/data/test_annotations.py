@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from test_avqa_audio import annotation
-from test_mmau import annotation as mmau_annotation
 
 from evaluation.benchmarks import read_annotations
 from sightsound.benchmarks import avqa, mmau
 from sightsound.data.annotations import expect_choices
 from sightsound.method.answers import parse_answer
 from sightsound.method.prompts import question_text
+from tests.support.avqa import annotation
+from tests.support.mmau import annotation as mmau_annotation
 
 
 TEXTS = ["Dog", " a bell ", "Rooster", "3"]

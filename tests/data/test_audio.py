@@ -6,62 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
-from test_clips import outcome_of, pitch_hz
 
 from sightsound.cli import run
 from sightsound.data import audio, containers
 from sightsound.data.audio import decode_audio, load_clip
 from sightsound.data.frames import load_frames
 from sightsound.data.resampling import resample
-
-
-def write_placed(path, parts, codec="pcm_s16le", rate=48_000, video=None, block=960, duration_s=4.0):
-    """
-    A file with beeps at given times and a bright frame for each of them.
-
-    Args:
-        parts: Seconds from and to which the audio stream has sound.
-        video: Seconds from and to which there are frames, at 50 per second; None for no video.
-    """
-    import av
-
-    beep = np.zeros(round(duration_s * rate), np.float32)
-    beep += 0.01 * np.sin(2 * np.pi * 100 * np.arange(len(beep)) / rate)
-    for second in range(int(duration_s)):
-        start = round((second + 0.5) * rate)
-        beep[start : start + rate // 10] += 0.5 * np.sin(2 * np.pi * 1000 * np.arange(rate // 10) / rate)
-    with av.open(str(path), "w") as container:
-        if video is not None:
-            name = {".webm": "libvpx", ".mpg": "mpeg2video"}.get(path.suffix, "libx264")
-            pictures = container.add_stream(name, rate=50, options={"g": "25", "preset": "ultrafast", "threads": "1"})
-            pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
-        stream = container.add_stream(codec, rate=rate)
-        stream.layout = "mono"
-        if video is not None:
-            for i in range(round(video[0] * 50), round(video[1] * 50)):
-                level = 250 if 0.5 <= (i / 50) % 1 < 0.6 else 10
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
-                frame.pts, frame.time_base = i, Fraction(1, 50)
-                container.mux(pictures.encode(frame))
-            container.mux(pictures.encode())
-        size = stream.codec_context.frame_size or block
-        for start_s, end_s in parts:
-            for start in range(round(start_s * rate), round(end_s * rate) - size + 1, size):
-                frame = av.AudioFrame.from_ndarray(
-                    (beep[None, start : start + size] * 32767).astype(np.int16), format="s16", layout="mono"
-                )
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def beeps_s(waveform) -> list[float]:
-    """When the beeps begin."""
-    window = 80
-    loud = np.abs(waveform[: len(waveform) // window * window]).reshape(-1, window).max(axis=1) > 0.25
-    return [i * window / 16_000 for i in np.flatnonzero(loud[1:] & ~loud[:-1]) + 1]
+from tests.support.clips import beeps_s, outcome_of, pitch_hz, tone, write_placed
 
 
 def flashes_s(frames, start_s=0.0) -> list[float]:
@@ -178,7 +129,7 @@ def test_a_rate_that_shares_no_divisor_takes_little_memory(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1000, 44_099, 2.0), 44_099)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
-        "from sightsound.audio import load_clip; print(len(load_clip(sys.argv[1])))"
+        "from sightsound.data.audio import load_clip; print(len(load_clip(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.wav")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

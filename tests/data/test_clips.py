@@ -1,32 +1,19 @@
 """Clips as they are found in the wild: which stream, how long, how fast, and what is said of a broken one."""
 
-import csv
-
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
 
 from sightsound.cli import InputError
 from sightsound.data import frames as frames_module
 from sightsound.data.audio import decode_audio, encode_flac, encode_wav, is_silent, load_clip
 from sightsound.data.clips import Clip, MediaError, MediaFolder, video_name
 from sightsound.data.frames import load_frames
-
-
-def pitch_hz(waveform: np.ndarray) -> float:
-    """The strongest frequency of a 16 kHz waveform."""
-    return float(np.abs(np.fft.rfft(waveform)).argmax() * 16_000 / len(waveform))
+from tests.support.clips import media_rows, outcome_of, pitch_hz, tone
 
 
 def duration_s(frames) -> float:
     return len(frames.pixels) / frames.fps
-
-
-def outcome_of(path, load=load_clip, **options) -> str:
-    with pytest.raises(MediaError) as raised:
-        load(str(path), **options)
-    return raised.value.outcome
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (16_000, 1), (8_000, 1), (48_000, 2)])
@@ -283,12 +270,6 @@ def test_stored_audio_of_another_kind_is_refused():
     ):
         with pytest.raises(MediaError, match=r"cannot be decoded|expected mono at 16000 Hz"):
             decode_audio({"bytes": broken, "path": None})
-
-
-def media_rows(real_data) -> list[dict[str, str]]:
-    with open(real_data / "MEDIA.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row["file"].startswith("video/")]
 
 
 def test_every_real_video_is_heard_and_seen(real_data):

@@ -6,13 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import soundfile
-from conftest import tone
-from test_audio import beeps_s, write_placed
-from test_clips import outcome_of, pitch_hz
 
 from sightsound.data.audio import load_clip
 from sightsound.data.clips import MediaFolder
 from sightsound.data.frames import load_frames
+from tests.support.clips import beeps_s, outcome_of, pitch_hz, tone, write_placed
 
 
 CUT = [

@@ -4,10 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_clips import outcome_of
 
 from sightsound.data.audio import load_clip
 from sightsound.data.frames import load_frames
+from tests.support.clips import outcome_of
 
 
 CORNER = np.full((48, 64, 3), 20, np.uint8)

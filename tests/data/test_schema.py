@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tone
 
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio, encode_flac
 from sightsound.hub.cards import render_card, write_dataset_card
+from tests.support.clips import tone
 
 
 def avqa_row(row_id: str, hz: float = 440.0) -> dict:

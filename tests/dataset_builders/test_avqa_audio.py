@@ -13,11 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import REPO
-from test_clips import media_rows, pitch_hz
 
 from dataset_builders import avqa_audio
 from sightsound.building.audio_dataset import AudioDatasetArguments
@@ -28,36 +25,13 @@ from sightsound.data.audio import decode_audio
 from sightsound.data.parquet import open_dataset
 from sightsound.data.schema import avqa_audio_features
 from sightsound.hub.publishing import PublishArguments
+from tests.support.avqa import annotation, command, ledger
+from tests.support.clips import media_rows, pitch_hz
+from tests.support.tiny import REPO
 
 
 COLUMNS = ["id", "video_id", "start_s", "audio", "duration_s", "question", "video_question", "choices", "answer"]
 COLUMNS += ["answer_text", "question_relation", "question_type", "media_sha256"]
-
-
-def annotation(row_id, name: str, **fields) -> dict:
-    """A row in AVQA's own format."""
-    return {
-        "id": row_id,
-        "video_name": name,
-        "video_id": 7,
-        "question_text": "What is the main source of sound in the video?",
-        "multi_choice": ["dog", " bell", "siren", "drum"],
-        "answer": 1,
-        "question_relation": "Both",
-        "question_type": "Come From",
-    } | fields
-
-
-def command(folder: Path, annotations: list | Path, *flags: str) -> list[str]:
-    """To be run in `folder`: the card tells the command, and two folders should be able to hold the same bytes."""
-    file = annotations
-    if isinstance(annotations, list):
-        file = "train_qa.json"
-        (folder / file).write_text(json.dumps(annotations))
-    (folder / "clips").mkdir(exist_ok=True)
-    script = str(REPO / "dataset_builders" / "avqa_audio.py")
-    paths = ["--train_annotations", str(file), "--media_dir", "clips", "--output_dir", "out"]
-    return [sys.executable, script, *paths, "--num_proc", "1", *flags]
 
 
 TOKEN = "hf_a_secret_that_no_card_may_tell"
@@ -68,10 +42,6 @@ def build(folder: Path, annotations: list | Path, *flags: str) -> subprocess.Com
     return subprocess.run(
         command(folder, annotations, *flags), cwd=folder, env=env, capture_output=True, text=True, check=False
     )
-
-
-def ledger(folder: Path) -> list[dict]:
-    return pq.read_table(folder / "out" / "ledger.parquet").to_pylist()
 
 
 ROWS = {

@@ -14,27 +14,11 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.annotations import RowError
 from tests.support.card_rules import validate
+from tests.support.mmau import annotation
 from tests.support.tiny import REPO, read_ledger, run_script
 
 
 SCRIPT = "dataset_builders/mmau.py"
-
-
-def annotation(row_id: str, **fields) -> dict:
-    """A row in MMAU's own format."""
-    return {
-        "id": row_id,
-        "audio_id": f"./test-mini-audios/{row_id}.wav",
-        "question": "What is in the video?",
-        "choices": ["Man", "Woman", "Man"],
-        "answer": "Man",
-        "dataset": "AudioSet",
-        "task": "sound",
-        "split": "test-mini",
-        "category": ["Reasoning"],
-        "sub-category": "Acoustic Source Inference",
-        "difficulty": "medium",
-    } | fields
 
 
 @pytest.fixture(scope="module")

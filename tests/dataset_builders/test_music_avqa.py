@@ -15,20 +15,8 @@ from sightsound.benchmarks import music_avqa
 from sightsound.data import schema
 from sightsound.data.annotations import RowError
 from tests.support.card_rules import validate
+from tests.support.music_avqa import annotation
 from tests.support.tiny import read_ledger, run_script
-
-
-def annotation(question_id, video_id="00000093", **fields) -> dict:
-    """A row in MUSIC-AVQA's own format."""
-    return {
-        "video_id": video_id,
-        "question_id": question_id,
-        "type": '["Audio-Visual", "Temporal"]',
-        "question_content": "Which <Object> makes the sound <FL>?",
-        "templ_values": '["violin", "first"]',
-        "question_deleted": 0,
-        "anser": "simultaneously",
-    } | fields
 
 
 @pytest.fixture(scope="module")

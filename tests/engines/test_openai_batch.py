@@ -411,9 +411,10 @@ def test_a_kill_at_any_request_costs_nothing(tmp_path, undisturbed, moment):
     assert server.billed == dict.fromkeys(server.billed, 1), "nothing is paid twice"
 
 
-@pytest.mark.parametrize("draw", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
-def test_ten_kills_at_random_moments_cost_nothing(tmp_path, undisturbed, draw):
-    drawn = random.Random(draw)
+@pytest.mark.storm
+@pytest.mark.parametrize("draw", range(6))
+def test_ten_kills_at_random_moments_cost_nothing(tmp_path, undisturbed, storm_seed, draw):
+    drawn = random.Random(storm_seed + draw)
 
     def after(num_moments: int) -> Kill:
         left = itertools.count(num_moments, -1)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from test_grpo import make_rows, make_trainer
 
 from sightsound.data.audio import decode_audio
 from sightsound.engines.base import ChatRequest, Completion, Sampling
@@ -23,6 +22,7 @@ from sightsound.training import validation
 from sightsound.training.validation import ValidationSet
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import REPO
+from tests.support.trainers import make_rows, make_trainer
 
 
 GREEDY = Sampling(n=1, temperature=0.0, max_tokens=12, seed=0)

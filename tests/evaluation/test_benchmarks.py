@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
 
 from sightsound.cli import InputError
 from tests.benchmarks import gpu_step
 from tests.support import served
+from tests.support.tiny import REPO
 
 
 def measure(script: str, *flags: str, may_miss: bool = False) -> str:
@@ -21,28 +21,28 @@ def measure(script: str, *flags: str, may_miss: bool = False) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to compare with")
 def test_extraction_is_faster_than_a_call_of_ffmpeg_per_clip_and_sounds_alike(real_data):
     measure("extract_audio", "--media_dir", str(real_data / "video"), "--repeats", "3")
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_all_protocols_take_no_longer_than_a_plain_token_matcher(real_data):
     measure("scoring_speed", "--annotations", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_memory_and_time_per_row_do_not_grow_with_the_rows():
     measure("build_memory", "--num_rows", "100")
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_memory_of_the_corpus_is_flat_and_its_time_linear():
     measure("corpus_scale", "--num_questions", "1000")
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.skipif(not served.PYTHON.exists(), reason=f"no vLLM at {served.PYTHON}; run `make setup-vllm`")
 def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
     # Its own bound, 1 / 0.95, is for an idle machine: where others want the two cores, what the client and the server do comes
@@ -51,7 +51,7 @@ def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
     assert json.loads(told.splitlines()[-1])["ratio"] <= 1.25
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_the_script_for_gpus_runs_on_a_small_model():
     figures = json.loads(
         measure("gpu_step", "--tiny", "--steps", "2", "--clip_s", "2", "--num_new_tokens", "6").splitlines()[-1]
@@ -74,7 +74,7 @@ def test_steps_of_a_model_of_the_size_of_the_7b():
     assert json.loads(measure("gpu_step").splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_a_grpo_step_takes_less_than_half_of_the_plain_way():
     told = measure("grpo_step", "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1")
     assert json.loads(told.splitlines()[-1])["10"] >= 2

@@ -305,7 +305,7 @@ def choose(chromium: Any, name: str, label: str) -> None:
     Select(find(chromium, f"select[name={name}]")).select_by_visible_text(label)
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_chromium_pages_filters_and_searches(opened):
     count, place = find(opened, "#count"), find(opened, ".place")
     assert (count.text, place.text, len(shown(opened))) == ("All 72 questions.", "1–20 of 72", 20)
@@ -333,14 +333,14 @@ def test_chromium_pages_filters_and_searches(opened):
     assert shown(opened) and not any("Not in this page" in text for text in shown(opened))
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_chromium_tells_a_missing_verdict_from_a_rejection(opened):
     texts = "\n".join(shown(opened))
     assert "? no verdict: no reasoning Trace 1 says" in texts and "– not checked yet Trace 1 says" in texts
     assert opened.execute_script("return plain('not_verified')") == "not checked yet"
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_chromium_plays_sound_and_video(opened):
     find(opened, "input[name=with_clip]").click()
     played = """

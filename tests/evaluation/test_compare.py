@@ -4,16 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_accuracy import question
-from test_finished_runs import write_run
-from test_report import write_predictions
-from test_score import annotations, write
 
 from evaluation import compare
 from sightsound.cli import InputError
-
-
-__all__ = ["annotations"]  # the fixture
+from tests.support.questions import question
+from tests.support.runs import write_predictions, write_run
+from tests.support.scoring import write
 
 
 def told_of(capsys, *sides: object, flags: tuple[str, ...] = ()) -> dict:
@@ -33,8 +29,8 @@ def theirs(path: Path, outputs: list[str], **more: object) -> Path:
     return write(path, [{"id": f"q{i}", "model_output": output, **more} for i, output in enumerate(outputs)])
 
 
-def test_files_of_others_are_graded_on_the_questions_and_paired(annotations, tmp_path, capsys):
-    flags = ("--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned")
+def test_files_of_others_are_graded_on_the_questions_and_paired(mmau_annotations, tmp_path, capsys):
+    flags = ("--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned")
     first = theirs(tmp_path / "a.json", ["Man", "A", "(A) Man", "Woman"])
     second = write(tmp_path / "b.jsonl", [{"id": f"q{i}", "raw_model_outputs": [text]} for i, text in enumerate("ABBA")])
     told = told_of(capsys, first, second, flags=flags)["mmau"]
@@ -70,10 +66,10 @@ def test_differing_splits_are_named(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("avqa, 8 questions of split validation: ")
 
 
-def test_what_cannot_be_paired_is_one_line(annotations, tmp_path):
+def test_what_cannot_be_paired_is_one_line(mmau_annotations, tmp_path):
     other = str(theirs(tmp_path / "a.json", ["Man"]))
     run = write_run(tmp_path / "run")
-    questions = ["--annotations", str(annotations), "--allow_unpinned"]
+    questions = ["--annotations", str(mmau_annotations), "--allow_unpinned"]
     for flags, told in (
         (
             ["--runs", other, other],

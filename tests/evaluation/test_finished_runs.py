@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from test_accuracy import question
-from test_report import write_predictions, write_results
 
 from evaluation import browse as browser
 from evaluation import compare, publish, report
@@ -13,16 +11,8 @@ from evaluation.reporting.finished_runs import answers_of, find_runs, run_names
 from evaluation.reporting.sections import comparisons_lines
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
-
-
-ROWS = [question(i, 0, in_paper=i < 4) for i in range(8)]
-
-
-def write_run(folder: Path, benchmark: str = "avqa", right: int = 8, complete: bool = True, rows: list[dict] = ROWS) -> str:
-    results = {"benchmark": benchmark, "arm": folder.name, "seed": 0, "results": {}, "gains": {}}
-    path = write_results(folder, results, complete)
-    write_predictions(path, rows, [i < right for i in range(len(rows))], benchmark)
-    return path
+from tests.support.questions import question
+from tests.support.runs import ROWS, write_predictions, write_results, write_run
 
 
 def test_a_folder_is_a_run_or_has_one_of_each_benchmark(tmp_path):

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import REPO
 
 from evaluation.benchmarks import read_annotations
 from evaluation.metrics.mmau_official.matcher import decide as mmau_decides
@@ -18,6 +17,7 @@ from sightsound.benchmarks.mmau import PINNED
 from sightsound.benchmarks.music_avqa import VOCABULARY
 from sightsound.cli import InputError
 from sightsound.data.schema import LETTERS
+from tests.support.tiny import REPO
 
 
 METRICS = REPO / "evaluation" / "metrics"
@@ -82,7 +82,7 @@ def test_official_decisions_are_the_frozen_ones_on_every_row(official, name):
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(official):
     decided, expected = decisions(official, lambda row: random_outputs(row, 2000)), FROZEN["cases"]["2000 random strings"]
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])

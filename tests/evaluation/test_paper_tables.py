@@ -4,8 +4,6 @@ import re
 
 import pytest
 from scipy.stats import binomtest
-from test_accuracy import question
-from test_report import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main, told_apart
@@ -23,6 +21,8 @@ from evaluation.reporting.paper_tables import (
 )
 from evaluation.running.requests import AUDIO, AUDIO_VIDEO, METHODS, VIDEO
 from sightsound.cli import InputError
+from tests.support.questions import question
+from tests.support.runs import MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_results
 from tests.support.tiny import REPO
 
 

@@ -4,24 +4,21 @@ import json
 from collections.abc import Callable
 
 import pytest
-from test_mmau import annotation as mmau_annotation
-from test_score import ONE, OUTPUTS, annotations, score, write
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.running.controls import shuffled
 from evaluation.score import main
 from sightsound.cli import InputError
+from tests.support.mmau import annotation as mmau_annotation
+from tests.support.scoring import ONE, OUTPUTS, score, write
 
 
-__all__ = ["annotations"]  # the fixture
-
-
-def test_rows_are_lines_or_a_list_whatever_the_name_says(annotations, tmp_path, capsys):
+def test_rows_are_lines_or_a_list_whatever_the_name_says(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "model_output": output} for i, output in enumerate(OUTPUTS)]
     (tmp_path / "lines.json").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "list.jsonl").write_text(json.dumps(rows, indent=2))
     for name in ("lines.json", "list.jsonl"):
-        told = score(tmp_path / name, annotations, capsys, "--protocol", "paper")
+        told = score(tmp_path / name, mmau_annotations, capsys, "--protocol", "paper")
         assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
 
 
@@ -49,9 +46,9 @@ SHAPES: dict[str, Callable[[str, str], dict]] = {
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("file", ["p.json", "p.jsonl"])
-def test_files_of_others_are_read_in_their_own_shapes(annotations, tmp_path, capsys, name, file):
+def test_files_of_others_are_read_in_their_own_shapes(mmau_annotations, tmp_path, capsys, name, file):
     rows = [SHAPES[name](f"q{i}", output) for i, output in enumerate(OUTPUTS)]
-    told = score(write(tmp_path / file, rows), annotations, capsys, "--protocol", "paper")
+    told = score(write(tmp_path / file, rows), mmau_annotations, capsys, "--protocol", "paper")
     assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
     assert (told["missing"], told["not_text"]) == ({"none": 0}, {"none": 0})
     assert told["several"] == (4 if name in ("several samples", "raw outputs, as a text") else 0)
@@ -70,21 +67,21 @@ WHOLE: dict[str, object] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_json_object_is_read_by_id_or_by_its_only_list(annotations, tmp_path, capsys, name):
-    told = score(write(tmp_path / "p.json", WHOLE[name]), annotations, capsys, "--protocol", "paper")
+def test_a_json_object_is_read_by_id_or_by_its_only_list(mmau_annotations, tmp_path, capsys, name):
+    told = score(write(tmp_path / "p.json", WHOLE[name]), mmau_annotations, capsys, "--protocol", "paper")
     assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
 
 
-def test_choices_of_another_question_are_told_in_every_form(annotations, tmp_path, capsys):
+def test_choices_of_another_question_are_told_in_every_form(mmau_annotations, tmp_path, capsys):
     for choices in (json.dumps(["Man", "Dog"]), str(["Man", "Dog"]), ["(A) Woman", "(B) Man", "(C) Child"], "Man or Dog"):
         rows = [{"id": "q0", "choices": choices, "model_prediction": "Man"}]
         with pytest.raises(InputError, match="question q0 has other texts there"):
-            score(write(tmp_path / "p.json", rows), annotations, capsys)
+            score(write(tmp_path / "p.json", rows), mmau_annotations, capsys)
 
 
-def test_the_decision_on_every_row_is_written(annotations, tmp_path, capsys):
+def test_the_decision_on_every_row_is_written(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "model_output": output} for i, output in enumerate(["Woman", "(B) Woman", "A", "?"])]
-    told = score(write(tmp_path / "p.json", rows[:3]), annotations, capsys, "--rows_file", str(tmp_path / "d.jsonl"))
+    told = score(write(tmp_path / "p.json", rows[:3]), mmau_annotations, capsys, "--rows_file", str(tmp_path / "d.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     decided = {(x["id"], x["protocol"]): (x["answer"], x["matched_by"], x["correct"]) for x in lines}
     assert decided == {
@@ -104,33 +101,33 @@ def test_the_decision_on_every_row_is_written(annotations, tmp_path, capsys):
         assert part["results"]["none"]["over_answered"]["n"] == 3
 
 
-def test_decisions_under_controls_say_which(annotations, tmp_path, capsys):
+def test_decisions_under_controls_say_which(mmau_annotations, tmp_path, capsys):
     rows = [{"id": "q0", "model_output": "Man", "control": control} for control in ("none", "shuffled")]
     where = ["--protocol", "paper", "--rows_file", str(tmp_path / "d.jsonl")]
-    score(write(tmp_path / "p.json", rows), annotations, capsys, *where)
+    score(write(tmp_path / "p.json", rows), mmau_annotations, capsys, *where)
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and {line["control"] for line in lines} == {"none", "shuffled"}
-    asked = shuffled(BENCHMARKS["mmau"].to_row(json.loads(annotations.read_text())[0]))
+    asked = shuffled(BENCHMARKS["mmau"].to_row(json.loads(mmau_annotations.read_text())[0]))
     (line,) = (x for x in lines if x["id"] == "q0" and x["control"] == "shuffled")
     assert asked["choices"][line["answer"]] == "Man" and line["answer"] != 0
 
 
-def test_a_place_where_decisions_cannot_go_is_told_before_scoring(annotations, tmp_path, capsys):
+def test_a_place_where_decisions_cannot_go_is_told_before_scoring(mmau_annotations, tmp_path, capsys):
     predictions = write(tmp_path / "p.json", [ONE])
     for place, told in (
         (tmp_path, "expected the path of a file in a folder that exists"),
         (tmp_path / "nowhere" / "d.jsonl", "expected the path of a file in a folder that exists"),
         (predictions, "is the file of --predictions, which it would replace"),
-        (annotations, "is the file of --annotations, which it would replace"),
+        (mmau_annotations, "is the file of --mmau_annotations, which it would replace"),
     ):
         with pytest.raises(InputError, match=told):
-            score(predictions, annotations, capsys, "--rows_file", str(place))
+            score(predictions, mmau_annotations, capsys, "--rows_file", str(place))
     assert json.loads(predictions.read_text()) == [ONE]
 
 
-def test_accuracy_over_the_answered_stands_beside_that_over_all(annotations, tmp_path, capsys):
+def test_accuracy_over_the_answered_stands_beside_that_over_all(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "model_output": output} for i, output in enumerate(["Man", "Woman", "", "?"])]
-    flags = ["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions"]
+    flags = ["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions"]
     main([*flags, str(write(tmp_path / "p.json", rows)), "--protocol", "paper"])
     text = capsys.readouterr().out
     assert "| average | 4 | 25.0 [4.6, 69.9] |\n| average, over the answered | – | 50.0 [9.5, 90.5] (n=2) |" in text
@@ -168,8 +165,8 @@ UNKNOWN: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_shape_is_one_line_that_names_what_was_seen_and_expected(annotations, tmp_path, capsys, name):
+def test_an_unknown_shape_is_one_line_that_names_what_was_seen_and_expected(mmau_annotations, tmp_path, capsys, name):
     content, told = UNKNOWN[name]
     with pytest.raises(InputError, match=told) as raised:
-        score(write(tmp_path / "p.json", content), annotations, capsys)
+        score(write(tmp_path / "p.json", content), mmau_annotations, capsys)
     assert "\n" not in str(raised.value)

@@ -7,17 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_accuracy import CLIPS, DECISIONS, ROWS, question
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main
 from evaluation.running.controls import CONTROLS, gains_over
-from evaluation.scoring.accuracy import results_of, score_run
-from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, protocols_of
+from evaluation.scoring.accuracy import results_of
+from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import fingerprint
+from tests.support.questions import CLIPS, DECISIONS, ROWS, question
+from tests.support.runs import ASKED, MMAU_OUTPUTS, MMAU_ROWS, MUSIC_ROWS, is_png, results_on, write_predictions, write_results
 from tests.support.tiny import REPO
 
 
@@ -35,14 +36,6 @@ KEYS = {
     "swapped_accuracy",
 }
 NOTHING_RIGHT = [Decision(False, "letter")] * len(ROWS)
-ASKED = {"benchmark": "avqa", "model": "models/student", "method": "audio/cot", "settings": {"split": None, "dataset": "there"}}
-
-
-def write_results(folder, results: dict, complete: bool = True) -> str:
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "stage.json").write_text(json.dumps({"settings": {}, "complete": complete}))
-    return str(folder)
 
 
 def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 0, heard=DECISIONS, **more) -> str:
@@ -54,28 +47,6 @@ def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 
     return write_results(folder, {"arm": arm, "seed": seed, **ASKED, **results, **more}, complete)
 
 
-def results_on(benchmark: str, rows: list[dict], outputs: list[str], **more) -> dict:
-    """A run's results on a benchmark, as `python -m evaluation run` leaves them."""
-    scored = score_run(benchmark, protocols_of(benchmark), {"none": outputs}, {"none": rows})
-    official = {OFFICIAL: scored[OFFICIAL]["results"]} if OFFICIAL in scored else {}
-    settings = ASKED["settings"] | {"arm": more.get("arm")}
-    return {"arm": "run", "seed": 0, **ASKED, "benchmark": benchmark, "settings": settings, **scored[PAPER], **official, **more}
-
-
-def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmark: str = "avqa", revision: str = "r") -> None:
-    """The columns that runs are compared by; the others are empty."""
-    empty = dict.fromkeys(schema.predictions_features())
-    told = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
-    asked = zip(rows, right, strict=True)
-    kept = ("id", "video_id", "choices", "in_paper")
-    predictions = [
-        empty | told | {name: row.get(name) for name in kept} | {"gold": row["answer"], "correct": is_right}
-        for row, is_right in asked
-    ]
-    path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"
-    parquet.write_parquet(predictions, schema.predictions_features(), path)
-
-
 def write_training(folder, *log: dict) -> str:
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": list(log)}))
@@ -84,10 +55,6 @@ def write_training(folder, *log: dict) -> str:
 
 SFT_LOG = ({"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"train_runtime": 3.0})
 GRPO_LOG = ({"step": 1, "reward": 0.5, "kl": 0.0}, {"step": 2, "reward": 1.5, "kl": 0.01})
-
-
-def is_png(path) -> bool:
-    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
 
 
 def test_the_report_holds_every_run_with_its_controls(tmp_path, capsys):
@@ -195,14 +162,6 @@ def test_silent_video_cannot_be_heard(tmp_path):
     assert first_line(tmp_path, sees, hears).startswith("Not deaf")
 
 
-MMAU_ROWS = [
-    question(i, i % 2, question_type=task, difficulty=level, sub_category=f"kind {i}")
-    for i, (task, level) in enumerate([("sound", "easy"), ("sound", "hard"), ("speech", "easy"), ("music", "hard")] * 3)
-]
-# Both of the rule's words under the official protocol, a letter under the paper's, and nothing.
-MMAU_OUTPUTS = ["dog", "B", "", "bell"] * 3
-
-
 def test_mmau_is_told_as_the_paper_tells_it(tmp_path):
     run = write_results(tmp_path / "mmau", results_on("mmau", MMAU_ROWS, MMAU_OUTPUTS, arm="sft"))
     main(["--runs", run, "--output_dir", str(tmp_path)])
@@ -216,12 +175,6 @@ def test_mmau_is_told_as_the_paper_tells_it(tmp_path):
     assert "### By relation" in lines and "In the miniature" not in "".join(lines)
     assert "| questions | sft, 0, paper | sft, 0, official |" in lines, "12 sub-categories go down the page"
     assert "| kind 9 | 100.0 [20.7, 100.0] (n=1) | 0.0 [0.0, 79.3] (n=1) |" in lines
-
-
-MUSIC_ROWS = [
-    {**question(i, 0, question_type=kind, in_paper=kind != "Location"), "choices": ["yes", "no"], "answer_text": "yes"}
-    for i, kind in enumerate(["Temporal", "Comparative", "Counting", "Existential", "Location"])
-]
 
 
 def test_music_avqa_has_the_papers_average_and_that_of_all_questions(tmp_path):

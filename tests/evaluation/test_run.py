@@ -6,31 +6,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
 from evaluation import compare
-from evaluation import run as generate
 from evaluation.reporting.sections import missing_answers
 from evaluation.running import arguments as run_arguments
 from sightsound.cli import InputError
-from sightsound.data import parquet, schema
+from sightsound.data import schema
 from sightsound.engines.sampling import NEUTRAL
-from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Stage, fingerprint
+from tests.support.evaluation import always, read, run, write_benchmark
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import trace, trace_row, write_traces
 
 
 MUSIC = {"modality": "Audio", "template": "What is heard?", "in_paper": True}
 MMAU = {"task": "sound", "difficulty": "easy", "category": "Reasoning", "sub_category": "x", "source_dataset": "y"}
-
-
-def write_benchmark(rows: list[dict], features: Any, split: str, folder: Path) -> Path:
-    parquet.write_parquet(rows, features, folder / "data" / f"{split}-00000-of-00001.parquet")
-    write_dataset_card(folder, "# Benchmark\n", {"default": {split: "data/*.parquet"}})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +36,6 @@ def benchmarks(questions, tmp_path_factory) -> dict[str, Path]:
             [r | MUSIC for r in questions[:2]], schema.music_avqa_features(), "test", folder / "music"
         ),
     }
-
-
-def run(**flags: Any) -> None:
-    """A flag's value is one, or a list."""
-    parts = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])] for name, value in flags.items()]
-    generate.main([part for flag in parts for part in flag])
-
-
-def read(folder: Path) -> tuple[dict, list[dict]]:
-    (file,) = (folder / "data").glob("predictions-*.parquet")
-    return json.loads((folder / "results.json").read_text()), pq.read_table(file).to_pylist()
-
-
-def always(text: str):
-    return lambda ask: [text] * ask.n
 
 
 def test_several_benchmarks_go_into_a_folder_each(benchmarks, tmp_path, capsys):

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_run import always, read, run, write_benchmark
 
 from evaluation import report
 from evaluation import run as generate
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.engines.runner import MAX_UNANSWERED
+from tests.support.evaluation import always, read, run, write_benchmark
 from tests.support.openai_server import OpenAIServer
 
 

@@ -5,12 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from test_avqa_audio import annotation as avqa_annotation
-from test_mmau import annotation as mmau_annotation
-from test_music_avqa import annotation as music_annotation
 
 from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
 from evaluation.reporting.sections import parts_lines
@@ -21,43 +16,21 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.hub.cards import write_dataset_card
+from tests.support.avqa import annotation as avqa_annotation
 from tests.support.loopback_hub import client, client_environment, loopback_hub
+from tests.support.mmau import annotation as mmau_annotation
+from tests.support.music_avqa import annotation as music_annotation
+from tests.support.scoring import ONE, OUTPUTS, score, write
 
 
 __all__ = ["loopback_hub"]  # the fixture
 
 
-@pytest.fixture
-def annotations(tmp_path) -> Path:
-    rows = [mmau_annotation(f"q{i}", choices=["Man", "Woman", "Child"], task=("sound", "music")[i % 2]) for i in range(4)]
-    (tmp_path / "mmau.json").write_text(json.dumps(rows))
-    return tmp_path / "mmau.json"
-
-
-def write(path: Path, rows: object) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    else:
-        path.write_text(json.dumps(rows))
-    return path
-
-
-def score(predictions: Path, annotations: Path, capsys, *flags: str) -> dict:
-    given = ["--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)]
-    main(["--benchmark", "mmau", *given, "--json", *flags])
-    return json.loads(capsys.readouterr().out)
-
-
-OUTPUTS = ["Man", "(A) Man", "A", "Woman"]
-
-
 @pytest.mark.parametrize("name", ["ours.parquet", "theirs.json", "theirs.jsonl"])
 @pytest.mark.parametrize("key", ["output", "model_output", "model_prediction"])
-def test_every_form_gives_the_same_figures(annotations, tmp_path, capsys, name, key):
+def test_every_form_gives_the_same_figures(mmau_annotations, tmp_path, capsys, name, key):
     rows = [{"id": f"q{i}", key: output, "other": i} for i, output in enumerate(OUTPUTS)]
-    told = score(write(tmp_path / name, rows[::-1]), annotations, capsys, "--protocol", "official,paper")
+    told = score(write(tmp_path / name, rows[::-1]), mmau_annotations, capsys, "--protocol", "official,paper")
     figures = {protocol: part["results"]["none"] for protocol, part in told["protocols"].items()}
     assert list(figures) == ["official", "paper"]
     assert {protocol: part["accuracy"] for protocol, part in figures.items()} == {"official": 50.0, "paper": 75.0}
@@ -65,16 +38,16 @@ def test_every_form_gives_the_same_figures(annotations, tmp_path, capsys, name, 
     assert {task: part["n"] for task, part in figures["paper"]["by_type"].items()} == {"music": 2, "sound": 2}
 
 
-def test_what_is_missing_or_no_text_is_counted_and_unanswered(annotations, tmp_path, capsys):
+def test_what_is_missing_or_no_text_is_counted_and_unanswered(mmau_annotations, tmp_path, capsys):
     rows = [{"id": "q0", "model_output": "Man"}, {"id": "q1", "model_output": None}, {"id": "q2", "model_output": 3}]
     rows.append({"id": "q3"})
     path = write(tmp_path / "p.json", rows)
-    told = score(path, annotations, capsys)
+    told = score(path, mmau_annotations, capsys)
     assert (told["missing"], told["not_text"]) == ({"none": 1}, {"none": 2})
     for part in told["protocols"].values():
         assert (part["results"]["none"]["n"], part["results"]["none"]["accuracy"]) == (4, 25.0)
         assert part["results"]["none"]["unanswered"] == 75.0
-    main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(path)])
+    main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(path)])
     text = capsys.readouterr().out
     assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is no text" in text
     assert "| average | 4 | 25.0 [4.6, 69.9] | 25.0 [4.6, 69.9] |" in text
@@ -82,7 +55,6 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(annotations, tmp_p
     assert "| unanswered, % | 4 | 75.0 | 75.0 |" in text
 
 
-ONE = {"id": "q0", "model_output": "Man"}
 BAD: dict[str, tuple[str, object, str]] = {
     "unknown ids": ("p.json", [ONE, {"id": "x", "model_output": ""}], r"1 of 2 ids are no question of mmau .*first: x"),
     "an id twice": ("p.json", [ONE, ONE], "id q0 stands there twice"),
@@ -116,14 +88,14 @@ BAD: dict[str, tuple[str, object, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_file_that_cannot_be_scored_is_one_line(annotations, tmp_path, capsys, case):
+def test_a_file_that_cannot_be_scored_is_one_line(mmau_annotations, tmp_path, capsys, case):
     name, rows, told = BAD[case]
     with pytest.raises(InputError, match=told) as raised:
-        score(write(tmp_path / name, rows), annotations, capsys)
+        score(write(tmp_path / name, rows), mmau_annotations, capsys)
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_cut_short_is_told_with_its_line(annotations, tmp_path, capsys):
+def test_a_file_cut_short_is_told_with_its_line(mmau_annotations, tmp_path, capsys):
     for name, content, told in (
         ("p.jsonl", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.json", '[{"id": "q0"', "is not JSON that can be read"),
@@ -132,23 +104,23 @@ def test_a_file_cut_short_is_told_with_its_line(annotations, tmp_path, capsys):
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=told):
-            score(tmp_path / name, annotations, capsys)
+            score(tmp_path / name, mmau_annotations, capsys)
     with pytest.raises(InputError, match="cannot be read"):
-        score(tmp_path / "gone.jsonl", annotations, capsys)
+        score(tmp_path / "gone.jsonl", mmau_annotations, capsys)
     with pytest.raises(InputError, match=r"is a folder; give a file of predictions$"):
-        score(tmp_path, annotations, capsys)
+        score(tmp_path, mmau_annotations, capsys)
     (tmp_path / "run" / "data").mkdir(parents=True)
     (tmp_path / "run" / "data" / "predictions-mmau.parquet").touch()
     with pytest.raises(InputError, match=r"run is a folder; .*, such as .*run/data/predictions-mmau\.parquet$"):
-        score(tmp_path / "run", annotations, capsys)
+        score(tmp_path / "run", mmau_annotations, capsys)
 
 
-def test_questions_come_from_one_place_and_protocols_exist(annotations, tmp_path):
+def test_questions_come_from_one_place_and_protocols_exist(mmau_annotations, tmp_path):
     predictions = ["--predictions", str(write(tmp_path / "p.json", [ONE]))]
     for flags, told in (
         (["--benchmark", "mmau"], "either --annotations, the official file, or --dataset"),
-        (["--benchmark", "mmau", "--annotations", str(annotations), "--dataset", "d"], "either --annotations"),
-        (["--benchmark", "mmau", "--annotations", str(annotations)], "is not mmau-test-mini.json of .*4 rows instead"),
+        (["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--dataset", "d"], "either --annotations"),
+        (["--benchmark", "mmau", "--annotations", str(mmau_annotations)], "is not mmau-test-mini.json of .*4 rows instead"),
         (["--benchmark", "avqa", "--annotations", "a", "--protocol", "official"], "no protocol 'official'; expected paper"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=told):
@@ -166,11 +138,11 @@ def write_dataset(folder: Path, annotations: list[dict], leave_out: str = "") ->
     return folder
 
 
-def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision(annotations, tmp_path, capsys):
-    dataset = write_dataset(tmp_path / "built", json.loads(annotations.read_text()))
+def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision(mmau_annotations, tmp_path, capsys):
+    dataset = write_dataset(tmp_path / "built", json.loads(mmau_annotations.read_text()))
     _, revision = load_benchmark("mmau", str(dataset), None, None)
     ours = [{"id": f"q{i}", "output": text, "benchmark_revision": revision} for i, text in enumerate(OUTPUTS)]
-    from_file = score(write(tmp_path / "p.parquet", ours), annotations, capsys)["protocols"]
+    from_file = score(write(tmp_path / "p.parquet", ours), mmau_annotations, capsys)["protocols"]
     main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet"), "--json"])
     assert json.loads(capsys.readouterr().out)["protocols"] == from_file
     write(tmp_path / "p.parquet", [row | {"benchmark_revision": "0123"} for row in ours])
@@ -181,14 +153,14 @@ def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision
     with pytest.raises(InputError, match=told):
         main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
     with pytest.raises(InputError, match=r"the annotation file holds 4 of 1,000 questions; .* or revision answered\?$"):
-        score(tmp_path / "p.parquet", annotations, capsys)
+        score(tmp_path / "p.parquet", mmau_annotations, capsys)
     for other in ("avqa", "music_avqa"):
         with pytest.raises(InputError, match=f"is a dataset of mmau, not of {other}; give --benchmark mmau, or {other}'s own"):
             load_benchmark(other, str(dataset), "test", None)
 
 
-def test_a_dataset_without_a_column_of_the_benchmark_is_refused(annotations, tmp_path):
-    dataset = write_dataset(tmp_path / "built", json.loads(annotations.read_text()), leave_out="sub_category")
+def test_a_dataset_without_a_column_of_the_benchmark_is_refused(mmau_annotations, tmp_path):
+    dataset = write_dataset(tmp_path / "built", json.loads(mmau_annotations.read_text()), leave_out="sub_category")
     with pytest.raises(InputError, match="is no dataset of mmau: it lacks sub_category; build one by dataset_builders/"):
         load_benchmark("mmau", str(dataset), None, None)
 
@@ -294,21 +266,21 @@ def test_what_a_run_wrote_is_scored(tmp_path, capsys):
     assert (told["questions"], told["benchmark_questions"]) == (1, 1000)
 
 
-def test_controls_in_a_run_s_file_are_scored_and_the_first_line_is_the_verdict(annotations, tmp_path, capsys):
+def test_controls_in_a_run_s_file_are_scored_and_the_first_line_is_the_verdict(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "output": "Man", "control": control} for i in range(4) for control in ("none", "silent")]
     predictions = write(tmp_path / "p.parquet", rows)
-    main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)])
+    main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(predictions)])
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
     assert "| silent audio | 100.0 [51.0, 100.0] | +0.0 [+0.0, +0.0] |" in text
 
 
-def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(annotations, tmp_path, capsys):
+def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "output": "Man", "control": "none"} for i in range(4)]
     rows += [{"id": f"q{i}", "output": text, "control": "silent"} for i, text in ((0, "Man"), (1, None))]
     rows += [{"id": "q0", "output": None, "control": "swapped"}]
     predictions = write(tmp_path / "p.parquet", rows)
-    main(["--benchmark", "mmau", "--annotations", str(annotations), "--allow_unpinned", "--predictions", str(predictions)])
+    main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(predictions)])
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
     assert "Only questions to which a text came back both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
@@ -352,10 +324,10 @@ def test_the_sample_of_avqa_is_read_whole(real_data):
         (lambda rows: {}, "expected a list of annotations"),
     ],
 )
-def test_questions_that_cannot_be_used_are_one_line(annotations, change: Callable[[list], object], told):
-    annotations.write_text(json.dumps(change(json.loads(annotations.read_text()))))
+def test_questions_that_cannot_be_used_are_one_line(mmau_annotations, change: Callable[[list], object], told):
+    mmau_annotations.write_text(json.dumps(change(json.loads(mmau_annotations.read_text()))))
     with pytest.raises(InputError, match=told):
-        read_annotations("mmau", str(annotations), allow_unpinned=True)
+        read_annotations("mmau", str(mmau_annotations), allow_unpinned=True)
 
 
 LOAD = """
@@ -366,8 +338,8 @@ print(load_benchmark("mmau", sys.argv[1], None, None)[1])
 
 
 @pytest.mark.slow
-def test_the_revision_of_a_hub_dataset_is_its_commit(loopback_hub, annotations, tmp_path):
-    folder = write_dataset(tmp_path / "built", json.loads(annotations.read_text()))
+def test_the_revision_of_a_hub_dataset_is_its_commit(loopback_hub, mmau_annotations, tmp_path):
+    folder = write_dataset(tmp_path / "built", json.loads(mmau_annotations.read_text()))
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     loopback_hub.change("alice/mmau", files)
     with client(LOAD, ["alice/mmau"], client_environment(loopback_hub, tmp_path)) as process:

@@ -74,8 +74,8 @@ def test_a_checker_of_the_hub_is_loaded_at_the_commit_that_is_recorded(tiny_data
 OPEN = """
 import json, sys
 from sightsound.cli import run
-from sightsound.inputs import pin_dataset
-from sightsound.schema import commit_of, open_dataset
+from sightsound.hub.inputs import pin_dataset
+from sightsound.data.parquet import commit_of, open_dataset
 def main():
     for given in sys.argv[2:]:
         source = pin_dataset("dataset", given, sys.argv[1])
@@ -150,8 +150,8 @@ def test_a_hub_that_refuses_is_one_line_without_the_token(case, opened, loopback
 CARD = """
 import json, sys
 from sightsound.cli import run
-from sightsound.inputs import front_matter_of
-from sightsound.schema import open_dataset
+from sightsound.hub.inputs import front_matter_of
+from sightsound.data.parquet import open_dataset
 def main():
     if sys.argv[1] == "open":
         open_dataset(sys.argv[2], "train")

@@ -23,6 +23,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.publish import publish_dataset
+from tests.support.clients import Done, run_client
 from tests.support.hub_routes import STRANGER, TOKEN
 from tests.support.loopback_hub import (
     DROP,
@@ -129,24 +130,6 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return make_build(tmp_path_factory.mktemp("builds") / "second", "second", shards=3)
-
-
-@dataclass
-class Done:
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def tag(self) -> str:
-        assert self.code == 0, self.stderr + self.stdout
-        return self.stdout.splitlines()[-1]
-
-
-def run_client(code: str, arguments: list[Any], environment: dict[str, str]) -> Done:
-    with client(code, arguments, environment) as process:
-        stdout, stderr = process.communicate()
-    return Done(process.returncode, stdout, stderr)
 
 
 def publish(hub: LoopbackHub, build: Build, home: Path, private: bool = True, **environment: Any) -> Done:
@@ -360,10 +343,10 @@ def test_killed_in_the_middle_over_xet(loopback_hub, first, tmp_path):
     assert loopback_hub.count("POST", "/v1/xorbs/") == 4, "of three batches, the one that was cut off is sent again"
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
-def test_fifty_kills(loopback_hub, first, second, tmp_path, xet):
-    draw = random.Random(0)
+def test_fifty_kills(loopback_hub, first, second, tmp_path, storm_seed, xet):
+    draw = random.Random(storm_seed)
     loopback_hub.change(REPO_ID, first.files)
     old, new, kills = first, second, 0
     with Reader(loopback_hub) as reader:

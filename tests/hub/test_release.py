@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from test_publish import Done, run_client
 from trl import SFTConfig
 
 from evaluation import publish
@@ -22,6 +21,7 @@ from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text
 from sightsound.stage import STAGE_FILE
 from sightsound.training.recipe import take_publication
 from tests.support.card_rules import validate
+from tests.support.clients import Done, run_client
 from tests.support.hub_routes import TOKEN
 from tests.support.loopback_hub import LoopbackHub, Request, client, client_environment, loopback_hub, process_arguments
 from tests.support.release import LORA, REPO_ID, corpus, evaluate, mmau, model, released, runs
@@ -121,7 +121,7 @@ run(main)
 PUBLISH_FOLDER = """
 import sys
 from pathlib import Path
-from sightsound.hub import publish_model
+from sightsound.hub.publish import publish_model
 print(publish_model(Path(sys.argv[1]), sys.argv[2], False))
 """
 PUBLISH_DATASET = PUBLISH_FOLDER.replace("publish_model", "publish_dataset")

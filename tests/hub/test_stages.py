@@ -59,7 +59,7 @@ def test_ranks_draw_what_one_run_draws(
         assert CUT in verdicts and verdicts <= {CUT, NO_REASONING}, "random weights: what was asked was asked twice"
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 def test_two_ranks_under_ray_write_what_one_run_writes(tiny_world, tiny_dataset, spoken, tmp_path):
     """Both stages, with replicas of a server; Ray starts them on this machine."""
     for script, more in (

@@ -5,7 +5,6 @@ import random
 import time
 
 import pytest
-from conftest import REPO
 
 from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import forms_of
@@ -19,6 +18,7 @@ from sightsound.method.answers import (
     match_choice,
     parse_answer,
 )
+from tests.support.tiny import REPO
 
 
 CHOICES = ["dog", "bell", "fire engine", "acoustic guitar"]

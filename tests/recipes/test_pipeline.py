@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,23 @@ def test_a_verifier_takes_the_checkers_place(miniature: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path) -> None:
+def test_a_demo_killed_in_three_stages_ends_with_the_same_predictions(smoke_demo: Path, tmp_path: Path) -> None:
+    """SIGKILL to everything while the teacher writes, while a student trains, and while one is evaluated."""
+    for moment in ("traces/journal.jsonl", "sft-*/checkpoint-*", "evaluation/*/journal.jsonl"):
+        process = demo(tmp_path / "out", SMOKE="1")
+        while process.poll() is None and not any((tmp_path / "out" / "seed-0").glob(moment)):
+            time.sleep(0.02)
+        assert process.poll() is None, f"no {moment} was seen before the demo had ended"
+        kill_session(process)
+        process.communicate()
+    finish(demo(tmp_path / "out", SMOKE="1"))
+    assert read_predictions(tmp_path / "out") == read_predictions(smoke_demo)
+
+
+@pytest.mark.storm
+def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path, storm_seed: int) -> None:
     """SIGKILL to everything at random moments; every rerun continues where the last one was."""
-    generator = random.Random(0)
+    generator = random.Random(storm_seed)
     for _ in range(10):
         process = demo(tmp_path / "out", SMOKE="1")
         try:

@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,7 @@ from sightsound.stage import STAGE_FILE, read_settings
 from sightsound.training.trained_on import read_trained_on
 from tests.support import tiny
 from tests.support.card_rules import validate
-
-
-REPO = tiny.REPO
-ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", "accelerate_configs/cpu.yaml"]
-MINIATURE = REPO / "recipes" / "miniature"
-
-
-def launch(recipe: str, **flags: Any) -> subprocess.CompletedProcess[str]:
-    parts = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    command = [*ACCELERATE, f"recipes/{recipe}.py", *parts]
-    return subprocess.run(command, cwd=REPO, env=tiny._environment(), capture_output=True, text=True, check=False)
+from tests.support.recipes import MINIATURE, REPO, launch
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_a_rank_ends_with_what_started_it(tmp_path):
 
 STARTER = """
 import sys
-from sightsound.executors import RankCommand
+from sightsound.scale.executors import RankCommand
 script, folder = sys.argv[1:]
 flags = ["--output_dir", f"{folder}/out", "--asked", f"{folder}/asked", "--num_tasks", "2", "--delay_s", "100"]
 RankCommand([sys.executable, "-u", script, *flags], f"{folder}/out", folder)(None, 0, 2)

@@ -1,11 +1,15 @@
 """Session fixtures: made once, only when a test asks for them, and never written to by a test."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import tiny
+from tests.support import clips, tiny
+from tests.support.mmau import annotation as mmau_annotation
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +45,23 @@ def tiny_dataset(tiny_world: Path, tiny_folder: Path) -> Path:
 def questions(tiny_dataset: Path) -> list[dict[str, Any]]:
     """The rows of its train split, audio undecoded."""
     return tiny.read_rows(tiny_dataset)
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """`clips.write_clip`, for tests that make clips of their own."""
+    return clips.write_clip
+
+
+@pytest.fixture
+def mmau_annotations(tmp_path: Path) -> Path:
+    """An annotation file of four questions in MMAU's format."""
+    rows = [mmau_annotation(f"q{i}", choices=["Man", "Woman", "Child"], task=("sound", "music")[i % 2]) for i in range(4)]
+    (tmp_path / "mmau.json").write_text(json.dumps(rows))
+    return tmp_path / "mmau.json"
+
+
+@pytest.fixture(scope="session")
+def storm_seed() -> int:
+    """Another one each time, printed at the start: of kills at random moments and of random texts."""
+    return int(os.environ["STORM_SEED"])

@@ -1,7 +1,7 @@
 """
 A Hugging Face Hub on loopback, for the real clients (`huggingface_hub`, `datasets`, `hf_xet`) over HTTP.
 
-It proves that what the clients and `sightsound.hub` send is well-formed and in the right order, that a change of `main` is one
+It proves that what the clients and our publishing send is well-formed and in the right order, that a change of `main` is one
 change, and what happens when requests fail, are lost, or the client is killed between any two of them. It does *not* prove
 how the real Hub words and numbers its refusals, how long after a write every replica reads it, its limits of rate and size,
 multipart uploads, the review of a pull request by people, gated repositories, or anything of the dataset viewer. Parquet files

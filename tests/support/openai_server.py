@@ -1,5 +1,5 @@
 """
-A loopback server for `POST /v1/chat/completions`, as `sightsound.chat.OpenAIEngine` uses it.
+A loopback server for `POST /v1/chat/completions`, as `sightsound.engines.openai.OpenAIEngine` uses it.
 
 It proves that the client speaks well-formed HTTP, sends the media that it was given, and copes with failures. It is *not*
 vLLM: it does not prove that a real server expands placeholders, samples frames, schedules batches or draws seeds alike.

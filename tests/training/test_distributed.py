@@ -41,7 +41,7 @@ MEMBER = """
 import os, sys
 import torch.distributed as dist
 from sightsound.cli import InputError, run
-from sightsound.training.distributed import SharedStage, all_ranks_or_none, is_main_process, on_main_process
+from sightsound.training.distributed import SharedStage, is_main_process, on_main_process, all_ranks_or_none
 
 def main():
     dist.init_process_group("gloo")

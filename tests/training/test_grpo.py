@@ -1,85 +1,21 @@
 """AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
-from trl import GRPOConfig
+from transformers import Qwen2AudioForConditionalGeneration
 from trl.trainer.utils import create_model_from_path
 
 from sightsound.cli import InputError
 from sightsound.data.audio import encode_flac
-from sightsound.method.prompts import COT_INSTRUCTION, question_text
-from sightsound.method.rewards import accuracy_reward, format_reward
-from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, AudioGRPOTrainer, stack_features
+from sightsound.method.rewards import format_reward
+from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, stack_features
 from sightsound.training.rollout_buffer import window_file
-
-
-def some_reward(completions: list[Any], **_: Any) -> list[float]:
-    """Differs between the completions of random weights, so that there is something to learn from."""
-    return [float(len(completion[0]["content"]) % 3) for completion in completions]
-
-
-def make_rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": row["id"],
-            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_INSTRUCTION)}],
-            "audio": row["audio"],
-            "teacher_answer": row["answer"],
-            "choices": row["choices"],
-        }
-        for row in questions[:4]
-    ]
-
-
-def make_trainer(
-    checkpoint: Path,
-    rows: list[dict[str, Any]],
-    output_dir: Path,
-    rewards: Sequence[Any] = (some_reward, format_reward, accuracy_reward),
-    peft_config: LoraConfig | None = None,
-    share_prompts: bool = True,
-    freeze_audio_tower: bool = False,
-    **changed: Any,
-) -> AudioGRPOTrainer:
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_generations": 4,
-        "max_completion_length": 8,
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "beta": 0.04,
-        "loss_type": "grpo",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 0,
-    }
-    args = GRPOConfig(output_dir=str(output_dir), **(settings | changed))
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    return AudioGRPOTrainer(
-        str(checkpoint),
-        reward_funcs=list(rewards),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=processor,
-        peft_config=peft_config,
-        share_prompts=share_prompts,
-        freeze_audio_tower=freeze_audio_tower,
-    )
+from tests.support.trainers import make_rows, make_trainer
 
 
 @pytest.fixture(scope="module")

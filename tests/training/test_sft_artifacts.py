@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from test_recipes import ACCELERATE, MINIATURE
-from test_validation import sft_trainer
 
 from sightsound.data.audio import decode_audio
 from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text, user_message
 from tests.support import served, tiny
 from tests.support.loopback_hub import client_environment, loopback_hub
+from tests.support.recipes import ACCELERATE, MINIATURE
+from tests.support.trainers import sft_trainer
 
 
 pytestmark = pytest.mark.slow

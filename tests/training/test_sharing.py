@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_grpo import make_rows, make_trainer
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from sightsound.training.grpo import AudioGRPOTrainer, Features, stack_features
 from sightsound.training.sharing.attention import PACKED
 from sightsound.training.sharing.packing import regroup, supports_custom_masks
 from sightsound.training.sharing.sampling import GroupDecoder, shared_sampling
+from tests.support.trainers import make_rows, make_trainer
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_run import read, run, write_benchmark
 
 from sightsound.data import schema
 from sightsound.data.parquet import open_dataset
 from sightsound.stage import fingerprint
 from sightsound.training.trained_on import TRAINED_FILE, count_trained_on, read_trained_on, write_trained_on
+from tests.support.evaluation import read, run, write_benchmark
 
 
 @pytest.fixture

@@ -8,51 +8,22 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration, Trainer
+from transformers import AutoProcessor, Trainer
 from trl import GRPOConfig, SFTConfig
 
 from sightsound.cli import InputError
 from sightsound.method.answers import is_correct, parse_answer
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
-from sightsound.method.selection import gold_labels
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
-from sightsound.training.sft import AudioSFTTrainer
 from sightsound.training.validation import METRIC, ValidationSet, early_stopping, evenly_spaced, validation_set
-
-
-LORA = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
-
-
-def settings(output: Path, **changed: Any) -> dict[str, Any]:
-    common = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "weight_decay": 0.0, "seed": 0, "disable_tqdm": True}
-    common |= {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "logging_steps": 1}
-    return {"output_dir": str(output), **common, "save_strategy": "no", **changed}
+from tests.support.trainers import settings, sft_trainer
 
 
 def evaluating(**changed: Any) -> dict[str, Any]:
     """Every step is evaluated and saved, and the best one loaded."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": METRIC}
     return {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, **best, **changed}
-
-
-def sft_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path, **changed: Any) -> AudioSFTTrainer:
-    """Memorises the answers to four questions; the same four, after these one that nobody taught, are its validation set."""
-    changed = settings(output, per_device_train_batch_size=4, **changed)
-    args = SFTConfig(**changed, remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True})
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    rows = [{**row, "audio": question["audio"]} for row, question in zip(gold_labels(questions), questions, strict=True)]
-    validation = ValidationSet(Dataset.from_list(questions[:5]), DIRECT_INSTRUCTION, batch_size=2, max_tokens=12)
-    return AudioSFTTrainer(
-        model=Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint),
-        args=args,
-        train_dataset=Dataset.from_list(rows[:4]),
-        validation=validation,
-        processing_class=processor,
-        data_collator=CompletionCollator(processor),
-        peft_config=LoraConfig(r=32, lora_alpha=64, lora_dropout=0.1, target_modules=LORA),
-    )
 
 
 def grpo_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path, **changed: Any) -> AudioGRPOTrainer:

@@ -376,7 +376,8 @@ def test_a_verifier_is_published_by_its_recipe_and_known_by_its_id(
     assert {name: loopback_hub.content(repo.tree()[name]) for name in files} == files
     assert f"refs/tags/{done.stdout.split()[-1]}" in repo.refs
 
-    read = "import json; from sightsound.training import verifier; print(json.dumps(verifier.read_verifier('alice/verifier')))"
+    read = "from sightsound.training.verifier import read_verifier"
+    read = f"import json; {read}; print(json.dumps(read_verifier('alice/verifier')))"
     known = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(known.stdout) == read_verifier(str(verifier_run / "model"))
 

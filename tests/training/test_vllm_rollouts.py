@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_grpo import make_rows, make_trainer
 from transformers import Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
 
@@ -24,6 +23,7 @@ from sightsound.cli import InputError
 from sightsound.training.vllm_rollouts import check_rollouts, check_server, read_clips, serve_command, vllm_name
 from tests.support import served
 from tests.support.tiny import REPO
+from tests.support.trainers import make_rows, make_trainer
 
 
 BOUND = 1e-4

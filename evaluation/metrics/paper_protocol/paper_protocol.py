@@ -4,7 +4,8 @@ The protocol of SightSound-R1's paper as an `evaluate` metric: an option letter 
     metric = evaluate.load("evaluation/metrics/paper_protocol")
     metric.compute(predictions=["<answer>(B)</answer>"], references=[1], choices=[["dog", "bell", "drum", "siren"]])
 
-The answer is extracted and matched by `sightsound.answers`, which also rewards the student and judges the teacher's traces.
+The answer is extracted and matched by `sightsound.method.answers`, which also rewards the student and reads the
+teacher's traces.
 """
 
 from collections import Counter
