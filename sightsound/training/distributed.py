@@ -161,7 +161,8 @@ def without_zero3_init() -> Iterator[None]:
 
 def save_trained(trainer: Trainer, folder: Path) -> list[Path]:
     """
-    Write the trained `model/`, a complete checkpoint. If a LoRA was trained, write `adapter/` first and merge it into `model/`.
+    Write the trained `model/`, a complete checkpoint. If a LoRA was trained, write `adapter/` first and merge it into `model/`:
+    GRPO loads its policy and the reference model of its KL term from `model/`.
 
     Call on every rank: under ZeRO-3 and FSDP each holds only a part of the weights.
 
