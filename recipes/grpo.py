@@ -12,7 +12,8 @@ going on after a kill, publishing: as in `sft.py`. Validation questions are answ
 
 from dataclasses import asdict, dataclass, field
 
-from sightsound.cli import run, show_help_and_exit
+from sightsound.cli import show_help_and_exit
+from sightsound.processes import run_one_of_several
 from sightsound.recipe import ValidationArguments
 
 
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_one_of_several(main)

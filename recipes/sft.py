@@ -16,7 +16,8 @@ ends with the best checkpoint. A killed run goes on with the same command. With 
 
 from dataclasses import asdict, dataclass, field
 
-from sightsound.cli import run, show_help_and_exit
+from sightsound.cli import show_help_and_exit
+from sightsound.processes import run_one_of_several
 from sightsound.recipe import ValidationArguments
 
 
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_one_of_several(main)

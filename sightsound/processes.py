@@ -7,13 +7,16 @@ and compute alike they do each for itself; what is written, they leave to the ma
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from .cli import InputError
+from .cli import InputError, run
 from .journal import Stage
 
 
@@ -28,12 +31,57 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+_left: list[Any] = []  # held until the process ends: see `run_one_of_several`
+
+
 def part() -> None:
-    """Leave the process group, which all do at the same point: a process that ends in it may abort, gloo's threads running."""
+    """Leave the process group, which all do at the same point."""
     import torch.distributed as dist
 
     if dist.is_initialized():
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def run_one_of_several(main: Callable[[], None]) -> None:
+    """
+    `cli.run` for a process that may be one of several, which then ends without the interpreter being taken down.
+
+    A thread of gloo takes the interpreter's lock to drop the tensors of a collective, some time after that has returned. If
+    the interpreter is being taken down by then, Python ends the thread within a C++ destructor, and that aborts the process.
+    Nor can the thread be waited for: that is left to the last who holds the group, often imported modules of torch, whose
+    functions have it as a default. Where it is DDP, it waits with the lock in its hands, for ever; so the group is kept.
+    """
+    code = 0
+    try:
+        run(main)
+    except SystemExit as end:
+        if not (_met_others() and isinstance(end.code, int)):
+            raise
+        code = end.code
+    except Exception:
+        if not _met_others():
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if _met_others():
+        _end_at_once(code)
+
+
+def _met_others() -> bool:
+    """Whether this process is, or was, in a process group; answers without importing torch, or while that is half imported."""
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    return bool(_left) or (is_initialized is not None and is_initialized())
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Do what the interpreter does when it ends, up to where it is taken down."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as `multiprocessing` does
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader has left, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager
