@@ -17,7 +17,8 @@ with the adapter turned off.
 
 from dataclasses import dataclass, field
 
-from sightsound.cli import run, show_help_and_exit
+from sightsound.cli import show_help_and_exit
+from sightsound.training.distributed import run_distributed
 from sightsound.training.recipe import ValidationArguments
 
 
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_distributed(main)

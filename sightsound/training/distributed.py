@@ -7,13 +7,16 @@ itself. What is written, the main process writes while the others wait.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sightsound.cli import InputError
+from sightsound.cli import InputError, run
 from sightsound.stage import Stage
 
 
@@ -28,42 +31,91 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+_left_groups: list[Any] = []  # kept until the process ends: see `run_distributed`
+
+
 def leave_process_group() -> None:
-    """Call on every rank at the same point; exiting without it can abort gloo, whose threads are running."""
+    """Call on every rank at the same point."""
     import torch.distributed as dist
 
     if dist.is_initialized():
+        _left_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def run_distributed(main: Callable[[], None]) -> None:
+    """
+    `cli.run` for a script that may run in several processes: one that was in a process group ends without finalizing Python.
+
+    A thread of gloo takes the interpreter's lock to release the tensors of a collective, some time after the collective has
+    returned. If Python is being finalized by then, it ends that thread inside a C++ destructor, and this aborts the process.
+    Waiting for the thread is not possible here: only the last owner of the group can, which is often an imported torch module
+    that has the group as a default argument. If it is DDP, it waits while it holds the lock, forever. So the group is kept.
+    """
+    code = 0
+    try:
+        run(main)
+    except SystemExit as end:
+        if not (_was_in_a_group() and isinstance(end.code, int)):
+            raise
+        code = end.code
+    except Exception:
+        if not _was_in_a_group():
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if _was_in_a_group():
+        _end_at_once(code)
+
+
+def _was_in_a_group() -> bool:
+    """Whether this process is, or was, in a process group. Does not import torch, and works while torch is half imported."""
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    return bool(_left_groups) or (is_initialized is not None and is_initialized())
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Do what Python does at exit, but without finalizing the interpreter."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as `multiprocessing` does
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader has ended, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager
 def all_ranks_or_none() -> Iterator[None]:
     """
-    A part that all processes finish, or none: an `InputError` in any of them ends all, and the main process tells it.
+    An `InputError` inside it, in any process, ends all processes; the main process reports it.
 
-    For what comes before training: processes that have begun to wait for each other elsewhere would wait for ever.
+    For what comes before training. All ranks must reach its end: processes that wait for each other inside it wait forever.
+
+    Raises:
+        `InputError`: On the main process, the first one of any rank.
+        `SystemExit`: On the other ranks, with code 2.
     """
     import torch.distributed as dist
 
-    told: str | None = None
+    message: str | None = None
     try:
         yield
     except InputError as error:
-        told = str(error)
+        message = str(error)
     if dist.is_initialized():
-        everyone: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, told)
-        told = next((message for message in everyone if message is not None), None)
-    if told is None:
+        messages: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, message)
+        message = next((each for each in messages if each is not None), None)
+    if message is None:
         return
     leave_process_group()
     if is_main_process():
-        raise InputError(told)
+        raise InputError(message)
     raise SystemExit(2)
 
 
 def on_main_process(action: Callable[[], T]) -> T:
-    """Run `action` on the main process and give its result to all ranks; where it fails, all of them end."""
+    """Run `action` on the main process and return its result on all ranks. If it raises `InputError`, all ranks end."""
     import torch.distributed as dist
 
     result: list[Any] = [None]
@@ -77,7 +129,9 @@ def on_main_process(action: Callable[[], T]) -> T:
 
 class SharedStage(Stage):
     """
-    A `Stage` of several processes, which part at its end: the main one holds the folder, the others learn if it is complete.
+    A `Stage` of several processes. The main process locks the folder, and all ranks get `complete`.
+
+    All ranks leave the process group at its end.
     """
 
     def __enter__(self) -> SharedStage:
@@ -87,7 +141,7 @@ class SharedStage(Stage):
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         super().__exit__(kind, error, traceback)
-        if error is None:  # else the others may be anywhere
+        if error is None:  # after an error the other ranks may be anywhere
             leave_process_group()
 
     def finish(self) -> None:
