@@ -55,7 +55,7 @@ def main() -> None:
 
     script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
     with open_run(script_args, training_args, model_args, inputs=("traces", "audio")) as training:
-        if training.is_complete:
+        if training.complete:
             return
         model = model_args.model_name_or_path
         on_main_process(lambda: check_rollouts(training_args, model))

@@ -54,7 +54,7 @@ def main() -> None:
 
     script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
     with open_run(script_args, training_args, model_args, inputs=("traces", "audio")) as training:
-        if training.is_complete:
+        if training.complete:
             return
         model = model_args.model_name_or_path
         with all_ranks_or_none():

@@ -19,7 +19,7 @@ With `--push_to_hub true --hub_model_id ORG/NAME [--hub_private_repo true]` the 
 finished run publishes too.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import InputError, run, show_help_and_exit
 
@@ -54,13 +54,14 @@ def main() -> None:
     from sightsound.data.sources import shown_source
     from sightsound.method.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
     from sightsound.models.loading import load_processor, safetensors_only
+    from sightsound.training.audio_rows import join_audio
     from sightsound.training.calibration import calibrate, calibration_parts, use_of_traces
-    from sightsound.training.card import write_verifier_card
+    from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.training.checkpoints import save_checkpoint
     from sightsound.training.distributed import check_single_process
     from sightsound.training.recipe import model_init_kwargs, parse_config
     from sightsound.training.run import open_run
-    from sightsound.training.verifier import ExamplesWithAudio, PairCollator, score
+    from sightsound.training.verifier import PairCollator, score
     from sightsound.training.verifier_trainer import VerifierTrainer
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
@@ -68,7 +69,7 @@ def main() -> None:
         raise InputError("the verifier is a LoRA on the language model: set use_peft and lora_target_modules")
     inputs = ("verdicts", "audio")
     with open_run(script_args, training_args, model_args, inputs=inputs, check_processes=check_single_process) as training:
-        if training.is_complete:
+        if training.complete:
             return
         verdicts = open_input(script_args.verdicts, "train", VERDICTS)
         if not any(verdicts["checker"]):
@@ -78,7 +79,7 @@ def main() -> None:
         audio = AudioById(dataset)
         parts = calibration_parts(verdicts, script_args.max_clips)
         write_ledger(use_of_traces(verdicts, parts), training.ledger)
-        rows = {part: ExamplesWithAudio(examples, audio) for part, examples in parts.items()}
+        rows = {part: join_audio([asdict(each) for each in examples], audio) for part, examples in parts.items()}
 
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
@@ -116,13 +117,17 @@ def main() -> None:
         }
         model.config.verifier = verifier
         save_checkpoint(model, processor, training.path / "model")
-        write_verifier_card(
+        write_model_card(
             training.path / "model",
-            verifier=verifier,
-            script_args=script_args,
-            training_args=training_args,
-            base=model_args.model_name_or_path,
-            state=trainer.state,
+            "verifier.md",
+            relation="finetune",
+            tags=["verifier"],
+            sources={"verdicts": script_args.verdicts, "audio": script_args.audio},
+            split=script_args.split,
+            uses=count_outcomes(training.ledger)[0].most_common(),
+            hardware=hardware(training_args),
+            training_time=training_time(trainer.state),
+            **verifier | {"base": model_args.model_name_or_path},
         )
         figures = {name: round(verifier["held_out"][name] or 0.0, 3) for name in ("precision", "recall")}
         print(f"accepts traces from p={verifier['threshold']:.4f}; held out: {figures}")

@@ -17,6 +17,7 @@ from sightsound.training.distributed import is_main_process
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sightsound.data.parquet import AudioById
     from sightsound.training.collator import CompletionCollator
 
 USED = "used"
@@ -64,9 +65,19 @@ def _is_empty(completion: str) -> bool:
     return not re.sub(r"</?(?:think|answer)>", "", completion).strip()
 
 
+def join_audio(rows: list[dict[str, Any]], audio: AudioById) -> Dataset:
+    """Rows with the undecoded clip of their `id` as `audio`, which is read when a batch needs it."""
+    from datasets import Dataset
+
+    def add_audio(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "audio": [audio[row_id] for row_id in batch["id"]]}
+
+    return Dataset.from_list(rows).with_transform(add_audio)
+
+
 def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path, *, for_grpo: bool = False) -> Dataset:
     """
-    The rows of an arm, joined with their clips. A clip is read when a batch needs it.
+    The rows of an arm, joined with their clips.
 
     Args:
         script_args: With `traces`, `audio`, `split` and `selection`.
@@ -82,8 +93,6 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
     Raises:
         `InputError`: The selection is unusable or empty, or none of its rows can be used.
     """
-    from datasets import Dataset
-
     from sightsound.data.kinds import CLIPS, open_input
     from sightsound.data.parquet import AudioById, write_ledger
 
@@ -124,8 +133,4 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
         print(f"{script_args.selection}: {summary}" + (f"; {num_cut} clips cut to {collator.window_s:g} s" if num_cut else ""))
     if not used:
         raise InputError(f"no selected row can be used ({summary}); {ledger_path} has the reason for each")
-
-    def add_audio(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "audio": [audio[row_id] for row_id in batch["id"]]}
-
-    return Dataset.from_list(used).with_transform(add_audio)
+    return join_audio(used, audio)

@@ -188,35 +188,3 @@ def write_student_card(
         training_time=training_time(state),
         results=[],
     )
-
-
-def write_verifier_card(
-    folder: Path,
-    *,
-    verifier: dict[str, Any],
-    script_args: Any,
-    training_args: TrainingArguments,
-    base: str,
-    state: TrainerState,
-) -> None:
-    """
-    Write the README.md of a trained verifier.
-
-    Args:
-        folder (`Path`): The finished `model/`, beside the run's `ledger.parquet`.
-        verifier (`dict`): The section `verifier` of its config.json.
-        base (`str`): The model that training started from: folder or Hub id.
-        state (`TrainerState`): Of the finished training.
-    """
-    write_model_card(
-        folder,
-        "verifier.md",
-        relation="finetune",
-        tags=["verifier"],
-        sources={"verdicts": script_args.verdicts, "audio": script_args.audio},
-        split=script_args.split,
-        uses=count_outcomes(folder.parent / LEDGER_FILE)[0].most_common(),
-        hardware=hardware(training_args),
-        training_time=training_time(state),
-        **verifier | {"base": base},
-    )

@@ -2,7 +2,7 @@
 The start and the end that all training scripts share.
 
     with open_run(script_args, training_args, model_args, inputs=("traces", "audio")) as training:
-        if training.is_complete:
+        if training.complete:
             return
         ...  # data and trainer
         trainer.train(resume_from_checkpoint=training.checkpoint)
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sightsound.hub.publishing import PublishArguments
@@ -83,34 +82,35 @@ def pin_inputs(script_args: Any, model_args: ModelConfig, output_dir: str, input
     return commit
 
 
-@dataclass
-class TrainingRun:
+class TrainingRun(SharedStage):
     """
-    One run of a training script and its output folder. Made by `open_run`.
+    The output folder of a training script. Made by `open_run`.
 
     Args:
+        settings (`dict`): As for `Stage`.
+        publication (`PublishArguments`): Where `finish` publishes the result.
+        script_args, training_args, model_args: The arguments of the script, for the card.
+
+    Attributes:
         checkpoint (`str`, *optional*): Where training resumes: the run's newest complete checkpoint, or the one that
             `--resume_from_checkpoint` names.
     """
 
-    stage: SharedStage
-    publication: PublishArguments
-    script_args: Any
-    training_args: TrainingArguments
-    model_args: ModelConfig
     checkpoint: str | None = None
 
-    @property
-    def is_complete(self) -> bool:
-        return self.stage.complete
-
-    @property
-    def path(self) -> Path:
-        return self.stage.path
-
-    @property
-    def ledger(self) -> Path:
-        return self.stage.path / LEDGER_FILE
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        *,
+        publication: PublishArguments,
+        script_args: Any,
+        training_args: TrainingArguments,
+        model_args: ModelConfig,
+    ):
+        super().__init__(training_args.output_dir, settings)
+        self.ledger = self.path / LEDGER_FILE
+        self.publication = publication
+        self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
 
     def save_student(self, trainer: Trainer, *, method: str) -> None:
         """
@@ -144,7 +144,7 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Mark the folder as complete, then publish it with `--push_to_hub`. Call on every rank."""
-        self.stage.finish()
+        super().finish()
         if is_main_process():
             self.publication.publish_student(self.path)
 
@@ -184,9 +184,11 @@ def open_run(
         if isinstance(script_args, ValidationArguments):
             settings["base_chosen_by"] = chosen_by(model_args.model_name_or_path) or None
     model_args.model_revision = commit or model_args.model_revision
-    with SharedStage(training_args.output_dir, settings) as stage:
-        run = TrainingRun(stage, publication, script_args, training_args, model_args)
-        if not run.is_complete:
+    run = TrainingRun(
+        settings, publication=publication, script_args=script_args, training_args=training_args, model_args=model_args
+    )
+    with run:
+        if not run.complete:
             run.checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, run.path))
         elif is_main_process():
             print(f"{run.path} is complete")

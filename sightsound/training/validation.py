@@ -23,7 +23,9 @@ from sightsound.training.checkpoints import load_full_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+else:
+    Trainer = object  # a mixin's base, for the type checker only
 
 METRIC = "eval_accuracy"
 
@@ -133,7 +135,7 @@ def early_stopping(script_args: Any) -> list[TrainerCallback]:
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
-class BestByAccuracy:
+class BestByAccuracy(Trainer):
     """
     Mix into a `Trainer`, before it: `evaluate` answers the validation questions, `load_best_model_at_end` loads every weight.
 
@@ -153,38 +155,29 @@ class BestByAccuracy:
         import torch
         from trl.models import unwrap_model_for_generation
 
-        accelerator = self.accelerator  # type: ignore[attr-defined]
+        accelerator = self.accelerator
         if self.validation is None:
-            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         total = len(self.validation.rows)
         share = range(accelerator.process_index, total, accelerator.num_processes)
-        was_training = self.model.training  # type: ignore[attr-defined]
-        checkpointing = self.args.gradient_checkpointing_kwargs  # type: ignore[attr-defined]
-        with unwrap_model_for_generation(
-            self.model_wrapped,  # type: ignore[attr-defined]
-            accelerator,
-            gradient_checkpointing_kwargs=checkpointing,
-        ) as model:
+        was_training = self.model.training
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(self.model_wrapped, accelerator, gradient_checkpointing_kwargs=checkpointing) as model:
             model.eval()
-            counts = self.validation.count(model, self.processing_class, share)  # type: ignore[attr-defined]
+            counts = self.validation.count(model, self.processing_class, share)
         correct, unanswered = accelerator.reduce(torch.tensor(counts, device=accelerator.device)).tolist()
         metrics = {f"{metric_key_prefix}_accuracy": correct / total, f"{metric_key_prefix}_unanswered": unanswered / total}
         # Logged while the model is in eval mode: in train mode TRL would add its training metrics, and clear them.
-        self.log(metrics)  # type: ignore[attr-defined]
-        self.model.train(was_training)  # type: ignore[attr-defined]
-        self.control = self.callback_handler.on_evaluate(  # type: ignore[attr-defined]
-            self.args,  # type: ignore[attr-defined]
-            self.state,  # type: ignore[attr-defined]
-            self.control,  # type: ignore[has-type]
-            metrics,
-        )
+        self.log(metrics)
+        self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def _load_best_model(self) -> None:
         from peft import PeftModel
 
-        model = self.model  # type: ignore[attr-defined]
-        if isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # type: ignore[attr-defined]
-            super()._load_best_model()  # type: ignore[misc]
+        model = self.model
+        if isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
         else:
-            load_full_weights(model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+            load_full_weights(model, self.state.best_model_checkpoint)

@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sightsound.data.audio import encode_wav
-from sightsound.data.parquet import AudioById
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
 from sightsound.models.loading import load_processor, safetensors_only
 from sightsound.stage import fingerprint
-from sightsound.training.calibration import Example, probabilities
+from sightsound.training.calibration import probabilities
 from sightsound.training.collator import IGNORED, CompletionCollator
 
 
@@ -40,22 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 VERIFIER_MODE = "verifier"  # its value in the column `verdict_mode`
-
-
-class ExamplesWithAudio(Sequence[dict[str, Any]]):
-    """Examples as rows for `PairCollator`. A clip is read when a batch needs it."""
-
-    def __init__(self, examples: Sequence[Example], audio: AudioById):
-        self._examples, self._audio = examples, audio
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, position: Any) -> Any:
-        if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(len(self)))]
-        example = self._examples[position]
-        return {"think": example.think, "accepted": example.accepted, "audio": self._audio[example.id]}
 
 
 class PairCollator:
@@ -105,7 +88,7 @@ def score(
     evidence: list[float] = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(rows), batch_size), description, unit="batch", disable=len(rows) <= batch_size):
-            batch = collator(rows[start : start + batch_size])
+            batch = collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
             with_audio, without_audio = (
                 log_likelihoods(model, {name: value.to(model.device) for name, value in batch[kind].items()})[0].sum(dim=1)
                 for kind in ("with_audio", "without_audio")

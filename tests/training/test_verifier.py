@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from dataset_builders import verdicts
 from sightsound.cli import InputError
@@ -17,6 +19,7 @@ from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.training.audio_rows import join_audio
 from sightsound.training.calibration import (
     PARTS,
     THRESHOLD_CONFIDENCE,
@@ -33,7 +36,6 @@ from sightsound.training.calibration import (
 )
 from sightsound.training.verifier import (
     VERIFIER_MODE,
-    ExamplesWithAudio,
     PairCollator,
     parse_probability,
     probability_text,
@@ -222,9 +224,10 @@ def verifier_run(calibration, student_checkpoint, tmp_path_factory) -> Path:
     return output
 
 
-def held_out_rows(calibration: dict[str, Path]) -> tuple[list[Example], ExamplesWithAudio]:
+def held_out_rows(calibration: dict[str, Path]) -> tuple[list[Example], Dataset]:
     examples = calibration_parts(parquet.open_dataset(str(calibration["verdicts"]), "train"))["held_out"]
-    return examples, ExamplesWithAudio(examples, parquet.AudioById(parquet.open_dataset(str(calibration["audio"]), "train")))
+    audio = parquet.AudioById(parquet.open_dataset(str(calibration["audio"]), "train"))
+    return examples, join_audio([asdict(example) for example in examples], audio)
 
 
 def load(folder: Path) -> tuple[Any, Any]:
