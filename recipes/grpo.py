@@ -5,9 +5,10 @@ GRPO of the student, with the teacher's answer as label (paper, section 3.3, equ
         --config recipes/miniature/grpo_tts_agfv.yaml --traces corpus --audio avqa-audio \
         --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
 
-Rewards: +1 when the answer is the teacher's, +1 for the format. `output_dir` then holds `model/`, `trainer_state.json` (the
-log) and `ledger.parquet` (every selected question with its outcome). The best checkpoint, continuing a killed run and
-publishing work as in `sft.py`. Validation questions are answered by the training processes, also where vLLM samples.
+Rewards: 1 when the answer is the teacher's, 1 for the format. `reward_funcs` and `reward_weights` select and weight functions
+of `sightsound/method/rewards.py`. `output_dir` then holds `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every
+selected question with its outcome). The best checkpoint, continuing a killed run and publishing work as in `sft.py`. Validation
+questions are answered by the training processes, also where vLLM samples.
 
 The reference model of the KL term (`beta`) is the model that training starts from. TRL loads it a second time from
 `config._name_or_path`, which is `--model_name_or_path`. So give the merged `model/` that `sft.py` writes. Its `adapter/` is
@@ -18,6 +19,8 @@ with the adapter turned off.
 from dataclasses import dataclass, field
 
 from sightsound.cli import show_help_and_exit
+from sightsound.method.rewards import PAPER_REWARDS
+from sightsound.method.selection import ARMS
 from sightsound.training.distributed import run_distributed
 from sightsound.training.recipe import ValidationArguments
 
@@ -26,9 +29,14 @@ from sightsound.training.recipe import ValidationArguments
 class GRPOScriptArguments(ValidationArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
-    selection: str = field(metadata={"help": "the arm whose questions are trained on: label, cot, agfv, tts or tts_agfv"})
+    selection: str = field(
+        metadata={"help": f"arm with the questions: {', '.join(name for name, arm in ARMS.items() if arm.of_ledger)}"}
+    )
     split: str = field(default="train", metadata={"help": "split of avqa-audio that the traces are about"})
     share_prompts: bool = field(default=True, metadata={"help": "compute each prompt once for all its completions"})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: list(PAPER_REWARDS), metadata={"help": "functions of sightsound/method/rewards.py"}
+    )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "train projector and language model only"})
 
 
@@ -41,20 +49,24 @@ def main() -> None:
     from trl import GRPOConfig, ModelConfig
 
     from sightsound.method.prompts import COT_INSTRUCTION
-    from sightsound.method.rewards import accuracy_reward, format_reward, without_reward
+    from sightsound.method.rewards import find_rewards, no_reward_warning
     from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.training.audio_rows import audio_rows
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import all_ranks_or_none, is_main_process, on_main_process
-    from sightsound.training.grpo import AudioGRPOTrainer
-    from sightsound.training.grpo_batches import check_fills_a_batch
+    from sightsound.training.grpo import AudioGRPOTrainer, check_fills_a_batch
     from sightsound.training.recipe import lora_config, model_init_kwargs, parse_config
     from sightsound.training.run import open_run
     from sightsound.training.validation import early_stopping, validation_set
     from sightsound.training.vllm_rollouts import check_rollouts
 
     script_args, training_args, model_args = parse_config((GRPOScriptArguments, GRPOConfig, ModelConfig))
-    with open_run(script_args, training_args, model_args, inputs=("traces", "audio")) as training:
+    with all_ranks_or_none():
+        reward_funcs = find_rewards(script_args.reward_funcs, training_args.reward_weights)
+    # So that a run that was started before this field existed can be continued.
+    not_recorded = ["reward_funcs"] if script_args.reward_funcs == list(PAPER_REWARDS) else []
+    inputs = ("traces", "audio")
+    with open_run(script_args, training_args, model_args, inputs=inputs, not_recorded=not_recorded) as training:
         if training.complete:
             return
         model = model_args.model_name_or_path
@@ -70,7 +82,7 @@ def main() -> None:
         with all_ranks_or_none(), safetensors_only(model):
             trainer = AudioGRPOTrainer(
                 model,
-                reward_funcs=[accuracy_reward, format_reward],
+                reward_funcs=reward_funcs,
                 args=training_args,
                 train_dataset=dataset,
                 validation=validation,
@@ -83,7 +95,7 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=training.checkpoint)
         training.save_student(trainer, method="GRPO")
         training.finish()
-        if is_main_process() and (warning := without_reward(trainer.state.log_history)):
+        if is_main_process() and (warning := no_reward_warning(trainer.state.log_history)):
             print(warning)
 
 

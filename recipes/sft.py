@@ -19,6 +19,7 @@ publishes too.
 from dataclasses import dataclass, field
 
 from sightsound.cli import show_help_and_exit
+from sightsound.method.selection import ARMS
 from sightsound.training.distributed import run_distributed
 from sightsound.training.recipe import ValidationArguments
 
@@ -26,7 +27,7 @@ from sightsound.training.recipe import ValidationArguments
 @dataclass
 class SFTScriptArguments(ValidationArguments):
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
-    selection: str = field(metadata={"help": "the arm: ground_truth, label, cot, agfv, tts or tts_agfv"})
+    selection: str = field(metadata={"help": f"the arm: {'; '.join(f'{name}, {arm.meaning}' for name, arm in ARMS.items())}"})
     traces: str | None = field(
         default=None, metadata={"help": "the corpus: folder or Hub id with the config `traces`; not for ground_truth"}
     )
@@ -42,8 +43,7 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.method.selection import instruction_of
-    from sightsound.models.loading import load_audio_processor, safetensors_only
+    from sightsound.models.loading import load_audio_processor, safetensors_only, student_class
     from sightsound.training.audio_rows import audio_rows
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import all_ranks_or_none
@@ -62,13 +62,15 @@ def main() -> None:
             lora = lora_config(model_args)
             collator = CompletionCollator(processor, training_args.max_length)
             dataset = audio_rows(script_args, collator, training.ledger)
-            validation = validation_set(script_args, training_args, instruction_of(script_args.selection))
+            validation = validation_set(script_args, training_args, ARMS[script_args.selection].prompt)
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
         # Apart from the block above, because under ZeRO-3 all processes load the model together.
         with all_ranks_or_none(), safetensors_only(model):
             trainer = AudioSFTTrainer(
-                model=create_model_from_path(model, **model_init_kwargs(model_args)),
+                model=create_model_from_path(
+                    model, student_class(model, model_args.model_revision), **model_init_kwargs(model_args)
+                ),
                 args=training_args,
                 train_dataset=dataset,
                 validation=validation,

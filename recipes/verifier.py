@@ -12,7 +12,7 @@ The calibration set is a folder that verdicts.py wrote with the checker, here fo
 hash: 60 % for training, 20 % to choose the threshold for `--target_precision`, 20 % held out for the figures on the card. See
 `sightsound/training/verifier.py` for what a verifier is, and why it is no CLAP with a head.
 
-`output_dir` then holds `model/` (a Qwen2-Audio checkpoint with the LoRA merged, the threshold and the figures in its
+`output_dir` then holds `model/` (a student checkpoint with the LoRA merged, the threshold and the figures in its
 config.json, and a card), `trainer_state.json` (the log) and `ledger.parquet` (every calibration trace with its use).
 
 With `--push_to_hub true --hub_model_id ORG/NAME [--hub_private_repo true]` the finished `model/` is published. A rerun of a
@@ -46,14 +46,14 @@ def main() -> None:
         inherited="Also accepted: every field of transformers.TrainingArguments; model and LoRA fields of trl.ModelConfig.",
     )
     from peft import get_peft_model
-    from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
     from trl import ModelConfig, get_peft_config
 
     from sightsound.data.kinds import CLIPS, VERDICTS, open_input
     from sightsound.data.parquet import AudioById, check_same_clips, write_ledger
     from sightsound.data.sources import shown_source
     from sightsound.method.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
-    from sightsound.models.loading import load_processor, safetensors_only
+    from sightsound.models.loading import load_processor, safetensors_only, student_class
     from sightsound.training.audio_rows import join_audio
     from sightsound.training.calibration import calibrate, calibration_parts, use_of_traces
     from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
@@ -85,9 +85,8 @@ def main() -> None:
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = PairCollator(processor, CHECKER_TRANSCRIPT)
         with safetensors_only(model_args.model_name_or_path):
-            base = Qwen2AudioForConditionalGeneration.from_pretrained(
-                model_args.model_name_or_path, **model_init_kwargs(model_args)
-            )
+            architecture = student_class(model_args.model_name_or_path, model_args.model_revision)
+            base = architecture.from_pretrained(model_args.model_name_or_path, **model_init_kwargs(model_args))
         training_args.remove_unused_columns = False
         trainer = VerifierTrainer(
             model=get_peft_model(base, get_peft_config(model_args)),

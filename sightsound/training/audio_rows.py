@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
 from sightsound.method.prompts import COT_INSTRUCTION
-from sightsound.method.selection import GROUND_TRUTH, SELECTIONS, gold_labels, select
+from sightsound.method.selection import ARMS, GROUND_TRUTH, gold_labels, select
 from sightsound.training.distributed import is_main_process
 
 
@@ -32,7 +32,7 @@ def check_selection(selection: str, traces: str | None, *, for_grpo: bool) -> No
         raise InputError("selection ground_truth is for SFT: GRPO's label is the teacher's answer; choose another arm")
     if selection == GROUND_TRUTH and traces is not None:
         raise InputError("selection ground_truth uses the answers of --audio and no traces: leave --traces out")
-    arms = SELECTIONS if for_grpo else (GROUND_TRUTH, *SELECTIONS)
+    arms = [name for name, arm in ARMS.items() if arm.of_ledger or not for_grpo]
     if selection not in arms:
         raise InputError(f"unknown selection '{selection}'; expected one of {', '.join(arms)}")
     if selection != GROUND_TRUTH and traces is None:

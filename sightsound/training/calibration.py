@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from sightsound.cli import InputError
-from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.data.statistics import wilson_interval
+from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 
 
 PARTS = {"held_out": 0.2, "threshold": 0.4, "train": 1.0}  # upper ends of the hash's range
 
-# Why a trace is in no part, besides the reasons that its verdict gives (`method.selection.VERDICTS`).
+# Why a trace is in no part, besides the reasons that its verdict gives (`method.verdicts.VERDICTS`).
 NO_VERDICT, NOT_DRAWN, REPEATED = "no_verdict", "not_drawn", "repeated"
 
 # The lower end of an 80 % interval is a one-sided 90 % bound. A bound is needed because the threshold is chosen on the same
@@ -148,16 +149,6 @@ def probabilities(evidence: np.ndarray, verifier: Mapping[str, Any]) -> np.ndarr
     from scipy.special import expit
 
     return expit(verifier["slope"] * evidence + verifier["offset"]).round(4)
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson interval of a proportion; (0, 1) without trials."""
-    from scipy.stats import binomtest
-
-    if trials == 0:
-        return 0.0, 1.0
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def choose_threshold(p: np.ndarray, accepted: np.ndarray, target_precision: float) -> float:

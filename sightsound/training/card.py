@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.data.sources import REPO_ID, is_hub_id, shown_source, split_revision
-from sightsound.hub.cards import provenance, render_card
+from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
-from sightsound.stage import LEDGER_FILE, read_settings, write_atomically
+from sightsound.models.family import released_licence
+from sightsound.stage import LEDGER_FILE, read_settings
 from sightsound.training.audio_rows import USED
 
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 TASK = "audio-text-to-text"  # the Hub's name of the task
 # The packages whose versions can change the weights.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-# Of the base models that the recipes name, from their cards on the Hub. The card of any other base says that it is not known.
-LICENSES = {"Qwen/Qwen2-Audio-7B-Instruct": "apache-2.0"}
 
 
 def origin_on_hub(base: str) -> str | None:
@@ -116,7 +115,7 @@ def write_model_card(
     from huggingface_hub import ModelCardData
 
     origin = origin_on_hub(base)
-    licence = LICENSES.get(origin or "")
+    licence = released_licence(origin or "")
     on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
     front = ModelCardData(
         library_name="peft" if relation == "adapter" else "transformers",
@@ -137,7 +136,7 @@ def write_model_card(
         **values,
         **provenance(PACKAGES),
     )
-    write_atomically(folder / "README.md", f"---\n{front.to_yaml()}\n---\n\n{text}")
+    save_card(folder, front, text)
 
 
 def write_student_card(

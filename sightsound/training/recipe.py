@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sightsound.cli import InputError, unknown_flags
 from sightsound.data.sources import REPO_ID
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.training.distributed import all_ranks_or_none, is_main_process, without_zero3_init
 
 
@@ -160,21 +160,25 @@ def check_lora_targets(model_args: ModelConfig, lora: PeftConfig) -> None:
 
     import torch
     from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForMultimodalLM
+    from transformers import AutoConfig
+
+    from sightsound.models.family import family_of
+    from sightsound.models.loading import student_class
 
     targets = model_args.lora_target_modules
-    remedy = r"the recipes use ['.*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj']"
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    family = family_of(config)
+    remedy = f"the recipes use ['{family.lora_target_modules}']"
     if targets is None:
         raise InputError(f"use_peft without lora_target_modules; {remedy}")
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     with without_zero3_init(), torch.device("meta"):
-        model = AutoModelForMultimodalLM.from_config(config)
+        model = student_class(model_args.model_name_or_path, model_args.model_revision)(config)
     try:
         matched = get_peft_model(model, copy.deepcopy(lora)).base_model.targeted_module_names
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"lora_target_modules {targets} matches no module ({reason}); {remedy}") from error
-    outside = [name for name in matched if "language_model" not in name]
+    outside = [name for name in matched if not family.in_language_model(name)]
     if outside:
         found = f"matches {len(outside)} modules outside the language model (first: {outside[0]})"
         raise InputError(f"lora_target_modules {targets} {found}; {remedy}")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.stage import LEDGER_FILE, fingerprint
 from sightsound.training.distributed import (
@@ -156,6 +156,7 @@ def open_run(
     model_args: ModelConfig,
     *,
     inputs: Sequence[str],
+    not_recorded: Sequence[str] = (),
     check_processes: Callable[[TrainingArguments], None] = check_launch,
 ) -> Iterator[TrainingRun]:
     """
@@ -163,6 +164,7 @@ def open_run(
 
     Args:
         inputs (`Sequence[str]`): The fields of `script_args` that name datasets.
+        not_recorded (`Sequence[str]`): Fields of `script_args` that the folder's settings leave out.
         check_processes (`Callable`): `check_launch`, or `check_single_process`.
 
     Raises:
@@ -178,7 +180,8 @@ def open_run(
         check_unsupported_fields(training_args, model_args)
     commit = pin_inputs(script_args, model_args, training_args.output_dir, inputs)
     with all_ranks_or_none():
-        settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
+        own = {name: value for name, value in asdict(script_args).items() if name not in not_recorded}
+        settings = {**own, **training_settings(training_args), **asdict(model_args)}
         settings |= {name: fingerprint(settings[name]) for name in (*inputs, "model_name_or_path")}
         settings["model_commit"] = commit
         if isinstance(script_args, ValidationArguments):

@@ -3,7 +3,7 @@ The best checkpoint by validation accuracy: questions are answered by greedy gen
 
 The paper selects the best checkpoint of both stages by validation accuracy. `Trainer` compares losses instead: GRPO's
 evaluation has none, and a loss says little about answers. `Trainer` also loads nothing of the best full-parameter checkpoint
-of a Qwen2-Audio (see `checkpoints.py`).
+of an audio model (see `checkpoints.py`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class ValidationSet:
 
     Args:
         rows (`Dataset`): Of avqa-audio, audio undecoded; their `answer` is the ground truth of the *validation* split.
-        instruction (`str`): The end of each prompt, the same as in training.
+        prompt (`str`): The prompt that each question is filled into, the same as in training.
         batch_size (`int`): Questions that a process answers at once.
         max_tokens (`int`): Maximum number of tokens of one answer.
     """
 
     rows: Dataset
-    instruction: str
+    prompt: str
     batch_size: int
     max_tokens: int
 
@@ -64,7 +64,7 @@ class ValidationSet:
             requests = [
                 ChatRequest(
                     row["id"],
-                    question_text(row["question"], row["choices"], self.instruction),
+                    question_text(row["question"], row["choices"], self.prompt),
                     audio=decode_audio(row["audio"], engine.window_s).waveform,
                 )
                 for row in rows
@@ -108,7 +108,7 @@ def check_evaluation(script_args: Any, training_args: TrainingArguments) -> None
         raise InputError(f"metric_for_best_model: {found}: set it to {METRIC}, the only metric that evaluation measures here")
 
 
-def validation_set(script_args: Any, training_args: TrainingArguments, instruction: str) -> ValidationSet | None:
+def validation_set(script_args: Any, training_args: TrainingArguments, prompt: str) -> ValidationSet | None:
     """
     The validation questions; None with `eval_strategy: no`. Sets the metric of the best model in `training_args`.
 
@@ -124,7 +124,7 @@ def validation_set(script_args: Any, training_args: TrainingArguments, instructi
     training_args.restore_callback_states_from_checkpoint = True  # early stopping keeps its count
     rows = open_input(script_args.audio, script_args.validation_split, CLIPS)
     chosen = evenly_spaced(rows, script_args.num_validation)
-    return ValidationSet(chosen, instruction, training_args.per_device_eval_batch_size, script_args.validation_max_tokens)
+    return ValidationSet(chosen, prompt, training_args.per_device_eval_batch_size, script_args.validation_max_tokens)
 
 
 def early_stopping(script_args: Any) -> list[TrainerCallback]:

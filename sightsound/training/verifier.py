@@ -6,14 +6,14 @@ say which. Ours scores a trace r about a clip a by the evidence, in nats,
 
     evidence(r, a) = log p(r | a) - log p(r | no audio),
 
-under a Qwen2-Audio with a LoRA on its language model (the audio tower is frozen). It is trained so that a logistic function of
+under a student with a LoRA on its language model (the audio tower is frozen). It is trained so that a logistic function of
 the evidence separates accepted from rejected traces.
 
 Why not a head on pooled CLAP embeddings: a pooled vector does not distinguish "a dog, then a bell" from "a bell, then a dog",
 nor one bark from two, and these are the claims that a teacher without audio gets wrong. Why the difference: the influence of
 the trace's length and wording cancels, and what remains depends on this clip.
 
-A verifier is an ordinary Qwen2-Audio checkpoint with a section `verifier` in its config.json (prompt, Platt scaling, threshold,
+A verifier is an ordinary student checkpoint with a section `verifier` in its config.json (prompt, Platt scaling, threshold,
 figures). The section is made by `calibration.py`.
 """
 
@@ -28,7 +28,8 @@ import numpy as np
 
 from sightsound.data.audio import encode_wav
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
-from sightsound.models.loading import load_processor, safetensors_only
+from sightsound.models.family import family_of_processor
+from sightsound.models.loading import load_processor, safetensors_only, student_class
 from sightsound.stage import fingerprint
 from sightsound.training.calibration import probabilities
 from sightsound.training.collator import IGNORED, CompletionCollator
@@ -120,19 +121,17 @@ class VerifierEngine:
 
     def __init__(self, model: str, verifier: dict[str, Any], batch_size: int, revision: str | None = None):
         import torch
-        from transformers import Qwen2AudioForConditionalGeneration
 
         processor = load_processor(model, revision)
         self.verifier = verifier
         self.requests_per_call = batch_size
         with safetensors_only(model):
-            self.model = Qwen2AudioForConditionalGeneration.from_pretrained(
-                model, revision=revision, dtype="auto", use_safetensors=True
-            )
+            architecture = student_class(model, revision)
+            self.model = architecture.from_pretrained(model, revision=revision, dtype="auto", use_safetensors=True)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.revision = (fingerprint(model) if Path(model).is_dir() else self.model.config._commit_hash) or ""
         self._collator = PairCollator(processor, verifier["prompt"])
-        self.window_s: float | None = float(processor.feature_extractor.chunk_length)
+        self.window_s = family_of_processor(processor).window_s(processor)
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
         """Score requests, all with audio. `sampling` is not used."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,25 @@ def run_stage(*command: Any, **flags: Any) -> None:
         [sys.executable, *arguments], cwd=tiny.REPO, env=tiny._environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_readme_run_as_they_are_written(miniature: Path, tmp_path: Path) -> None:
+    """In a folder that looks like a checkout after `make demo`; what they write stays there."""
+    for name in ("accelerate_configs", "dataset_builders", "evaluation", "recipes", "sightsound"):
+        (tmp_path / name).symlink_to(tiny.REPO / name)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "miniature").symlink_to(miniature)
+    text = (tiny.REPO / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ran = [block for block in blocks if not block[1].startswith("make ")]
+    assert [language for language, _ in ran] == ["python", "sh", "python"]
+    environment = {**tiny._environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for language, block in ran:
+        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-e", "-c", block]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "outputs" / "readme-evaluation" / "results.json").is_file()
 
 
 @pytest.mark.slow
