@@ -57,8 +57,7 @@ def main() -> None:
         refuse_another_launch_than_asked,
         save_trained,
     )
-    from sightsound.training.grpo import AudioGRPOTrainer
-    from sightsound.training.grpo_batches import check_fills_a_batch
+    from sightsound.training.grpo import AudioGRPOTrainer, check_fills_a_batch
     from sightsound.training.recipe import (
         audio_rows,
         callbacks_of,

@@ -40,7 +40,7 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.models.loading import load_audio_processor, safetensors_only
+    from sightsound.models.loading import load_audio_processor, safetensors_only, student_class
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
     from sightsound.training.checkpoints import checkpoint_to_resume
@@ -99,6 +99,7 @@ def main() -> None:
             trainer = AudioSFTTrainer(
                 model=create_model_from_path(
                     model_args.model_name_or_path,
+                    student_class(model_args.model_name_or_path, model_args.model_revision),
                     revision=model_args.model_revision,
                     dtype=model_args.dtype,
                     attn_implementation=model_args.attn_implementation,

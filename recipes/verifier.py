@@ -12,7 +12,7 @@ With `--push_to_hub true --hub_model_id ORG/NAME [--hub_private_repo true]` the 
 
 The calibration set is what verdicts.py wrote with the checker, here for 1,200 of the questions. Its clips are split by hash:
 60 % to train on, 20 % to choose the threshold for `--target_precision` on, 20 % held out for the figures on the card. What a
-verifier is, and why not CLAP with a head: `sightsound/training/verifier.py`. Written to `output_dir`: `model/` (a Qwen2-Audio
+verifier is, and why not CLAP with a head: `sightsound/training/verifier.py`. Written to `output_dir`: `model/` (a student
 checkpoint, LoRA merged, with the threshold and the figures in its config.json, and a card), `trainer_state.json` (the log) and
 `ledger.parquet` (what each calibration trace was used for).
 """
@@ -40,14 +40,14 @@ def main() -> None:
         inherited="Also accepted: every field of transformers.TrainingArguments; model and LoRA fields of trl.ModelConfig.",
     )
     from peft import get_peft_model
-    from transformers import Qwen2AudioForConditionalGeneration, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
     from trl import ModelConfig, get_peft_config
 
     from sightsound.data import parquet
     from sightsound.data.kinds import CLIPS, VERDICTS, open_input
     from sightsound.data.sources import shown_source
     from sightsound.method.prompts import CHECKER_TRANSCRIPT, PROMPT_VERSION
-    from sightsound.models.loading import load_processor, safetensors_only
+    from sightsound.models.loading import load_processor, safetensors_only, student_class
     from sightsound.stage import Stage, fingerprint
     from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.training.checkpoints import last_complete_checkpoint, save_checkpoint
@@ -99,7 +99,7 @@ def main() -> None:
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = PairCollator(processor, CHECKER_TRANSCRIPT)
         with safetensors_only(model_args.model_name_or_path):
-            base = Qwen2AudioForConditionalGeneration.from_pretrained(
+            base = student_class(model_args.model_name_or_path, model_args.model_revision).from_pretrained(
                 model_args.model_name_or_path,
                 revision=model_args.model_revision,
                 dtype=model_args.dtype,

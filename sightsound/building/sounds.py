@@ -24,7 +24,7 @@ from sightsound.data.clips import Clip, MediaError, open_media, sha256_of
 
 
 # A clip with less audio than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's
-# start. 0.2 s are five audio tokens of Qwen2-Audio and about one bark or syllable; less is a bad cut.
+# start. 0.2 s are five audio tokens of the student and about one bark or syllable; less is a bad cut.
 MIN_DURATION_S = 0.2
 # Their headers state no duration, and ffmpeg's guess from the first bit rate can be seconds off.
 LENGTH_IS_GUESSED = ("aac", "mp3")

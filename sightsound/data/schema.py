@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Features
 
-SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor and so of Qwen2-Audio
+SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor, which the students use
 
 
 class RowError(Exception):

@@ -153,7 +153,7 @@ class OpenAIEngine:
             one after the other, each with its own seed. They are one result, and all are made again after a kill between them.
     """
 
-    # A server does not say its model's window; 30 s is that of Qwen2-Audio's encoder.
+    # A server does not say its model's window; 30 s is that of Whisper's encoder, which most have.
     window_s: float | None = 30.0
     requests_per_call = 1
 

@@ -1,7 +1,7 @@
 """
 Sampling that a checkpoint's `generation_config.json` cannot change, and what is recorded of it.
 
-transformers' `generate` and vLLM's server fill every sampling field that is left out from that file. Qwen2-Audio-7B-Instruct
+transformers' `generate` and vLLM's server fill every sampling field that is left out from that file. A released 7B student
 ships top_k 20, top_p 0.5 and repetition_penalty 1.1; another checkpoint once had top_k 1, which makes all n traces equal.
 Here every field is set, so that only the temperature, the seed and the model decide what is sampled.
 """

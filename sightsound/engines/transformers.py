@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sightsound.cli import InputError
-from sightsound.data.schema import SAMPLING_RATE
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, EngineFlags, Sampling, Usage, seed_of
 from sightsound.engines.sampling import NEUTRAL, effective, in_process, neutral_generation
 from sightsound.method.prompts import user_message
+from sightsound.models.family import family_of_processor
 from sightsound.models.loading import load_generator
 
 
@@ -22,16 +22,17 @@ class TransformersEngine:
         processor (`ProcessorMixin`): The model's.
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
-        revision (`str`): What the model is, for the rows.
+        revision (`str`): Commit or fingerprint of the model, recorded in the rows.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int, sampling: Sampling, revision: str = ""):
         self.model, self.processor, self.revision = model, processor, revision
         self.requests_per_call = max(1, batch_size // sampling.n)
-        extractor = getattr(processor, "feature_extractor", None)
-        self.window_s = float(extractor.chunk_length) if extractor is not None else None
-        self._takes = {"audio": extractor is not None, "video": getattr(processor, "video_processor", None) is not None}
-        # A sampled placeholder would make the model look for a clip that is not there.
+        self._family = family_of_processor(processor)
+        self.window_s = self._family.window_s(processor)
+        parts = {"audio": "feature_extractor", "video": "video_processor"}
+        self._takes = {kind: getattr(processor, part, None) is not None for kind, part in parts.items()}
+        # A sampled placeholder would ask the next forward for a clip that is not there.
         names = ("audio_token_id", "image_token_id", "video_token_id")
         self._placeholders = [i for i in (getattr(model.config, name, None) for name in names) if i is not None]
 
@@ -39,26 +40,26 @@ class TransformersEngine:
     def load(
         cls, model: str, batch_size: int, sampling: Sampling, revision: str | None = None, base_model: str | None = None
     ) -> TransformersEngine:
-        """From a local folder or a Hub id: a model, or a LoRA on its base; see `load_generator`."""
+        """From a local folder or a Hub id: a model, or a LoRA on its base; see `loading.load_generator`."""
         import torch
 
-        loaded, processor, loaded_revision = load_generator(model, revision, base_model)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(loaded.to(device).eval(), processor, batch_size, sampling, loaded_revision)
+        loaded, processor, identity = load_generator(model, revision, base_model)
+        loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return cls(loaded, processor, batch_size, sampling, identity)
 
     def _inputs(self, requests: Sequence[ChatRequest], prompts: list[str]) -> Any:
-        media: dict[str, Any] = {}
-        kinds = requests[0].media
-        for kind in kinds:
-            if not self._takes[kind]:  # a processor without it would drop the clips without an error
+        for kind in requests[0].media:
+            if not self._takes[kind]:  # its processor would ignore the clips without an error
                 raise InputError(f"a {type(self.model).__name__} takes no {kind}; give a model that does")
-        if "audio" in kinds:
-            media |= {"audio": [r.audio for r in requests], "sampling_rate": SAMPLING_RATE}
-        if "video" in kinds:
-            videos = [r.video for r in requests if r.video is not None]
-            media |= {"videos": [v.pixels for v in videos], "do_sample_frames": False}
-            media["video_metadata"] = [v.metadata() for v in videos]
-        return self.processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **media)
+        return self._family.encode(
+            self.processor,
+            prompts,
+            audio=[r.audio for r in requests if r.audio is not None],
+            videos=[r.video for r in requests if r.video is not None],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
         """Generate for requests that all carry the same kinds of media."""
@@ -74,7 +75,7 @@ class TransformersEngine:
                 max_new_tokens=sampling.max_tokens,
                 num_return_sequences=sampling.n,
                 suppress_tokens=self._placeholders,
-                synced_gpus=False,  # processes that validate a student have different numbers of questions
+                synced_gpus=False,  # in validation, processes have different numbers of questions
                 **in_process(sampling.temperature),
             )
         new = output[:, inputs["input_ids"].shape[1] :]

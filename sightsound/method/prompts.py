@@ -150,7 +150,7 @@ def with_audio(messages: Sequence[dict]) -> list[dict]:
     Put an audio part before the text of the user's turn of stored messages.
 
     Published rows hold plain strings beside an `audio` column. Arrow fills every absent key of a stored content part with None,
-    and the Qwen2-Audio template, which tests `'audio' in content`, renders such a part as one more clip.
+    and a template that tests `'audio' in content` renders such a part as one more clip.
     """
     out = []
     for message in messages:

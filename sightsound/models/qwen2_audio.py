@@ -1,43 +1,84 @@
-"""Qwen2-Audio: everything that is particular to this student family."""
+r"""
+Qwen2-Audio: Whisper's encoder on windows of 30 s, pooled to 25 tokens per second, before a Qwen language model.
+
+transformers 5.17 saves a model that was built from a config under keys that no released checkpoint has
+(`language_model.model.model.*`); they are renamed after saving.
+
+vLLM 0.31 serves LoRA adapters on many models, but refuses them on this one. `Qwen2AudioWithLoRA` is vLLM's own model with what
+is missing: that its language model takes adapters, which of its layers hold several of transformers', and how PEFT's names map
+to its own (without the mapping an adapter is accepted and silently ignored). vLLM loads it as the plugin `sightsound` where
+this project is installed; merged checkpoints (`model/`) do not need it:
+
+    vllm serve Qwen/Qwen2-Audio-7B-Instruct --enable-lora --max-lora-rank 8 --lora-modules student=sft-tts_agfv/adapter \
+        --generation-config vllm
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import Any, ClassVar
+
+from sightsound.models.family import StudentFamily
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
+ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
 _DOUBLED_PREFIX = re.compile(r"^language_model\.model\.model\.")
 
 
-def _released_key(key: str) -> str:
-    """The name a weight has in the released Qwen2-Audio checkpoints, which vLLM expects too."""
-    return _DOUBLED_PREFIX.sub("language_model.model.", key)
+class Qwen2Audio(StudentFamily):
+    """See `StudentFamily`, whose defaults are those of this family where nothing else is said."""
+
+    model_types = ("qwen2_audio",)
+    processors = ("Qwen2AudioProcessor",)
+    licenses: ClassVar[dict[str, str]] = {"Qwen/Qwen2-Audio-7B-Instruct": "apache-2.0"}
+    architecture = ARCHITECTURE
+    feature_names = ("input_features", "feature_attention_mask")
+
+    def released_key(self, key: str) -> str:
+        return _DOUBLED_PREFIX.sub("language_model.model.", key)
+
+    def vllm_name(self, name: str) -> str:
+        """vLLM's model has no mapper of names: it expects those of the released checkpoints."""
+        if name.startswith("lm_head."):
+            return f"language_model.{name}"
+        name = name.removeprefix("model.")
+        return name.replace("language_model.", "language_model.model.", 1) if name.startswith("language_model.") else name
+
+    def register_in_vllm(self) -> None:
+        from vllm import ModelRegistry
+
+        # By name: vLLM imports the model where it needs it.
+        ModelRegistry.register_model(ARCHITECTURE, f"{__name__}:Qwen2AudioWithLoRA")
 
 
-def _repair(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    for file in folder.glob("*.safetensors"):
-        weights = load_file(file)
-        if any(_DOUBLED_PREFIX.match(key) for key in weights):
-            save_file({_released_key(key): tensor for key, tensor in weights.items()}, file, metadata={"format": "pt"})
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        content = json.loads(index.read_text())
-        content["weight_map"] = {_released_key(key): shard for key, shard in content["weight_map"].items()}
-        index.write_text(json.dumps(content, indent=2))
-    config = json.loads((folder / "config.json").read_text())
-    # Left out when it equals the class default, and the default of the *text* config is what vLLM then assumes: tied.
-    config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+FAMILY = Qwen2Audio()
 
 
-def freeze_positions(model: PreTrainedModel) -> None:
-    """The audio tower's sinusoids are no weights to train: the class says so, and `from_pretrained` forgets it."""
-    model.model.audio_tower.embed_positions.requires_grad_(False)
+def __getattr__(name: str) -> Any:
+    # The class is made when vLLM asks for it, so that this module can be imported without vLLM.
+    if name == "Qwen2AudioWithLoRA":
+        return _vllm_model()
+    raise AttributeError(name)
+
+
+@cache
+def _vllm_model() -> type:
+    from vllm.model_executor.models.interfaces import SupportsLoRA
+    from vllm.model_executor.models.module_mapping import MultiModelKeys
+    from vllm.model_executor.models.qwen2_audio import Qwen2AudioForConditionalGeneration
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    class Qwen2AudioWithLoRA(Qwen2AudioForConditionalGeneration, SupportsLoRA):
+        hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.language_model.": "language_model.model."})
+        packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+            "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+            "gate_up_proj": ["gate_proj", "up_proj"],
+        }
+
+        def get_mm_mapping(self) -> Any:
+            return MultiModelKeys.from_string_field(
+                language_model="language_model.", connector="multi_modal_projector.", tower_model="audio_tower."
+            )
+
+    return Qwen2AudioWithLoRA

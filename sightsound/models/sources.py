@@ -1,4 +1,4 @@
-"""The model that a user names: a folder here, or a Hub id at one commit."""
+"""The model that a user names: a local folder, or a Hub id at one commit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sightsound.cli import InputError
 from sightsound.hub.inputs import _commit_on_hub
+from sightsound.models.adapters import base_of, read_adapter
 from sightsound.stage import STAGE_FILE, is_complete, read_settings
 
 
@@ -13,22 +14,20 @@ def pin_model(
     flag: str, model: str, output_dir: str | Path | None = None, revision: str | None = None, base_model: str | None = None
 ) -> str | None:
     """
-    The commits of a model that is about to be loaded in this process: what `generator.load_generator` takes as `revision`.
+    The commits of a model that is to be loaded in this process, in the form of `resolved_revision`.
 
     Args:
-        flag (`str`): Without `--`.
-        output_dir (`str`, *optional*): Of the stage: a rerun loads the commits that are recorded there as `model_commit`.
+        flag (`str`): The command-line flag that names the model, without `--`.
+        output_dir (`str`, *optional*): Of the stage: a rerun loads the commits that its settings record as `model_commit`.
         revision (`str`, *optional*): Of a Hub model.
         base_model (`str`, *optional*): The base of a LoRA.
 
     Returns:
-        `str` or `None`: None of a folder.
+        `str` or `None`: None for a folder.
 
     Raises:
         `InputError`: It is neither a folder with a model nor a model of the Hub.
     """
-    from sightsound.models.loading import resolved_revision
-
     settings = (read_settings(Path(output_dir)) or {}) if output_dir is not None else {}
     if settings.get("model_commit") and settings.get(flag) == model:
         return str(settings["model_commit"])
@@ -39,10 +38,40 @@ def pin_model(
     return resolved_revision(model, revision, base_model)
 
 
+def resolved_revision(model: str, revision: str | None = None, base_model: str | None = None) -> str | None:
+    """
+    The commits that `loading.load_generator` would load now: `COMMIT`, or `COMMIT on BASE_COMMIT` for a LoRA.
+
+    Folders have no commit and are left out. Offline, the commits are those in the cache.
+
+    Returns:
+        `str` or `None`: None without any commit, also if there is no such model: loading it raises the error.
+    """
+    found = [_commit_of(model, revision)]
+    if (adapter := read_adapter(model, revision)) is not None:
+        found.append(_commit_of(*base_of(model, adapter, base_model)))
+    return " on ".join(commit for commit in found if commit) or None
+
+
+def _commit_of(model: str, revision: str | None) -> str | None:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    if Path(model).is_dir():
+        return None
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            file = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            return None
+        if file is not None:
+            return extract_commit_hash(file, None)
+    return None
+
+
 def check_model_folder(flag: str, folder: Path) -> None:
     """
     Raises:
-        `InputError`: The path holds no model that has been written to its end.
+        `InputError`: The path is no folder with a complete model.
     """
     if not folder.is_dir():
         raise InputError(f"--{flag} {folder} is a file; expected a model folder or a Hub model id")

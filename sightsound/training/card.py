@@ -10,6 +10,7 @@ from sightsound.data.sources import REPO_ID, is_hub_id, shown_source, split_revi
 from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
+from sightsound.models.family import released_licence
 from sightsound.stage import read_settings
 
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 TASK = "audio-text-to-text"  # the Hub's name for it
 # What weights depend on.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-# Of the bases that the recipes name, as their cards on the Hub say; whoever publishes another one has to look.
-LICENSES = {"Qwen/Qwen2-Audio-7B-Instruct": "apache-2.0"}
 USED = "used"
 
 
@@ -113,7 +112,7 @@ def write_model_card(
     from huggingface_hub import ModelCardData
 
     origin = origin_on_hub(base)
-    licence = LICENSES.get(origin or "")
+    licence = released_licence(origin or "")
     on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
     front: dict[str, Any] = {
         "library_name": "peft" if relation == "adapter" else "transformers",

@@ -1,9 +1,9 @@
 """
-Checkpoints that load: written atomically, read back and compared; resume from the last complete one.
+Checkpoints: written atomically and read back to compare; training resumes from the last complete one.
 
-transformers 5.17 writes a Qwen2-Audio that was built from a config under key names that no released checkpoint has
-(`language_model.model.model.*`), and `Trainer` resumes full-parameter training of this architecture by loading nothing
-(key names differ, `strict=False`; huggingface/transformers#43701). Both are dealt with here.
+Two defects are worked around. `save_pretrained` gives some families key names that no released checkpoint has
+(`StudentFamily.repair_checkpoint`). And `Trainer` resumes full-parameter training of an audio model without loading a weight,
+because it loads with `strict=False` and the key names differ (huggingface/transformers#43701).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.models.loading import check_adapter_weights, safetensors_only, same_model
-from sightsound.models.qwen2_audio import _repair
+from sightsound.models.adapters import check_adapter_weights, same_model
+from sightsound.models.family import family_of
+from sightsound.models.loading import safetensors_only
 from sightsound.stage import replace_folder
 
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def save_adapter(
     model: Any, processor: ProcessorMixin, path: str | Path, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Write a LoRA (safetensors) and the processor of its model; put the folder in place whole. `weights`: as below."""
+    """Write a LoRA (safetensors) and the processor of its model, atomically. `weights`: as for `save_checkpoint`."""
     final = Path(path)
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,13 +41,13 @@ def save_checkpoint(
     model: PreTrainedModel, processor: ProcessorMixin, path: str | Path, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
     """
-    Write weights (safetensors), config, generation config, processor and chat template; put the folder in place whole.
+    Write weights (safetensors), config, generation config, processor and chat template, atomically.
 
     Args:
-        weights (`dict`, *optional*): All of them, where the model itself holds only a part (ZeRO-3, FSDP).
+        weights (`dict`, *optional*): All weights, if the model in this process holds only a part (ZeRO-3, FSDP).
 
     Raises:
-        `RuntimeError`: The written checkpoint does not give back the model's weights.
+        `RuntimeError`: The written checkpoint does not load with the model's weights.
     """
     import torch
 
@@ -56,31 +57,31 @@ def save_checkpoint(
     temporary.parent.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(temporary, state_dict=weights)
     processor.save_pretrained(temporary)
-    _repair(temporary)
+    family_of(model.config).repair_checkpoint(temporary)
     reloaded = type(model).from_pretrained(temporary, dtype=model.dtype, use_safetensors=True).state_dict()
     for name, weight in (weights or model.state_dict()).items():
         if not torch.equal(weight.cpu(), reloaded[name]):
-            raise RuntimeError(f"{temporary}: {name} does not come back as it was written; the checkpoint is not usable")
+            raise RuntimeError(f"{temporary}: {name} is not read back as it was written; the checkpoint is not usable")
     replace_folder(temporary, final)
 
 
 def load_full_weights(model: PreTrainedModel, checkpoint: str) -> None:
     """
-    Load a full-parameter checkpoint into a model in memory; unlike `Trainer`, every weight or an error.
+    Load a full-parameter checkpoint into a model in memory: every weight, or an error, where `Trainer` only warns.
 
     Raises:
-        `InputError`: It is no checkpoint of this model.
+        `InputError`: The folder is no checkpoint of this model.
     """
     config = json.loads((Path(checkpoint) / "config.json").read_text()) if Path(checkpoint, "config.json").is_file() else {}
     if config.get("model_type") != model.config.model_type:
         found = config.get("model_type", "no whole model")
         raise InputError(f"{checkpoint} is a checkpoint of {found}, and not of the {model.config.model_type} to be trained")
     with safetensors_only(checkpoint):
-        loaded, told = type(model).from_pretrained(
+        loaded, info = type(model).from_pretrained(
             checkpoint, dtype=model.dtype, use_safetensors=True, output_loading_info=True
         )
     found, expected = ({name: weight.shape for name, weight in m.state_dict().items()} for m in (loaded, model))
-    wrong = {*told["missing_keys"], *told["unexpected_keys"]}
+    wrong = {*info["missing_keys"], *info["unexpected_keys"]}
     wrong |= {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
     if wrong:
         raise InputError(f"{checkpoint} is a checkpoint of another model: {len(wrong)} weights differ (first: {min(wrong)})")
@@ -89,10 +90,10 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str) -> None:
 
 def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
     """
-    Make sure that a checkpoint holds the LoRA of this model; PEFT would only warn of weights that it does not find.
+    Check that a checkpoint holds the LoRA of this model; PEFT would only warn of missing weights.
 
     Raises:
-        `InputError`: It holds none, of other shapes or places, or for another base model.
+        `InputError`: It holds no LoRA, one with other names or shapes, or one on another base model.
     """
     check_adapter_weights(model, checkpoint)
     base = json.loads((Path(checkpoint) / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -103,9 +104,9 @@ def check_adapter_checkpoint(model: Any, checkpoint: str) -> None:
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The newest `checkpoint-N` that a kill did not cut short, or None; the others are removed.
+    The newest complete `checkpoint-N`, or None; incomplete ones, which a kill has left, are removed.
 
-    `Trainer` writes `trainer_state.json` last, so a checkpoint that has a readable one is whole.
+    `Trainer` writes `trainer_state.json` last, so a checkpoint with a readable one is complete.
     """
     numbered: list[tuple[int, Path]] = []
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -117,41 +118,41 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(numbered)[1]) if numbered else None
 
 
-def checkpoint_to_resume(asked: str | None, output_dir: str | Path) -> str | None:
+def checkpoint_to_resume(named: str | None, output_dir: str | Path) -> str | None:
     """
-    Where training goes on: the checkpoint that `--resume_from_checkpoint PATH` names, else the run's own newest.
+    The checkpoint to resume from: the one that `--resume_from_checkpoint PATH` names, else the newest of the run.
 
     Raises:
-        `InputError`: There is no whole checkpoint at the path.
+        `InputError`: There is no complete checkpoint at the path.
     """
-    if asked is None or asked.lower() == "true":
+    if named is None or named.lower() == "true":
         return last_complete_checkpoint(output_dir)
-    if not (Path(asked) / "trainer_state.json").is_file():
-        told = "expected a checkpoint-N folder of a run, whole (with trainer_state.json)"
-        raise InputError(f"resume_from_checkpoint {asked}: {told}; leave it out to go on from the newest of {output_dir}")
-    return asked
+    if not (Path(named) / "trainer_state.json").is_file():
+        expected = "expected a complete checkpoint-N folder of a run (with trainer_state.json)"
+        raise InputError(f"resume_from_checkpoint {named}: {expected}; leave it out to resume from the newest of {output_dir}")
+    return named
 
 
 class FullWeightsResume:
     """
     Mix into a `Trainer`: resuming full-parameter training restores every weight, or fails.
 
-    A checkpoint is logged at, too: what `Trainer` has summed up since the last log is not in it, and the first log of a
-    resumed run would be of fewer steps than that of an uninterrupted one.
+    It also logs at every checkpoint: sums since the last log are not saved, so the first log of a resumed run would otherwise
+    cover fewer steps than the same log of an uninterrupted one.
     """
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None beside the checkpoints: TRL's knows nothing of this training, and the recipes write one into `model/`."""
+        """Write no card beside checkpoints: TRL's would not describe this training, and the recipes write one into `model/`."""
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         control = self.control  # type: ignore[attr-defined]
-        # Where the best are saved, only the evaluation says whether this is one.
+        # If only the best checkpoints are saved, it is decided after evaluation whether this is one.
         control.should_log = control.should_log or control.should_save or control.should_evaluate
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # type: ignore[misc]
-        # The last that each process writes itself; `trainer_state.json`, which says that all is there, comes next.
+        # The last file of each process; `trainer_state.json` is written next and says that all files are there.
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sightsound.data.audio import decode_audio
-from sightsound.data.frames import Frames
 from sightsound.data.schema import SAMPLING_RATE
 from sightsound.method.prompts import user_message, with_audio
+from sightsound.models.family import family_of_processor
 
 
 if TYPE_CHECKING:
@@ -21,17 +21,11 @@ IGNORED = -100  # the label that PyTorch's cross entropy skips
 
 
 def end_of_turn(processor: ProcessorMixin) -> str:
-    """What the chat template writes after an assistant's text, without the newline, which is never sampled."""
+    """What the chat template writes after an assistant's text, without the newline, which a model never samples."""
     turn = user_message("?")
     before = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
     return processor.apply_chat_template(answered, tokenize=False)[len(before) + 1 :].rstrip("\n")
-
-
-def audio_window_s(processor: ProcessorMixin) -> float | None:
-    """Seconds of sound that the model takes in; None for a model that does not hear."""
-    extractor = getattr(processor, "feature_extractor", None)
-    return float(extractor.chunk_length) if extractor is not None else None
 
 
 class CompletionCollator:
@@ -39,12 +33,13 @@ class CompletionCollator:
     Collate rows for supervised training of an audio (or vision) language model.
 
     A row holds `prompt` (messages with string contents), `completion` (text) and one of `audio` (an undecoded
-    `datasets.Audio` cell), `video` (`Frames`) or neither. Sounds are cut to the model's window: callers put `heard_s` in
-    their ledger.
+    `datasets.Audio` cell), `video` (`Frames`) or neither. Clips are cut to the model's window; callers record in their ledger
+    which ones.
 
     Args:
         processor (`ProcessorMixin`): Of the model that is trained.
-        max_length (`int`, *optional*): In tokens. Rows are never cut: a completion without its end teaches not to answer.
+        max_length (`int`, *optional*): In tokens. Longer rows raise `ValueError`; they are never cut, because a completion
+            without its end teaches the model not to end.
 
     Returns of a call:
         `dict`: `input_ids`, `attention_mask`, `labels`, each `(batch, length)` and right-padded, and the processor's
@@ -54,7 +49,8 @@ class CompletionCollator:
     def __init__(self, processor: ProcessorMixin, max_length: int | None = None):
         self.processor = processor
         self.max_length = max_length
-        self.window_s = audio_window_s(processor)
+        self._family = family_of_processor(processor)
+        self.window_s = self._family.window_s(processor)
         self._end = end_of_turn(processor)
         self._audio_tokens: dict[int, int] = {}
 
@@ -68,51 +64,41 @@ class CompletionCollator:
             messages = user_message(messages[-1]["content"])
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _media(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        sounds = [row["audio"] for row in rows if row.get("audio") is not None]
-        videos: list[Frames] = [row["video"] for row in rows if row.get("video") is not None]
-        media: dict[str, Any] = {}
-        if sounds:
-            media["audio"] = [decode_audio(sound, self.window_s).waveform for sound in sounds]
-            media["sampling_rate"] = SAMPLING_RATE
-        if videos:
-            media["videos"] = [video.pixels for video in videos]
-            media["video_metadata"] = [video.metadata() for video in videos]
-            media["do_sample_frames"] = False
-        return media
-
-    def _encode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[list[int]]]:
-        prompts = self.processor(text=[self._prompt(row) for row in rows], **self._media(rows))
-        completions = [row["completion"] + self._end for row in rows]
-        return prompts, self.processor.tokenizer(completions, add_special_tokens=False)["input_ids"]
-
     def num_tokens(self, row: Mapping[str, Any], duration_s: float | None = None) -> int:
         """
-        Length of one row as the model sees it; the sound itself is not read.
+        Length of one row in a batch; its clip is not read.
 
         Args:
             row: As for a call.
-            duration_s (`float`, *optional*): Of the row's sound, before any cut.
+            duration_s (`float`, *optional*): Of the row's clip, before it is cut.
         """
         text = self._prompt(row) + row["completion"] + self._end
         num_tokens = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if duration_s is None or self.window_s is None:
+        if duration_s is None:
             return num_tokens
-        return num_tokens - 1 + self._num_audio_tokens(round(min(duration_s, self.window_s) * SAMPLING_RATE))
+        taken_s = duration_s if self.window_s is None else min(duration_s, self.window_s)
+        return num_tokens - 1 + self._num_audio_tokens(round(taken_s * SAMPLING_RATE))
 
     def _num_audio_tokens(self, num_samples: int) -> int:
-        """What the processor expands a clip's placeholder to; most clips of a dataset have the same length."""
+        """Tokens that replace a clip's placeholder; kept, because most clips of a dataset have the same length."""
         if num_samples not in self._audio_tokens:
             silence = np.zeros(num_samples, dtype=np.float32)
-            expanded = self.processor(text=self.processor.audio_token, audio=[silence], sampling_rate=SAMPLING_RATE)
-            self._audio_tokens[num_samples] = len(expanded["input_ids"][0])
+            self._audio_tokens[num_samples] = self._family.clip_features(self.processor, silence).num_tokens
         return self._audio_tokens[num_samples]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        prompts, completions = self._encode(rows)
+        audio = [row["audio"] for row in rows if row.get("audio") is not None]
+        prompts = self._family.encode(
+            self.processor,
+            [self._prompt(row) for row in rows],
+            audio=[decode_audio(cell, self.window_s).waveform for cell in audio],
+            videos=[row["video"] for row in rows if row.get("video") is not None],
+        )
+        texts = [row["completion"] + self._end for row in rows]
+        completions = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         ids, labels = [], []
         for prompt, completion in zip(prompts["input_ids"], completions, strict=True):
             if self.max_length is not None and len(prompt) + len(completion) > self.max_length:

@@ -1,10 +1,10 @@
 """
-Audio for TRL's GRPOTrainer: TRL 1.16 knows images only, and would score a policy that heard nothing without a word.
+Audio for TRL's GRPOTrainer: TRL 1.16 supports images only, and would silently score a policy without its audio.
 
 The trainer reads `prompt` (messages with string contents) and `audio` (an undecoded `datasets.Audio` cell) from each row.
-Every clip is decoded and turned into features once per generation batch, travels as a per-row list of *references* (which
-TRL's shuffling and splitting pass through unharmed), and runs through the audio tower once per group instead of once per
-completion. Private methods of TRL are overridden: `trl` is pinned to 1.16.
+Each clip is decoded and turned into features once per generation batch. Rows hold *references* to the features of their clip,
+which survive TRL's shuffling and splitting, and the audio tower encodes a clip once for all rows that have it. Private methods
+of TRL are overridden: `trl` is pinned to 1.16.
 """
 
 from __future__ import annotations
@@ -12,58 +12,82 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
 from sightsound.cli import InputError
 from sightsound.data.audio import clip_key, decode_audio
-from sightsound.data.schema import SAMPLING_RATE
 from sightsound.engines.sampling import neutral_generation
 from sightsound.method.prompts import with_audio
-from sightsound.models.qwen2_audio import freeze_positions
+from sightsound.models.family import ClipFeatures, family_of
+from sightsound.models.loading import student_class
 from sightsound.training.checkpoints import FullWeightsResume
 from sightsound.training.distributed import all_ranks_or_none
-from sightsound.training.rollout_buffer import load_window, save_window, window_file
+from sightsound.training.rollout_buffer import buffer_file, load_buffer, save_buffer
 from sightsound.training.sharing.attention import use_packed_attention
+from sightsound.training.sharing.clips import SharedTower
 from sightsound.training.sharing.packing import pack, regroup, supports_custom_masks
 from sightsound.training.sharing.sampling import shared_sampling
 from sightsound.training.validation import BestByAccuracy
-from sightsound.training.vllm_rollouts import check_rollouts, hearing_rollouts, read_clips
+from sightsound.training.vllm_rollouts import audio_rollouts, check_rollouts, read_clips
 
 
 logger = get_logger(__name__)
 
-# Generation batches without any group of unequal rewards before a run is stopped: by then it is not chance.
+# A run is stopped after so many generation batches at its start in which no group has unequal rewards: that is not chance.
 ZERO_ADVANTAGE_BATCHES = 10
 
 CANNOT_SHARE = (
     "Prompts are computed once for each completion: attention %r takes no mask that hides completions from each other. "
-    "With attn_implementation: sdpa they are computed once for all."
+    "With attn_implementation: sdpa a prompt is computed once for all its completions."
 )
 
-Features = tuple[torch.Tensor, torch.Tensor]  # of one clip: mel `(num_mel_bins, frames)`, its mask `(frames,)`
+
+def check_fills_a_batch(num_questions: int, args: GRPOConfig) -> None:
+    """
+    Check that there are enough questions for one generation batch: TRL drops what does not fill one, up to all of them.
+
+    Raises:
+        `InputError`: There are too few; the message names settings for which there are enough.
+    """
+    per_question = args.num_generations
+    needed = args.generation_batch_size // per_question
+    if num_questions >= needed:
+        return
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations")
+    settings = ", ".join(f"{name} {getattr(args, name)}" for name in names)
+    processes = args.world_size
+    remedy = _fitting_settings(num_questions, processes, args.per_device_train_batch_size, per_question)
+    raise InputError(
+        f"{num_questions} questions do not fill one batch of {needed} ({settings}, {processes} process(es)), and "
+        f"TRL would train on none; {remedy}"
+    )
 
 
-def stack_features(rows: Sequence[Features]) -> dict[str, torch.Tensor]:
-    """The model's audio arguments for a batch: `(batch, num_mel_bins, frames)` and `(batch, frames)`."""
-    return {
-        "input_features": torch.stack([features for features, _ in rows]),
-        "feature_attention_mask": torch.stack([mask for _, mask in rows]),
-    }
+def _fitting_settings(num_questions: int, processes: int, rows: int, per_question: int) -> str:
+    """Settings for a step with as many questions as possible, with the largest device batch up to `rows`."""
+    most = num_questions * per_question
+    for batch in range(min(rows, most // processes), 0, -1):
+        for steps in range(most // (processes * batch), 0, -1):
+            if (processes * batch * steps) % per_question == 0:
+                fitting = f"per_device_train_batch_size: {batch} and gradient_accumulation_steps: {steps}"
+                others = "without steps_per_generation and generation_batch_size"
+                return f"set {fitting} ({others}), or trace more questions"
+    return f"start at most {most} processes (--num_processes), or trace more questions"
 
 
 class EpochSampler(RepeatSampler):
     """
-    TRL's sampler, with an order of each epoch that depends on the seed and the epoch only.
+    TRL's sampler, except that the order of an epoch depends on the seed and the epoch only.
 
-    TRL draws the orders one after the other: a run that was resumed in its second epoch would get the order of the first.
+    TRL draws the orders one after the other: a run resumed in its second epoch would get the order of the first.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
@@ -83,68 +107,24 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class SharedTower:
-    """
-    Makes a model's `audio_tower` run once per distinct clip of a batch; outside `sharing` it runs as ever.
-
-    The model prepares one row of features per sequence. Inside `sharing`, a hook hands the tower only the first row of each
-    clip, and a second one gives every sequence its clip's output.
-    """
-
-    def __init__(self, model: torch.nn.Module):
-        self.module = next(module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "audio_tower")
-        self.module.register_forward_pre_hook(self._reduce, with_kwargs=True)
-        self.module.register_forward_hook(self._expand)
-        self._first: torch.Tensor | None = None
-        self._clip: torch.Tensor | None = None
-        self.rows_encoded = 0
-
-    @contextmanager
-    def sharing(self, rows: Sequence[Features]) -> Iterator[None]:
-        """Declare which clip each row of the next forward has: rows with the same tensor object share it."""
-        positions: dict[int, int] = {}
-        clip = [positions.setdefault(id(features), len(positions)) for features, _ in rows]
-        device = rows[0][0].device
-        self._first = torch.tensor([clip.index(position) for position in positions.values()], device=device)
-        self._clip = torch.tensor(clip, device=device)
-        try:
-            yield
-        finally:
-            self._first = self._clip = None
-
-    def _reduce(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        features = args[0] if args else kwargs.pop("input_features")
-        if self._first is not None:
-            features = features[self._first]
-            if kwargs.get("attention_mask") is not None:
-                kwargs["attention_mask"] = kwargs["attention_mask"][self._first]
-        self.rows_encoded += len(features)
-        return (features, *args[1:]), kwargs
-
-    def _expand(self, _: Any, __: Any, output: Any) -> Any:
-        if self._clip is not None:
-            output.last_hidden_state = output.last_hidden_state[self._clip]
-        return output
-
-
 class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     """
-    `GRPOTrainer` for audio language models of the Qwen2-Audio kind.
+    `GRPOTrainer` for audio language models.
 
     Args:
         model (`str`): Folder or Hub id. The reference model is loaded from there too, so a LoRA from SFT must have been
             merged into it.
         reward_funcs, args, train_dataset, processing_class, ...: As for `GRPOTrainer`; `processing_class` is a processor.
-        share_prompts (`bool`): Compute each prompt once for all its completions (see `prompt_sharing`), where the attention
-            implementation can; else it is said once and each clip is shared only.
-        freeze_audio_tower (`bool`): Leave the audio tower as it is; projector and language model are trained.
+        share_prompts (`bool`): Compute each prompt once for all its completions (see `sharing.packing`). Where attention or
+            the student's family cannot, a warning is logged and only the encoding of clips is shared.
+        freeze_audio_tower (`bool`): Do not train the audio tower, only projector and language model.
 
-    Logged beside TRL's metrics, in the mean of an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
+    Logged beside TRL's metrics, as means over an optimizer step: `time/rollout_s` (sampling), `time/score_s` (rewards and
     log-probabilities under the old and the reference policy), `time/train_s` (forward and backward), and
-    `audio_tower/rows_saved` (clips that were not encoded again, of all that this process sampled for and scored).
+    `audio_tower/rows_saved`: of the rows with a clip that this process sampled for or scored, those not encoded again.
 
     Raises:
-        `InputError`: vLLM is to sample and is not there (see `vllm_rollouts.check_rollouts`).
+        `InputError`: The engine that `args` asks for is not available (see `vllm_rollouts.check_rollouts`).
     """
 
     _step: int  # TRL's
@@ -158,29 +138,35 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
                 "sampling under FSDP would wait for ever; set use_vllm: true, or use accelerate_configs/zero3.yaml"
             )
         # TRL's default, "auto", would spread policy and reference over all GPUs that a process sees.
-        args.model_init_kwargs = {"device_map": None, **(args.model_init_kwargs or {})}
-        policy = create_model_from_path(model, **args.model_init_kwargs)
-        freeze_positions(policy)
+        options = {"device_map": None, **(args.model_init_kwargs or {})}
+        architecture = student_class(model, options.get("revision"))
+        policy = create_model_from_path(model, architecture, **options)
+        self._family = family_of(policy.config)
+        self._family.freeze_positions(policy)
         if freeze_audio_tower:
-            policy.model.audio_tower.requires_grad_(False)
-        # The one image-only line of `GRPOTrainer.__init__` reads this to keep the placeholder from being sampled.
+            self._family.audio_tower_of(policy).requires_grad_(False)
+        # `GRPOTrainer.__init__` keeps the token that this names from being sampled, and loads the reference with the options.
         policy.config.image_token_id = policy.config.audio_token_id
+        args.model_init_kwargs = {**options, "architecture": architecture}
         try:
-            with hearing_rollouts(policy, args):
+            with audio_rollouts(policy, args):
                 super().__init__(policy, args=args, **kwargs)
         finally:
             del policy.config.image_token_id
-        self.share_prompts = share_prompts and supports_custom_masks(policy)
-        if share_prompts > self.share_prompts:
+            args.model_init_kwargs = options  # a class cannot be logged as a setting
+        self.share_prompts = share_prompts and self._family.shares_prompts and supports_custom_masks(policy)
+        if share_prompts and not self._family.shares_prompts:
+            logger.warning("Prompts are computed once for each completion: a %s cannot share them.", architecture.__name__)
+        elif share_prompts and not self.share_prompts:
             logger.warning(CANNOT_SHARE, policy.config.get_text_config()._attn_implementation)
-        self._audio: list[Features] = []  # of the rows being generated for or scored
+        self._audio: list[ClipFeatures] = []  # of the rows being generated for or scored
         self._cells: list[dict[str, Any]] = []  # their audio columns
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-        self._towers = {id(m): SharedTower(m) for m in models}
+        self._towers = {id(m): SharedTower(self._family.audio_tower_of(m)) for m in models}
         if self.share_prompts:
             for each in models:
                 use_packed_attention(each)
-        self._spent: defaultdict[str, float] = defaultdict(float)  # of the current optimizer step: seconds by kind, and rows
+        self._spent: defaultdict[str, float] = defaultdict(float)  # in the current optimizer step: seconds by kind, and rows
         self._rows_encoded_before = 0
         self._zero_advantage_batches: int | None = 0  # None once a group had unequal rewards
 
@@ -194,22 +180,15 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     def _tower_of(self, model: torch.nn.Module) -> SharedTower:
         return self._towers[id(self.accelerator.unwrap_model(model))]
 
-    def _read_audio(self, cells: Sequence[dict[str, Any]]) -> list[Features]:
+    def _read_audio(self, cells: Sequence[dict[str, Any]]) -> list[ClipFeatures]:
         """Features per row, one object per distinct clip (same bytes)."""
-        extractor = self.processing_class.feature_extractor
-        window_s = float(extractor.chunk_length)
-        by_clip: dict[bytes | str, Features] = {}
+        by_clip: dict[bytes | str, ClipFeatures] = {}
         for cell in cells:
             if clip_key(cell) not in by_clip:
-                waveform = decode_audio(cell, window_s).waveform
-                mel = extractor(
-                    waveform,
-                    sampling_rate=SAMPLING_RATE,
-                    padding="max_length",
-                    return_attention_mask=True,
-                    return_tensors="pt",
-                ).to(self.accelerator.device)
-                by_clip[clip_key(cell)] = (mel["input_features"][0], mel["attention_mask"][0])
+                waveform = decode_audio(cell, self._family.window_s(self.processing_class)).waveform
+                clip = self._family.clip_features(self.processing_class, waveform)
+                clip.tensors = tuple(tensor.to(self.accelerator.device) for tensor in clip.tensors)
+                by_clip[clip_key(cell)] = clip
         return [by_clip[clip_key(cell)] for cell in cells]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -238,7 +217,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._zero_advantage_batches = self._zero_advantage_batches + 1 if alike else None
         if self._zero_advantage_batches == ZERO_ADVANTAGE_BATCHES:
             reward = self._metrics["train"]["reward"][-1]
-            with all_ranks_or_none():  # every process finds the same
+            with all_ranks_or_none():  # the metrics are equal in every process
                 raise InputError(
                     f"in each of the first {ZERO_ADVANTAGE_BATCHES} batches all completions of every prompt "
                     f"got equal rewards (mean {reward:.2f} in the last): there is nothing to learn from. Look at the "
@@ -253,7 +232,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._spent["train_s"] += time.perf_counter() - start - sampled_s
         if self._step % self.current_gradient_accumulation_steps == 0:
             encoded = self._rows_encoded()
-            saved = self._spent.pop("rows_heard", 0) - (encoded - self._rows_encoded_before)
+            saved = self._spent.pop("rows_with_clips", 0) - (encoded - self._rows_encoded_before)
             self._rows_encoded_before = encoded
             self._metrics["train"]["audio_tower/rows_saved"].append(saved)
             for part in ("rollout_s", "score_s", "train_s"):
@@ -266,7 +245,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         before, spent = self._rows_encoded(), self._spent.copy()
         metrics = super().evaluate(*args, **kwargs)
-        # What was spent and encoded here is not training's.
+        # Evaluation does not count as time and rows of training.
         self._spent = spent
         self._rows_encoded_before += self._rows_encoded() - before
         return metrics
@@ -275,9 +254,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         checkpoint.mkdir(parents=True, exist_ok=True)
-        path = window_file(checkpoint, self.accelerator.process_index)
-        save_window(path, self._step, [] if is_used_up else self._buffered_inputs)
-        self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as whole
+        path = buffer_file(checkpoint, self.accelerator.process_index)
+        save_buffer(path, self._step, [] if is_used_up else self._buffered_inputs)
+        self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, marks the checkpoint as complete
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -286,39 +265,34 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             return
         if self.state.global_step >= ZERO_ADVANTAGE_BATCHES:
             self._zero_advantage_batches = None
-        path = window_file(checkpoint, self.accelerator.process_index)
+        path = buffer_file(checkpoint, self.accelerator.process_index)
         if not path.is_file():
             raise InputError(f"{path} is missing: expected the number of processes that wrote {checkpoint}; resume with it")
-        self._step, batches = load_window(path, self.accelerator.device)
+        self._step, batches = load_buffer(path, self.accelerator.device)
         self._buffered_inputs = batches or None
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         processor = self.processing_class
         texts = processor.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs)
+        placeholder = self._family.placeholder(processor)
         expanded = [
-            text.replace(processor.audio_token, processor.audio_token * self._num_audio_tokens(mask))
-            for text, (_, mask) in zip(texts, self._audio, strict=True)
+            text.replace(placeholder, placeholder * clip.num_tokens) for text, clip in zip(texts, self._audio, strict=True)
         ]
         prompt_ids = processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        return prompt_ids, None, stack_features(self._audio)
-
-    def _num_audio_tokens(self, mask: torch.Tensor) -> int:
-        """Tokens of a clip after the tower's convolution and pooling, as the model itself counts them."""
-        return int(self._tower_of(self.model).module._get_feat_extract_output_lengths(mask.sum())[1])
+        return prompt_ids, None, self._family.stack_features(self._audio)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: None, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         if self.use_vllm:
-            clips = read_clips(self._cells, float(self.processing_class.feature_extractor.chunk_length))
+            clips = read_clips(self._cells, self._family.window_s(self.processing_class))
             output = super()._generate_single_turn(prompt_ids, clips, *args, **kwargs)
             self._spent["rollout_s"] += time.perf_counter() - start
             return output
-        self._spent["rows_heard"] += len(self._audio)
+        self._spent["rows_with_clips"] += len(self._audio)
         policy = self.accelerator.unwrap_model(self.model)
         with neutral_generation(policy, self.processing_class.tokenizer), ExitStack() as shared:
             if self.share_prompts:
-                heard = [id(mel) for mel, _ in self._audio]
-                shared.enter_context(shared_sampling(policy, heard, self.eos_token_ids))
+                shared.enter_context(shared_sampling(policy, self._audio, self.eos_token_ids))
                 shared.enter_context(self.accelerator.autocast())
             else:
                 shared.enter_context(self._tower_of(self.model).sharing(self._audio))
@@ -336,19 +310,19 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> Any:
-        self._spent["rows_heard"] += len(input_ids)
+        self._spent["rows_with_clips"] += len(input_ids)
         if self.share_prompts:
             return self._score_packed(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
-        # TRL scores the rows in order, in chunks: each chunk gets its clips. Image arguments are all None here.
+        # TRL scores the rows in order, in chunks, without media: each chunk gets its clips here.
         rows = iter(self._audio)
 
-        def hearing_model(**inputs: Any) -> Any:
+        def model_with_clips(**inputs: Any) -> Any:
             chunk = [next(rows) for _ in range(len(inputs["input_ids"]))]
             with self._tower_of(model).sharing(chunk):
-                return model(**inputs, **stack_features(chunk))
+                return model(**inputs, **self._family.stack_features(chunk))
 
         return super()._get_per_token_logps_and_entropies(
-            hearing_model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            model_with_clips, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
         )
 
     def _score_packed(
@@ -365,11 +339,11 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         for start in range(0, len(input_ids), size):
             rows = slice(start, start + size)
             audio = self._audio[rows]
-            heard = [id(mel) for mel, _ in audio]
             with self.accelerator.autocast():
                 policy = self.accelerator.unwrap_model(model)
-                packed = pack(policy, input_ids[rows], attention_mask[rows], completion_length, heard)
-                output = model(**packed.inputs, **stack_features([audio[row] for row in packed.first]), fused_lm_head=True)
+                packed = pack(policy, input_ids[rows], attention_mask[rows], completion_length, audio)
+                features = self._family.stack_features([audio[row] for row in packed.first])
+                output = model(**packed.inputs, **features, fused_lm_head=True)
             logps.append(packed.unpack(output.log_probs))
             if compute_entropy:
                 entropies.append(packed.unpack(output.entropy))

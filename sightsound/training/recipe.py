@@ -183,25 +183,29 @@ def lora_of(model_args: ModelConfig) -> PeftConfig | None:
 
     import torch
     from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForMultimodalLM
+    from transformers import AutoConfig
     from trl import get_peft_config
+
+    from sightsound.models.family import family_of
+    from sightsound.models.loading import student_class
 
     lora = get_peft_config(model_args)
     if lora is None:
         return None
     asked = model_args.lora_target_modules
-    remedy = r"the recipes use ['.*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj']"
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    family = family_of(config)
+    remedy = f"the recipes use ['{family.lora_target_modules}']"
     if asked is None:
         raise InputError(f"use_peft without lora_target_modules; {remedy}")
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     with without_zero3_init(), torch.device("meta"):
-        model = AutoModelForMultimodalLM.from_config(config)
+        model = student_class(model_args.model_name_or_path, model_args.model_revision)(config)
     try:
         reached = get_peft_model(model, copy.deepcopy(lora)).base_model.targeted_module_names
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"lora_target_modules {asked} matches no module ({reason}); {remedy}") from error
-    outside = [name for name in reached if "language_model" not in name]
+    outside = [name for name in reached if not family.in_language_model(name)]
     if outside:
         told = f"matches {len(outside)} modules outside the language model (first: {outside[0]})"
         raise InputError(f"lora_target_modules {asked} {told}; {remedy}")

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from sightsound.models.qwen2_audio import freeze_positions
+from sightsound.models.family import family_of
 from sightsound.training.checkpoints import FullWeightsResume
 from sightsound.training.validation import BestByAccuracy
 
@@ -14,7 +14,7 @@ class AudioSFTTrainer(BestByAccuracy, FullWeightsResume, SFTTrainer):
     """`SFTTrainer` that answers validation questions, and resumes and ends with every weight."""
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any):
-        freeze_positions(model)
+        family_of(model.config).freeze_positions(model)
         super().__init__(model, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -2,7 +2,7 @@
 The best checkpoint by validation accuracy: questions answered by generation, graded by the project's grader.
 
 The paper selects the best checkpoints of both stages so. `Trainer` would compare losses, which GRPO's evaluation does not have
-and which say little of answers; and it loads nothing of a Qwen2-Audio's best full-parameter checkpoint (see `checkpoints.py`).
+and which say little of answers; and it loads nothing of an audio model's best full-parameter checkpoint (see `checkpoints.py`).
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ say which. Ours scores a trace r about a clip a by the evidence that the sound g
 
     evidence(r, a) = log p(r | a) - log p(r | no audio),
 
-under a Qwen2-Audio with LoRA on its language model (audio tower frozen), trained so that a logistic function of the evidence
+under the student with LoRA on its language model (audio tower frozen), trained so that a logistic function of the evidence
 tells accepted from rejected traces. Why not a head on pooled CLAP embeddings: a pooled vector cannot tell "a dog, then a bell"
 from "a bell, then a dog", nor one bark from two, and those are the claims that a teacher without ears gets wrong. Why the
 difference: how long a trace is and how it is worded cancels, what its words say about this clip stays.
 
-A verifier is an ordinary Qwen2-Audio checkpoint with a section `verifier` in its config.json (prompt, Platt scaling,
-threshold, figures). Calibration clips are split by the hash of the clip: train, threshold, held_out.
+A verifier is an ordinary student checkpoint with a section `verifier` in its config.json (prompt, Platt scaling, threshold,
+figures). Calibration clips are split by the hash of the clip: train, threshold, held_out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from sightsound.data.parquet import AudioById
 from sightsound.data.statistics import wilson_interval
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
 from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
-from sightsound.models.loading import load_processor, safetensors_only
+from sightsound.models.family import family_of_processor
+from sightsound.models.loading import load_processor, safetensors_only, student_class
 from sightsound.stage import fingerprint
 from sightsound.training.collator import IGNORED, CompletionCollator
 
@@ -319,19 +320,17 @@ class VerifierEngine:
 
     def __init__(self, model: str, verifier: dict[str, Any], batch_size: int, revision: str | None = None):
         import torch
-        from transformers import Qwen2AudioForConditionalGeneration
 
         processor = load_processor(model, revision)
         self.verifier = verifier
         self.requests_per_call = batch_size
         with safetensors_only(model):
-            self.model = Qwen2AudioForConditionalGeneration.from_pretrained(
-                model, revision=revision, dtype="auto", use_safetensors=True
-            )
+            architecture = student_class(model, revision)
+            self.model = architecture.from_pretrained(model, revision=revision, dtype="auto", use_safetensors=True)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.revision = (fingerprint(model) if Path(model).is_dir() else self.model.config._commit_hash) or ""
         self._collator = PairCollator(processor, verifier["prompt"])
-        self.window_s: float | None = float(processor.feature_extractor.chunk_length)
+        self.window_s = family_of_processor(processor).window_s(processor)
 
     def complete(self, requests: Sequence[ChatRequest], sampling: Sampling) -> Iterator[list[ChatResult]]:
         """Score requests that all carry audio; nothing is sampled."""

@@ -1,10 +1,10 @@
 """
-vLLM's in-process engine as a child that is given the requests that a server gets: `Reference` drives it.
+vLLM's in-process engine as a subprocess that gets the requests of a server; `Reference` is its client.
 
     .venv-vllm/bin/python -m tests.support.in_process_vllm MODEL '{"n": 8, "temperature": 1.0, "max_tokens": 64}'
 
-It runs with vLLM's interpreter, the project's only starts it. A line of standard input names a file with raw frames and
-prompts; the answer is a line of JSON: the seconds that the engine took, and what it wrote.
+It runs in vLLM's environment. Each line of standard input names a file with raw frames and prompts; the answer is a line of
+JSON: the seconds that the engine took, and the texts.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.support import served
 from tests.support.tiny import REPO
 
 
-OF_THE_SERVER_ALONE = ("host", "served-model-name")
+SERVER_ONLY = ("host", "served-model-name")
 
 
 class Reference:
@@ -40,9 +40,9 @@ class Reference:
 
     def generate(self, prompts: Sequence[str], videos: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
         """`wall_s`, `prompt_tokens` and, per prompt, `texts`; the frames are read before the clock starts."""
-        told = [{"prompt": p, "metadata": v.metadata(), "seed": s} for p, v, s in zip(prompts, videos, seeds, strict=True)]
+        requests = [{"prompt": p, "metadata": v.metadata(), "seed": s} for p, v, s in zip(prompts, videos, seeds, strict=True)]
         frames = {str(i): video.pixels for i, video in enumerate(videos)}
-        np.savez(self._file, told=np.array(json.dumps(told)), **frames)
+        np.savez(self._file, requests=np.array(json.dumps(requests)), **frames)
         self._process.stdin.write(f"{self._file}\n")
         self._process.stdin.flush()
         return self.wait()
@@ -50,7 +50,7 @@ class Reference:
 
 @contextmanager
 def reference(model: Path, folder: Path, sampling: Sampling) -> Iterator[Reference]:
-    """The engine with the flags of `served.FLAGS`; it is starting when the `with` block begins, `wait` waits for it."""
+    """The engine with the flags of `served.FLAGS`; it starts while the `with` block runs, and `wait` waits for it."""
     drawn = {"n": sampling.n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
     command = [str(served.PYTHON), "-m", "tests.support.in_process_vllm", str(model), json.dumps(drawn)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": REPO}
@@ -62,7 +62,7 @@ def reference(model: Path, folder: Path, sampling: Sampling) -> Iterator[Referen
         try:
             yield Reference(process, folder)
         finally:
-            process.stdin.close()  # it ends by itself, and its engine with it
+            process.stdin.close()  # ends the process and its engine
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
@@ -71,10 +71,10 @@ def reference(model: Path, folder: Path, sampling: Sampling) -> Iterator[Referen
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed is not an answer
+    os.dup2(2, 1)  # answers only on standard output
     import vllm
 
-    flags = {name.replace("-", "_"): value for name, value in served.FLAGS.items() if name not in OF_THE_SERVER_ALONE}
+    flags = {name.replace("-", "_"): value for name, value in served.FLAGS.items() if name not in SERVER_ONLY}
     flags["kv_cache_memory_bytes"] = int(flags["kv_cache_memory_bytes"].removesuffix("M")) << 20
     engine = vllm.LLM(sys.argv[1], enforce_eager=True, **flags)
 
@@ -84,11 +84,11 @@ def main() -> None:
     answer({})
     for line in sys.stdin:
         with np.load(line.strip()) as file:
-            told = json.loads(str(file["told"]))
-            videos = [file[str(i)] for i in range(len(told))]
+            requests = json.loads(str(file["requests"]))
+            videos = [file[str(i)] for i in range(len(requests))]
         inputs, sampling = [], []
-        for request, pixels in zip(told, videos, strict=True):
-            # What a server makes of a list of frames: all of them, none left out.
+        for request, pixels in zip(requests, videos, strict=True):
+            # As a server passes a list of frames: all of them.
             metadata = {**request["metadata"], "frames_indices": list(range(len(pixels))), "do_sample_frames": False}
             inputs.append({"prompt": request["prompt"], "multi_modal_data": {"video": [(pixels, metadata)]}})
             sampling.append(vllm.SamplingParams(seed=request["seed"], **json.loads(sys.argv[2])))

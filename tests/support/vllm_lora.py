@@ -1,5 +1,5 @@
 """
-What vLLM answers with an adapter, and without: a child, because vLLM has an environment of its own.
+Greedy answers of vLLM with an adapter and without. Runs as a subprocess, because vLLM has its own environment.
 
     .venv-vllm/bin/python -m tests.support.vllm_lora REQUESTS.npz MODEL [ADAPTER]
 
@@ -20,7 +20,7 @@ from tests.support.tiny import REPO
 
 
 def main() -> None:
-    # As vLLM does by itself where the project is installed, which it is not for a test.
+    # vLLM does this by itself where the project is installed.
     plugins = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
     EntryPoint("sightsound", plugins["sightsound"], "vllm.general_plugins").load()()
     from vllm import LLM, SamplingParams
@@ -30,7 +30,7 @@ def main() -> None:
     with np.load(file) as content:
         prompts = json.loads(str(content["prompts"]))
         clips = [content[str(i)] for i in range(len(prompts))]
-    asked: list[Any] = [
+    requests: list[Any] = [
         {"prompt": prompt, "multi_modal_data": {"audio": [(clip, SAMPLING_RATE)]}}
         for prompt, clip in zip(prompts, clips, strict=True)
     ]
@@ -46,14 +46,14 @@ def main() -> None:
     )
     placeholder = engine.get_tokenizer().convert_tokens_to_ids("<|AUDIO|>")
     greedy = SamplingParams(temperature=0.0, max_tokens=16, logit_bias={placeholder: -100.0})
-    asked_of = {"model": None}
+    adapters_of = {"model": None}
     if adapters:
-        asked_of["adapter"] = LoRARequest("student", 1, adapters[0])
-    told = {
-        name: [list(a.outputs[0].token_ids) for a in engine.generate(asked, greedy, use_tqdm=False, lora_request=lora)]
-        for name, lora in asked_of.items()
+        adapters_of["adapter"] = LoRARequest("student", 1, adapters[0])
+    answers = {
+        name: [list(a.outputs[0].token_ids) for a in engine.generate(requests, greedy, use_tqdm=False, lora_request=lora)]
+        for name, lora in adapters_of.items()
     }
-    print(json.dumps(told))
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

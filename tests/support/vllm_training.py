@@ -1,10 +1,10 @@
 """
-A few optimizer steps of `AudioGRPOTrainer` with rollouts of the real vLLM, as a child: vLLM has an environment of its own.
+A few optimizer steps of `AudioGRPOTrainer` with rollouts of the real vLLM, in a subprocess: vLLM has its own environment.
 
     .venv-vllm/bin/python -m tests.support.vllm_training CHECKPOINT AVQA_AUDIO URL OUTPUT.json
 
 All cases run with one engine in this process, then with the server at URL. `OUTPUT.json` gets, by mode and case, the largest
-difference at each step between what vLLM says of a sampled token and what the trained model says of it.
+difference at each step between the log-probabilities of a sampled token under vLLM and under the trained model.
 """
 
 import json
@@ -62,13 +62,13 @@ def some_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def one_engine_for_all() -> None:
-    """An engine takes half a minute to start, and every trainer begins by giving it its weights."""
+    """Start one engine for all trainers: it takes half a minute, and every trainer begins by setting its weights."""
     start, engines = vllm_generation.LLM, []
 
     def engine_of_all(**options: Any) -> Any:
         if not engines:
             engines.append(start(**options))
-        vars(engines[0]).pop("generate", None)  # the trainer before put its own there
+        vars(engines[0]).pop("generate", None)  # set by the previous trainer
         return engines[0]
 
     vllm_generation.LLM = engine_of_all
@@ -104,11 +104,11 @@ class Cases:
                 change(trainer)
             trainer.train()
         moved = [name for name, weight in trainer.model.named_parameters() if not torch.equal(before[name], weight)]
-        assert any("lora_B" in name if peft_config else "audio_tower.layers" in name for name in moved), "nothing was learnt"
+        assert any("lora_B" in name if peft_config else "audio_tower.layers" in name for name in moved), "no weight has changed"
         return [entry[METRIC] for entry in trainer.state.log_history if METRIC in entry]
 
     def different_completions(self) -> int:
-        """Of eight of one prompt."""
+        """How many of eight completions of one prompt differ."""
         with tempfile.TemporaryDirectory() as folder:
             trainer = self.trainer(folder)
             rows = self.rows[:1] * 8
@@ -119,7 +119,7 @@ class Cases:
         return len({tuple(ids) for ids in completions})
 
     def sampled_where_the_placeholder_is_likely(self) -> int:
-        """How many of the sampled tokens are the clip's placeholder, though the model would write nothing else."""
+        """How many of the sampled tokens are the clip's placeholder, for a model that would otherwise sample little else."""
         with tempfile.TemporaryDirectory() as folder:
             trainer = self.trainer(folder)
             token, weight = trainer.model.config.audio_token_id, trainer.model.lm_head.weight
@@ -127,8 +127,8 @@ class Cases:
                 weight[token] *= -0.3  # `served.build_policy` makes it the least likely one
             trainer._cells = [row["audio"] for row in self.rows[:2]]
             trainer._audio = trainer._read_audio(trainer._cells)
-            asked = [grpo_trainer.with_audio(row["prompt"]) for row in self.rows[:2]]
-            ids, *_ = trainer._tokenize_prompts(asked)
+            prompts = [grpo_trainer.with_audio(row["prompt"]) for row in self.rows[:2]]
+            ids, *_ = trainer._tokenize_prompts(prompts)
             completions, _ = trainer._generate_single_turn(ids, None, {}, 1)
         return sum(ids.count(token) for ids in completions)
 
@@ -144,7 +144,7 @@ def sync_once(trainer: AudioGRPOTrainer) -> None:
 
 
 def keep_encoded_clips(trainer: AudioGRPOTrainer) -> None:
-    """As TRL leaves it on a GPU. vLLM's reload, which stands in for that on a CPU, empties the worker's part by itself."""
+    """Undo our reset, as with TRL alone on a GPU; on a CPU also the worker's reset, which is part of vLLM's reload."""
     engine = trainer.vllm_generation.llm.llm_engine
     engine.reset_encoder_cache = lambda: None
     engine.model_executor.driver_worker.model_runner.reset_encoder_cache = lambda: None
@@ -152,7 +152,7 @@ def keep_encoded_clips(trainer: AudioGRPOTrainer) -> None:
 
 def exchange_clips(trainer: AudioGRPOTrainer) -> None:
     generate = trainer.vllm_generation.generate
-    trainer.vllm_generation.generate = lambda *, images, **asked: generate(images=images[::-1], **asked)
+    trainer.vllm_generation.generate = lambda *, images, **options: generate(images=images[::-1], **options)
 
 
 def main() -> None:
@@ -162,9 +162,9 @@ def main() -> None:
         "colocate": Cases(checkpoint, dataset, vllm_mode="colocate"),
         "server": Cases(checkpoint, dataset, vllm_mode="server", vllm_server_base_url=url, vllm_server_timeout=900),
     }
-    told: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for mode, cases in modes.items():
-        told[mode] = {
+        results[mode] = {
             "full": cases.train(),
             "lora": cases.train(None, LORA),
             "full_no_sync": cases.train(sync_once),
@@ -173,9 +173,9 @@ def main() -> None:
             "different": cases.different_completions(),
             "placeholders": cases.sampled_where_the_placeholder_is_likely(),
         }
-        if mode == "colocate":  # last, because nothing puts the engine right again
-            told[mode]["stale_clips"] = cases.train(keep_encoded_clips)
-    Path(output).write_text(json.dumps(told))
+        if mode == "colocate":  # last: the engine stays changed
+            results[mode]["stale_clips"] = cases.train(keep_encoded_clips)
+    Path(output).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

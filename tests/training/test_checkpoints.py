@@ -1,4 +1,4 @@
-"""A checkpoint that was saved is loaded whole by everyone; one that a kill cut short is never resumed from."""
+"""A saved checkpoint loads with every weight; an incomplete one is never resumed from."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_a_student_that_was_loaded_is_saved_under_the_same_names_again(student, 
     assert [path.name for path in tmp_path.iterdir()] == ["again"], "nothing temporary is left"
 
 
-def test_every_weight_comes_back(student_checkpoint, tmp_path):
+def test_every_weight_is_read_back(student_checkpoint, tmp_path):
     import torch
     from transformers import Qwen2AudioForConditionalGeneration
 
@@ -84,7 +84,7 @@ def test_the_output_layer_is_declared_untied(student_checkpoint, teacher_checkpo
         assert json.loads((checkpoint / "config.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_a_processor_comes_back_with_its_template_and_its_window(student):
+def test_a_processor_is_read_back_with_its_template_and_its_window(student):
     _, processor = student
     turn = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What?"}]}]
     prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -94,11 +94,11 @@ def test_a_processor_comes_back_with_its_template_and_its_window(student):
     assert (extractor.chunk_length, extractor.hop_length, extractor.sampling_rate) == (2, 320, 16_000)
 
 
-def test_a_teacher_comes_back_whole(teacher_checkpoint):
+def test_a_teacher_is_read_back_complete(teacher_checkpoint):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    loaded, told = Qwen2_5_VLForConditionalGeneration.from_pretrained(teacher_checkpoint, output_loading_info=True)
-    assert not any(told[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    loaded, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(teacher_checkpoint, output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert _processor(teacher_checkpoint).video_processor.do_sample_frames is False
     assert loaded.generation_config.eos_token_id == loaded.config.text_config.eos_token_id
 
@@ -132,10 +132,10 @@ def test_weights_in_a_pickle_are_not_read(student, student_checkpoint, tmp_path)
     folder = shutil.copytree(student_checkpoint, tmp_path / "pickled")
     (folder / "model.safetensors").unlink()
     torch.save(student[0].state_dict(), folder / "pytorch_model.bin")
-    told = f"{folder} has no model.safetensors: weights are read from safetensors alone"
-    with pytest.raises(InputError, match=told):
+    message = f"{folder} has no model.safetensors: weights are read from safetensors alone"
+    with pytest.raises(InputError, match=message):
         load_generator(str(folder))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load_full_weights(student[0], str(folder))
 
 
@@ -152,24 +152,24 @@ def test_the_newest_checkpoint_by_number_is_resumed(tmp_path):
     for step in (9, 100, 20):
         checkpoint(tmp_path, step)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
-    assert len(list(tmp_path.iterdir())) == 3, "whole checkpoints stay"
+    assert len(list(tmp_path.iterdir())) == 3, "complete checkpoints stay"
 
 
 @pytest.mark.parametrize("state", [None, b'{"global_step": 2', b"\0\0\0\0", b"\xff\xfe\xfa"])
-def test_a_checkpoint_that_a_kill_cut_short_is_removed(tmp_path, state):
+def test_an_incomplete_checkpoint_is_removed(tmp_path, state):
     checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 20, state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
-def test_a_checkpoint_can_be_asked_for(tmp_path):
+def test_a_checkpoint_can_be_named(tmp_path):
     for step in (10, 20):
         checkpoint(tmp_path, step)
     assert checkpoint_to_resume(str(tmp_path / "checkpoint-10"), tmp_path / "elsewhere") == str(tmp_path / "checkpoint-10")
     for asked in (None, "true", "True"):
         assert checkpoint_to_resume(asked, tmp_path) == str(tmp_path / "checkpoint-20")
-    with pytest.raises(InputError, match="checkpoint-30: expected a checkpoint-N folder of a run, whole"):
+    with pytest.raises(InputError, match="checkpoint-30: expected a complete checkpoint-N folder of a run"):
         checkpoint_to_resume(str(tmp_path / "checkpoint-30"), tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_lora_of_another_model_is_not_resumed_from(student_checkpoint, tmp_pat
 
 def test_a_processor_and_a_model_that_do_not_belong_together_are_refused(student_checkpoint, teacher_checkpoint, tmp_path):
     assert load_audio_processor(str(student_checkpoint)).audio_token == "<|AUDIO|>"
-    with pytest.raises(InputError, match=r"is a model of type qwen2_5_vl; expected an audio model like Qwen2-Audio"):
+    with pytest.raises(InputError, match=r"is a model of type qwen2_5_vl; expected an audio model, such as qwen2_audio"):
         load_audio_processor(str(teacher_checkpoint))
     changes = {
         "id of the audio token: 3, the model's is 7": lambda config: config.update(audio_token_id=7, audio_token_index=7),
@@ -228,19 +228,19 @@ def test_a_processor_and_a_model_that_do_not_belong_together_are_refused(student
         "mel bins: 128, the model's is 80": lambda config: config["audio_config"].update(num_mel_bins=80),
         "frames of a window: 100, the model's is 3000": lambda c: c["audio_config"].update(max_source_positions=1500),
     }
-    for i, (told, change) in enumerate(changes.items()):
+    for i, (wrong, change) in enumerate(changes.items()):
         shutil.copytree(student_checkpoint, tmp_path / str(i))
         config = json.loads((tmp_path / str(i) / "config.json").read_text())
         change(config)
         (tmp_path / str(i) / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match=rf"is another model's \({told.replace('3,', '[0-9]+,')}\); save the model's own"):
+        with pytest.raises(InputError, match=rf"is another model's \({wrong.replace('3,', '[0-9]+,')}\); save the model's own"):
             load_audio_processor(str(tmp_path / str(i)))
     (tmp_path / "0" / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"is an adapter; give the merged model"):
         load_audio_processor(str(tmp_path / "0"))
 
 
-def test_the_folder_of_a_training_run_is_answered_with_its_model(student_checkpoint, tmp_path):
+def test_the_error_for_the_folder_of_a_training_run_names_its_model(student_checkpoint, tmp_path):
     run = tmp_path / "grpo"
     run.mkdir()
     (run / "trainer_state.json").write_text("{}")

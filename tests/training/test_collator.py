@@ -1,11 +1,11 @@
-"""What a batch teaches: the completion and its end, of the clip that was heard, and nothing else."""
+"""A batch: the completion and its end are the only targets, and each row has the features of its own clip."""
 
 import numpy as np
 import pytest
 
 from sightsound.data.audio import decode_audio, encode_flac
 from sightsound.data.frames import load_frames
-from sightsound.training.collator import IGNORED, CompletionCollator, audio_window_s, end_of_turn
+from sightsound.training.collator import IGNORED, CompletionCollator, end_of_turn
 
 
 COMPLETION = "<think>I hear a dog.</think><answer>dog</answer>"
@@ -25,7 +25,7 @@ def collator(processor) -> CompletionCollator:
 
 @pytest.fixture(scope="module")
 def rows(questions) -> list[dict]:
-    """Two rows with sound and one without, of different lengths; the one without stands between them."""
+    """Two rows with audio and, between them, one without, of different lengths."""
     texts = ["What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Say it in one word, please."]
     completions = [COMPLETION, "<answer>bell</answer>", COMPLETION + " siren"]
     sounds = [questions[0]["audio"], None, questions[1]["audio"]]
@@ -34,7 +34,7 @@ def rows(questions) -> list[dict]:
 
 
 def prompt_of(row: dict, num_audio_tokens: int = 25) -> str:
-    """Qwen2-Audio's template, written out by hand."""
+    """The template of Qwen2-Audio, written out by hand."""
     sound = f"Audio 1: <|audio_bos|>{'<|AUDIO|>' * num_audio_tokens}<|audio_eos|>\n" if row["audio"] else ""
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     return f"{system}<|im_start|>user\n{sound}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
@@ -55,7 +55,7 @@ def test_only_the_completion_and_its_end_are_targets(collator, processor, rows):
 
 
 @pytest.mark.parametrize("chosen", [[0], [1], [0, 2], [1, 1], [0, 1, 2], [1, 0]])
-def test_batches_with_sound_without_and_mixed(collator, processor, rows, chosen):
+def test_batches_with_audio_without_and_mixed(collator, processor, rows, chosen):
     batch = collator([rows[i] for i in chosen])
     num_sounds = sum(rows[i]["audio"] is not None for i in chosen)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
@@ -64,8 +64,8 @@ def test_batches_with_sound_without_and_mixed(collator, processor, rows, chosen)
     )
     if num_sounds:
         assert batch["input_features"].shape == (num_sounds, 128, 100)
-    heard = (batch["input_ids"] == processor.audio_token_id).sum(dim=1).tolist()
-    assert heard == [25 if rows[i]["audio"] is not None else 0 for i in chosen]
+    num_tokens = (batch["input_ids"] == processor.audio_token_id).sum(dim=1).tolist()
+    assert num_tokens == [25 if rows[i]["audio"] is not None else 0 for i in chosen]
 
 
 def test_features_are_those_of_the_rows_own_sounds_in_order(collator, rows):
@@ -85,11 +85,11 @@ def test_a_row_that_is_too_long_raises_and_is_never_cut(collator, processor, row
         CompletionCollator(processor, max_length=longest - 1)(rows)
 
 
-def test_sound_beyond_the_models_window_is_cut(collator, processor, rows):
+def test_audio_beyond_the_models_window_is_cut(collator, processor, rows):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32)
     cells = [{"bytes": encode_flac(sound), "path": None} for sound in (noise, noise[:32_000], noise[:16_000])]
     long, window, short = (collator([{**rows[0], "audio": cell}]) for cell in cells)
-    assert audio_window_s(processor) == collator.window_s == 2.0
+    assert collator.window_s == 2.0
     assert (long["input_features"] == window["input_features"]).all()
     assert (long["input_ids"] == window["input_ids"]).all()
     assert processor.tokenizer.decode(short["input_ids"][0]).count("<|AUDIO|>") == 12, "half the sound, half the tokens"

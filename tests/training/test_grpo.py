@@ -1,5 +1,7 @@
-"""AudioGRPOTrainer against a direct forward: what it scores is what the model says of this clip and no other."""
+"""AudioGRPOTrainer: its log-probabilities equal those of a direct forward with the clip of each row; resuming; logs."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,16 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import Qwen2AudioForConditionalGeneration
+from trl import GRPOConfig
 from trl.trainer.utils import create_model_from_path
 
 from sightsound.cli import InputError
 from sightsound.data.audio import encode_flac
 from sightsound.method import rewards as rewards_module
 from sightsound.method.rewards import find_rewards, format_reward
-from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, stack_features
-from sightsound.training.rollout_buffer import window_file
+from sightsound.models.family import ClipFeatures, family_of
+from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, check_fills_a_batch
+from sightsound.training.rollout_buffer import buffer_file
 from tests.support.trainers import make_rows, make_trainer, some_reward
 
 
@@ -24,12 +28,14 @@ def rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return make_rows(questions)
 
 
-def direct_logps(model: torch.nn.Module, batch: dict[str, Any], audio: list[Any], temperature: float = 1.0) -> torch.Tensor:
+def direct_logps(
+    model: torch.nn.Module, batch: dict[str, Any], audio: list[ClipFeatures], temperature: float = 1.0
+) -> torch.Tensor:
     """Log-probabilities of the completion tokens by a plain forward with the clips, `(rows, completion length)`."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=mask, **stack_features(audio)).logits
+        logits = model(input_ids=ids, attention_mask=mask, **family_of(model.config).stack_features(audio)).logits
     logps = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
     return logps[:, -batch["completion_ids"].shape[1] :]
 
@@ -63,12 +69,12 @@ def test_each_clip_is_encoded_once_per_forward(student_checkpoint, rows, tmp_pat
 
 
 def test_sharing_a_clip_does_not_mix_clips_up(student_checkpoint, rows, tmp_path) -> None:
-    """Groups in any order: every sequence keeps its own clip."""
+    """With groups in any order, every sequence keeps its own clip."""
     trainer = make_trainer(student_checkpoint, rows, tmp_path, per_device_train_batch_size=16)
     order = [0, 1, 0, 2, 3, 1, 2, 0]
     audio = trainer._read_audio([rows[i]["audio"] for i in order])
     tower = trainer.model.model.audio_tower
-    features = stack_features(audio)["input_features"]
+    features = trainer._family.stack_features(audio)["input_features"]
     with torch.no_grad():
         alone = tower(features).last_hidden_state
         with trainer._tower_of(trainer.model).sharing(audio):
@@ -111,15 +117,15 @@ def test_a_clip_longer_than_the_window_is_cut(student_checkpoint, rows, tmp_path
     trainer = make_trainer(student_checkpoint, rows, tmp_path)
     noise = np.random.default_rng(0).normal(0, 0.1, 5 * 16_000).astype(np.float32)
     whole, first = ({"bytes": encode_flac(wave), "path": None} for wave in (noise, noise[: 2 * 16_000]))
-    (long_features, _), (short_features, _) = trainer._read_audio([whole, first])
-    assert torch.equal(long_features, short_features)
+    long_clip, short_clip = trainer._read_audio([whole, first])
+    assert torch.equal(long_clip.tensors[0], short_clip.tensors[0]) and long_clip.num_tokens == short_clip.num_tokens
 
 
 TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up what one process did
 
 
 @pytest.mark.parametrize(
-    "window",
+    "changed",
     [
         {"gradient_accumulation_steps": 1},
         {"num_iterations": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 4},
@@ -129,9 +135,9 @@ TIMES = ("time/", "step_time", "train_", "total_flos")  # the last entry sums up
     ],
     ids=["at its end", "second iteration", "steps_per_generation", "both", "third epoch"],
 )
-def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_checkpoint, rows, tmp_path) -> None:
-    """Weights and logs, also where the checkpoint lies inside a generation window or behind an epoch or two."""
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, **window}
+def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(changed, student_checkpoint, rows, tmp_path) -> None:
+    """Weights and logs, also where the rollout buffer is half used or the checkpoint is in a later epoch."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, **changed}
     whole = make_trainer(student_checkpoint, rows, tmp_path, **settings)
     whole.train()
     resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
@@ -149,7 +155,7 @@ def test_a_run_resumed_anywhere_equals_an_uninterrupted_one(window, student_chec
 
 
 def test_a_checkpoint_where_an_epoch_cut_an_accumulation_short_resumes(student_checkpoint, rows, tmp_path) -> None:
-    """Three micro-steps an epoch, two an optimizer step: the second step has one, and the window is used up after it."""
+    """Three micro-steps an epoch, two an optimizer step: the second has one, and the rollout buffer is used up after it."""
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "steps_per_generation": 3}
     batch = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     whole = make_trainer(student_checkpoint, rows[:3], tmp_path, **settings, **batch)
@@ -160,16 +166,16 @@ def test_a_checkpoint_where_an_epoch_cut_an_accumulation_short_resumes(student_c
     assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.named_parameters())
 
 
-def test_a_checkpoint_inside_a_window_needs_its_own_number_of_processes(student_checkpoint, rows, tmp_path) -> None:
+def test_a_half_used_rollout_buffer_needs_the_number_of_processes_that_wrote_it(student_checkpoint, rows, tmp_path) -> None:
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
     make_trainer(student_checkpoint, rows, tmp_path, **settings).train()
-    window_file(tmp_path / "checkpoint-1", 0).unlink()
+    buffer_file(tmp_path / "checkpoint-1", 0).unlink()
     with pytest.raises(InputError, match="number of processes that wrote"):
         resumed = make_trainer(student_checkpoint, rows, tmp_path, **settings)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_logs_tell_where_the_time_goes_and_what_was_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
+def test_logs_hold_the_time_of_each_part_and_the_rows_that_were_not_encoded_again(student_checkpoint, rows, tmp_path) -> None:
     trainer = make_trainer(student_checkpoint, rows, tmp_path, max_steps=1, log_completions=True, report_to="tensorboard")
     trainer.train()
     log = trainer.state.log_history[0]
@@ -225,3 +231,24 @@ def test_lora_with_gradient_checkpointing_trains_only_the_adapter(share_prompts,
     assert kl[0] < 1e-6 < kl[1]
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
     assert trained and all("lora_" in name for name in trained)
+
+
+def sizes(folder: Path, rows: int, steps: int, generations: int) -> GRPOConfig:
+    settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps, "num_generations": generations}
+    return GRPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **settings)
+
+
+@pytest.mark.parametrize(
+    ("questions", "rows", "steps", "generations"),
+    [(12, 104, 1, 8), (3, 8, 4, 8), (1, 64, 2, 8), (5, 16, 8, 4), (7, 6, 20, 3), (1, 1, 48, 8), (2, 512, 1, 2)],
+)
+def test_too_few_questions_for_a_batch_are_answered_with_settings_that_fit(questions, rows, steps, generations, tmp_path):
+    with pytest.raises(InputError, match=f"^{questions} questions do not fill one batch of ") as refused:
+        check_fills_a_batch(questions, sizes(tmp_path, rows, steps, generations))
+    message = str(refused.value)
+    for field in ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations"):
+        assert field in message
+    found = re.search(r"set per_device_train_batch_size: (\d+) and gradient_accumulation_steps: (\d+)", message)
+    corrected = sizes(tmp_path, int(found[1]), int(found[2]), generations)
+    check_fills_a_batch(questions, corrected)
+    assert corrected.generation_batch_size // generations >= (questions + 1) // 2, "a step wastes most of the questions"

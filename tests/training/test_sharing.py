@@ -1,4 +1,4 @@
-"""A prompt computed once for its completions gives what rows by themselves give: scores, gradients, weights, samples."""
+"""Prompts shared by their completions: scores, gradients, weights and samples equal those of separate rows."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration
 
-from sightsound.training.grpo import AudioGRPOTrainer, Features, stack_features
+from sightsound.models.family import ClipFeatures, StudentFamily
+from sightsound.models.qwen2_audio import FAMILY
+from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.sharing.attention import PACKED
 from sightsound.training.sharing.packing import regroup, supports_custom_masks
 from sightsound.training.sharing.sampling import GroupDecoder, shared_sampling
@@ -27,7 +29,7 @@ def trainer(student_checkpoint, rows, tmp_path_factory) -> AudioGRPOTrainer:
 
 
 @pytest.fixture(scope="module")
-def clips(trainer, rows) -> list[Features]:
+def clips(trainer, rows) -> list[ClipFeatures]:
     return trainer._read_audio([row["audio"] for row in rows])
 
 
@@ -42,15 +44,15 @@ def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tenso
     return ids, mask
 
 
-# Which prompt each row has and which clip it hears: groups that are not adjacent, prompts of unequal lengths, one prompt about
+# The prompt and the clip of each row: groups that are not adjacent, prompts of unequal lengths, one prompt about
 # two clips, one group of a single row.
 WORDS = ([5, 6, 7, 8], [5, 6, 9, 10, 11, 12, 13], [5, 6, 7])
 ROWS = [(0, 0), (1, 1), (0, 0), (2, 2), (0, 3), (1, 1), (0, 3), (0, 0)]
 WRITTEN = [6, 1, 3, 4, 0, 6, 2, 5]  # tokens of each completion; one is empty
 
 
-def make_batch(trainer: AudioGRPOTrainer, clips: list[Features]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, their mask and the mask of the completions of `ROWS`; the trainer is told which clips they hear."""
+def make_batch(trainer: AudioGRPOTrainer, clips: list[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, their mask and the mask of the completions of `ROWS`; sets the clips of the rows in the trainer."""
     prompt_ids, prompt_mask = left_padded([prompt_of(trainer.model, WORDS[prompt]) for prompt, _ in ROWS])
     completions = torch.randint(20, 60, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
     written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
@@ -60,7 +62,7 @@ def make_batch(trainer: AudioGRPOTrainer, clips: list[Features]) -> tuple[torch.
 
 @pytest.mark.parametrize("attention", [PACKED, "sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_log_probs_entropies_and_gradients_are_those_of_rows_by_themselves(trainer, clips, monkeypatch, attention, batch_size):
+def test_log_probs_entropies_and_gradients_are_those_of_separate_rows(trainer, clips, monkeypatch, attention, batch_size):
     trainer.model.config.text_config._attn_implementation = attention
     ids, mask, written = make_batch(trainer, clips)
     weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
@@ -114,16 +116,16 @@ def test_optimizer_steps_give_the_same_weights(student_checkpoint, rows, tmp_pat
 END_IDS = list(range(100, 160))  # a tenth of the vocabulary: most completions end before the others
 
 
-def sample(model: Any, clips: list[Features], is_shared: bool, **settings: Any) -> list[list[int]]:
+def sample(model: Any, clips: list[ClipFeatures], is_shared: bool, **settings: Any) -> list[list[int]]:
     """Completions of `ROWS` up to their ends."""
     ids, mask = left_padded([prompt_of(model, WORDS[prompt]) for prompt, _ in ROWS])
-    heard = [clips[clip] for _, clip in ROWS]
+    rows = [clips[clip] for _, clip in ROWS]
     config = GenerationConfig(max_new_tokens=16, eos_token_id=END_IDS, pad_token_id=0, **settings)
-    inputs = {"input_ids": ids, "attention_mask": mask, **stack_features(heard), "generation_config": config}
+    inputs = {"input_ids": ids, "attention_mask": mask, **FAMILY.stack_features(rows), "generation_config": config}
     torch.manual_seed(0)
     with torch.no_grad():
         if is_shared:
-            with shared_sampling(model, [id(mel) for mel, _ in heard], END_IDS):
+            with shared_sampling(model, rows, END_IDS):
                 written = model.generate(**inputs)
         else:
             written = model.generate(**inputs)
@@ -133,7 +135,7 @@ def sample(model: Any, clips: list[Features], is_shared: bool, **settings: Any) 
 
 
 @pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 1.3}, {"do_sample": False}], ids=["drawn", "greedy"])
-def test_samples_are_those_of_rows_by_themselves(student_checkpoint, clips, settings):
+def test_samples_are_those_of_separate_rows(student_checkpoint, clips, settings):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     apart, shared = (sample(model, clips, is_shared, **settings) for is_shared in (False, True))
     assert apart == shared
@@ -142,7 +144,7 @@ def test_samples_are_those_of_rows_by_themselves(student_checkpoint, clips, sett
         assert len({len(row) for row in apart}) > 2
 
 
-def test_an_adapter_is_heard_in_samples(student_checkpoint, clips):
+def test_an_adapter_is_used_in_sampling(student_checkpoint, clips):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     plain = sample(model, clips, True, do_sample=True)
     lora = LoraConfig(target_modules=r".*language_model\.layers\.\d+\.self_attn\.q_proj", init_lora_weights=False)
@@ -170,14 +172,14 @@ def test_sampling_goes_on_after_the_last_end_where_processes_wait_for_each_other
     ids, mask = left_padded([prompt_of(model, WORDS[0])] * 2)
     decoder = GroupDecoder(model, ["clip", "clip"], END_IDS)
     with torch.no_grad():
-        decoder(input_ids=ids, attention_mask=mask, **stack_features(clips[:1] * 2))
+        decoder(input_ids=ids, attention_mask=mask, **FAMILY.stack_features(clips[:1] * 2))
         for _ in range(2):
             logits = decoder(input_ids=torch.tensor([[END_IDS[0]], [END_IDS[0]]])).logits
     assert logits.shape == (2, 1, model.config.text_config.vocab_size) and logits.isfinite().all()
 
 
 def test_regrouping_keeps_rows_whole_and_groups_together():
-    clips = [(torch.zeros(1), torch.zeros(1)) for _ in range(3)]
+    clips = [ClipFeatures((torch.zeros(1), torch.zeros(1))) for _ in range(3)]
     owners = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
     batches = [
         {
@@ -193,8 +195,8 @@ def test_regrouping_keeps_rows_whole_and_groups_together():
     assert sorted(int(row) for batch in regrouped for row in batch["advantages"]) == list(range(12))
     for batch in regrouped:
         assert int(batch["num_items_in_batch"]) == 12
-        for (mel, _), prompt, row in zip(batch["audio"], batch["prompt_ids"], batch["advantages"], strict=True):
-            assert mel is clips[int(prompt)][0] and owners[int(row)] == int(prompt)
+        for clip, prompt, row in zip(batch["audio"], batch["prompt_ids"], batch["advantages"], strict=True):
+            assert clip is clips[int(prompt)] and owners[int(row)] == int(prompt)
 
 
 def test_an_attention_without_masks_falls_back_with_one_warning(student_checkpoint, rows, tmp_path, monkeypatch, caplog):
@@ -202,9 +204,20 @@ def test_an_attention_without_masks_falls_back_with_one_warning(student_checkpoi
     assert supports_custom_masks(model)
     model.config.text_config._attn_implementation = "flash_attention_2"
     assert not supports_custom_masks(model)
-    # The kernel is not installed where these tests run; what matters here is what the trainer makes of the answer.
+    # The kernel is not installed where these tests run; the test is about what the trainer does without it.
     monkeypatch.setattr("sightsound.training.grpo.supports_custom_masks", lambda _: False)
     with caplog.at_level(logging.WARNING, "sightsound"):
         trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert not trainer.share_prompts
     assert len([record for record in caplog.records if "computed once for each completion" in record.message]) == 1
+
+
+def test_a_family_whose_prompts_cannot_be_shared_falls_back_with_one_warning(
+    student_checkpoint, rows, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(StudentFamily, "shares_prompts", False)
+    with caplog.at_level(logging.WARNING, "sightsound"):
+        trainer = make_trainer(student_checkpoint, rows, tmp_path)
+    assert not trainer.share_prompts
+    warnings = [record.message for record in caplog.records if "cannot share them" in record.message]
+    assert len(warnings) == 1 and "a Qwen2AudioForConditionalGeneration cannot" in warnings[0]

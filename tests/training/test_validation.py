@@ -14,7 +14,7 @@ from trl import GRPOConfig, SFTConfig
 from sightsound.cli import InputError
 from sightsound.method.answers import is_correct, parse_answer
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
-from sightsound.training.collator import CompletionCollator
+from sightsound.training.collator import IGNORED, CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.recipe import callbacks_of, validation_of
 from sightsound.training.validation import METRIC, ValidationSet
@@ -82,9 +82,9 @@ def test_accuracy_is_that_of_greedy_answers_by_the_projects_grader(student_check
     for row in trainer.validation.rows:  # one by one, where evaluation answers in batches
         prompt = question_text(row["question"], row["choices"], DIRECT_INSTRUCTION)
         message = {"prompt": [{"role": "user", "content": prompt}], "audio": row["audio"], "completion": ""}
-        inputs = collator([message])
-        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "input_ids", "attention_mask")}
-        ids = torch.tensor([collator._encode([message])[0]["input_ids"][0]])
+        batch = collator([message])
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "input_ids", "attention_mask")}
+        ids = batch["input_ids"][batch["labels"] == IGNORED][None]
         output = trainer.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=12)
         answer = parse_answer(
             trainer.processing_class.decode(output[0, ids.shape[1] :], skip_special_tokens=True), row["choices"]

@@ -1,4 +1,4 @@
-"""Rollouts with vLLM: what can be known without it, and training with the real engine (`make test-slow` installs it)."""
+"""Rollouts with vLLM: what can be tested without it, and training with the real engine (`make test-slow` installs it)."""
 
 import http.server
 import importlib.util
@@ -20,7 +20,8 @@ from transformers import Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig
 
 from sightsound.cli import InputError
-from sightsound.training.vllm_rollouts import check_rollouts, check_server, read_clips, serve_command, vllm_name
+from sightsound.models.family import family_of
+from sightsound.training.vllm_rollouts import check_rollouts, check_server, read_clips, serve_command
 from tests.support import served
 from tests.support.tiny import REPO
 from tests.support.trainers import make_rows, make_trainer
@@ -39,10 +40,12 @@ def make_args(folder: Path, **changed: Any) -> GRPOConfig:
 def test_weights_have_the_names_that_vllm_and_released_checkpoints_give_them(student_checkpoint):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     with safe_open(student_checkpoint / "model.safetensors", "pt") as released:
-        assert sorted(vllm_name(name) for name, _ in model.named_parameters()) == sorted(released.keys())
+        assert sorted(family_of(model.config).vllm_name(name) for name, _ in model.named_parameters()) == sorted(
+            released.keys()
+        )
 
 
-def test_a_clip_is_read_once_and_cut_to_what_is_scored(questions):
+def test_a_clip_is_read_once_and_cut_to_the_window(questions):
     cells = [questions[i]["audio"] for i in (0, 1, 0)]
     first, other, again = read_clips(cells, window_s=0.5)
     assert again is first and not np.array_equal(first[0], other[0])
@@ -55,19 +58,19 @@ def test_without_vllm_one_line_says_so(student_checkpoint, questions, tmp_path):
         make_trainer(student_checkpoint, make_rows(questions), tmp_path, use_vllm=True)
 
 
-def test_nothing_is_asked_of_vllm_where_it_is_not_used(tmp_path):
+def test_vllm_is_not_checked_where_it_is_not_used(tmp_path):
     check_rollouts(make_args(tmp_path, use_vllm=False), MODEL)
 
 
-def test_a_server_that_is_not_up_is_named_with_the_command_that_starts_it(tmp_path):
+def test_a_server_that_does_not_run_is_named_with_the_command_that_starts_it(tmp_path):
     port = served.free_port()
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         check_server(make_args(tmp_path, vllm_server_host="127.0.0.1", vllm_server_port=port), MODEL)
-    assert f"no vLLM server at http://127.0.0.1:{port} after 0 s" in str(told.value)
-    assert f"vllm.entrypoints.openai.api_server --model {MODEL} --port {port} --enable-scale-out" in str(told.value)
+    assert f"no vLLM server at http://127.0.0.1:{port} after 0 s" in str(error.value)
+    assert f"vllm.entrypoints.openai.api_server --model {MODEL} --port {port} --enable-scale-out" in str(error.value)
 
 
-def test_a_gpu_run_is_told_to_start_a_server_that_takes_its_weights():
+def test_the_command_for_a_gpu_starts_a_server_that_takes_weights():
     args = SimpleNamespace(device=torch.device("cuda", 0), vllm_server_port=8000)
     command = shlex.split(serve_command(args, MODEL))
     assert command[1:4] == ["vllm", "serve", MODEL] and json.loads(command[-1]) == {"backend": "nccl"}
@@ -75,7 +78,7 @@ def test_a_gpu_run_is_told_to_start_a_server_that_takes_its_weights():
 
 @pytest.fixture
 def server_without_flags() -> Iterator[str]:
-    """It is healthy, and has no other route: so is `vllm serve` without the flags, for what is looked at."""
+    """A server with the health route and no other, like `vllm serve` without the flags, as far as it is checked."""
 
     class Healthy(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -93,7 +96,7 @@ def server_without_flags() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_started_for_something_else_is_told_what_it_lacks(server_without_flags, tmp_path):
+def test_the_flags_that_a_running_server_lacks_are_named(server_without_flags, tmp_path):
     with pytest.raises(InputError, match="runs without VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; start it with"):
         check_server(make_args(tmp_path, vllm_server_base_url=server_without_flags), MODEL)
 
@@ -106,19 +109,19 @@ def real_engine(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.fixture(scope="module")
 def trained(tiny_dataset, tmp_path_factory) -> dict[str, dict[str, Any]]:
     """
-    What `tests/support/vllm_training.py` says, of a server that was started with the command that users are told, but for the
-    flag that makes it read nothing of the checkpoint's generation config: rollouts must not need it.
+    The output of `tests/support/vllm_training.py`, with a server that the documented command starts, but without the flag that
+    ignores the checkpoint's generation config: rollouts must not need it.
     """
     folder = tmp_path_factory.mktemp("rollouts")
     policy, port = served.build_policy(folder / "policy"), served.free_port()
     served.ship_generation_config(policy)
     flags = {name: value for name, value in served.FLAGS.items() if name != "served-model-name"} | {"max-model-len": 1024}
-    told = shlex.split(serve_command(make_args(folder, vllm_server_port=port), str(policy)))
-    at = told.index("--generation-config")
-    told[at : at + 2] = []
-    output, log = folder / "told.json", folder / "training.log"
+    command = shlex.split(serve_command(make_args(folder, vllm_server_port=port), str(policy)))
+    at = command.index("--generation-config")
+    command[at : at + 2] = []
+    output, log = folder / "differences.json", folder / "training.log"
     arguments = [policy, tiny_dataset, f"http://127.0.0.1:{port}", output]
-    with served.running(served.with_flags(["env", *told], flags), port, folder / "server.log"), open(log, "w") as file:
+    with served.running(served.with_flags(["env", *command], flags), port, folder / "server.log"), open(log, "w") as file:
         done = subprocess.run(
             [str(served.PYTHON), "-m", "tests.support.vllm_training", *map(str, arguments)],
             env={**os.environ, **served.ENVIRONMENT, "PYTHONPATH": str(REPO)},
@@ -143,8 +146,8 @@ def test_the_engine_has_the_weights_of_every_update(trained, mode, what):
 
 @real_engine
 @pytest.mark.parametrize("mode", MODES)
-def test_the_engine_hears_the_clip_of_each_prompt(trained, mode):
-    """With the clips of two prompts exchanged it says something else than the model that is trained."""
+def test_the_engine_uses_the_clip_of_each_prompt(trained, mode):
+    """With the clips of two prompts exchanged, its log-probabilities differ from those of the model that is trained."""
     assert min(trained[mode]["other_clip"]) > 100 * BOUND
 
 
@@ -162,6 +165,6 @@ def test_the_placeholder_of_a_clip_is_never_sampled(trained, mode):
 
 
 @real_engine
-def test_an_engine_that_kept_the_clips_it_encoded_would_be_noticed(trained):
-    """The control of the encoder cache: the tower is trained, and the same clips come again at every step."""
+def test_a_stale_encoder_cache_would_be_noticed(trained):
+    """The control: without the reset, the same clips at every step would keep the features of an older tower."""
     assert min(trained["colocate"]["stale_clips"][1:]) > 100 * BOUND

@@ -1,9 +1,9 @@
 """
-Attention over packed rows (see `prompt_sharing`): each prompt over itself, then each completion over its prompt and itself.
+Attention over packed rows (see `packing`): each prompt over itself, then each completion over its prompt and itself.
 
-Under a mask over the whole packed row a kernel works out what each completion thinks of the others, and then hides it: most of
-the work, if completions are long. Here it gets rows as they would be without packing. The function is registered with
-transformers under `PACKED` and does what `sdpa` does wherever nothing is packed.
+With a mask over the whole packed row, a kernel would compute attention between completions and then discard it: most of the
+work, if completions are long. Here the kernel gets the rows as they would be without packing. The function is registered with
+transformers under `PACKED`; where nothing is packed, it does what `sdpa` does.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class Packing(NamedTuple):
     Args:
         prompt_length (`int`): Tokens of the longest prompt that every completion of its group sees.
         group (`torch.Tensor`): `(completions,)`.
-        place (`torch.Tensor`): `(completions, tokens)`, among all `groups * length`; any where a completion is shorter.
+        place (`torch.Tensor`): `(completions, tokens)`, positions among all `groups * length`; arbitrary after a completion's
+            end.
         mask (`torch.Tensor`): `(completions, 1, tokens, prompt_length + tokens)`, additive.
-        origin (`torch.Tensor`): `(groups * length,)`: where each token's result stands, after `groups * prompt_length` of the
-            prompts those of the completions.
+        origin (`torch.Tensor`): `(groups * length,)`: the position of each token's result, among `groups * prompt_length`
+            results of prompts followed by those of completions.
     """
 
     prompt_length: int
@@ -73,7 +74,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Have the language model attend by `packed_attention` where it would by `sdpa`."""
+    """Replace `sdpa` by `packed_attention` in the language model."""
     config = model.config.get_text_config()
     if config._attn_implementation == "sdpa":
         config._attn_implementation = PACKED

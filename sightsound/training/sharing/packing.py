@@ -1,9 +1,9 @@
 """
-One prompt for all its completions: GRPO scores G of them about the same clip and question (`shared_sampling` samples them).
+Scoring the G completions of a prompt with one copy of the prompt (`sharing.sampling` samples them so).
 
-A group is packed into one row, `prompt, completion 1, ..., completion G`, under a mask that lets every completion see the
-prompt and itself and no other. The last token of the prompt opens each completion, because its output predicts a completion's
-first token. This is exact: log-probabilities and gradients are those of separate rows, up to rounding.
+A group is packed into one row, `prompt, completion 1, ..., completion G`, under a mask with which every completion attends to
+the prompt and itself, not to the others. The last token of the prompt is repeated before each completion, because its output
+predicts a completion's first token. This is exact: log-probabilities and gradients are those of separate rows, up to rounding.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MASKABLE = ("sdpa", "eager", PACKED)
 
 
 def supports_custom_masks(model: PreTrainedModel) -> bool:
-    """Whether the language model's attention can let completions of a row not see each other."""
+    """Whether the language model's attention can hide completions of a row from each other."""
     config = model.config.get_text_config()
     return config._attn_implementation in MASKABLE and "sliding_attention" not in config.layer_types
 
 
 def additive_mask(sees: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """
-    0 where `sees`, far below elsewhere, in the type that attention computes in.
+    0 where `sees` is true, a large negative number elsewhere, in the type that attention computes in.
 
-    Eager attention knows no other mask, and the other would turn truth values into this one again in each layer.
+    Eager attention takes no boolean mask, and sdpa would convert one to this form in each layer.
     """
     device = sees.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
@@ -66,7 +66,7 @@ class PackedBatch:
     position: torch.Tensor
 
     def unpack(self, scores: torch.Tensor) -> torch.Tensor:
-        """`(groups, length)` -> `(rows, completion length)`; what stands at padding means nothing."""
+        """`(groups, length)` -> `(rows, completion length)`; values at padding are arbitrary."""
         return scores[self.group, self.position]
 
 
@@ -81,9 +81,9 @@ def pack(
     Pack rows of a left-padded prompt and a right-padded completion.
 
     Args:
-        model (`PreTrainedModel`): For which; under the autocast, if any, that it will run under.
+        model (`PreTrainedModel`): The model that will run; call this under the same autocast.
         input_ids, attention_mask (`torch.Tensor`): `(rows, prompt length + completion_length)`.
-        completion_length (`int`): Columns of completions.
+        completion_length (`int`): Number of columns that hold completions.
         clips (`Sequence[Hashable]`): Per row: rows share a prompt only if they share the clip.
     """
     device, split = input_ids.device, input_ids.shape[1] - completion_length
@@ -117,11 +117,11 @@ def pack(
         ends = torch.tensor([len(prompts[rows[0]]) - 1 for rows in groups])
         packing = _packing(model, group, position, torch.tensor(written), ends, length)
         inputs["packing"] = Packing(packing[0], *(part.to(device) for part in packing[1:]))
-        inputs["attention_mask"] = {"full_attention": None}  # each layer's; without it the model would make one
+        inputs["attention_mask"] = {"full_attention": None}  # by kind of layer; without it the model would make a mask
     else:
-        asks, answers = segment[:, :, None], segment[:, None, :]
+        of_query, of_key = segment[:, :, None], segment[:, None, :]
         order = torch.arange(length)
-        sees = (order[:, None] >= order) & ((answers == 0) | (answers == asks))
+        sees = (order[:, None] >= order) & ((of_key == 0) | (of_key == of_query))
         inputs["attention_mask"] = additive_mask(sees[:, None], model)
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     return PackedBatch(inputs, [rows[0] for rows in groups], group.to(device), position.to(device))
@@ -135,7 +135,15 @@ def _packing(
     ends: torch.Tensor,
     length: int,
 ) -> Packing:
-    """For `PackedBatch`'s `group` and `position`, tokens per row, and tokens that each group's completions share."""
+    """
+    The index tensors of `packed_attention`.
+
+    Args:
+        group, position: Of `PackedBatch`.
+        written (`torch.Tensor`): `(rows,)`, tokens of each completion.
+        ends (`torch.Tensor`): `(groups,)`, tokens of each prompt that its completions share.
+        length (`int`): Of the packed rows.
+    """
     shared, tokens = int(ends.max()), torch.arange(group.shape[1])
     sees_prompt = torch.arange(shared) < ends[group[:, :1], None]
     sees_itself = (tokens[:, None] >= tokens).expand(len(group), -1, -1)
@@ -149,17 +157,17 @@ def _packing(
     return Packing(shared, group[:, 0], place, additive_mask(sees[:, None], model), origin)
 
 
-Batch = dict[str, Any]  # of TRL: rows as tensors and lists, and scalars
+Batch = dict[str, Any]  # of TRL: tensors and lists with one entry per row, and scalars
 
 
 def regroup(batches: Sequence[Batch]) -> list[Batch]:
     """
-    The rows of micro-batches, dealt out again so that those of a prompt follow each other: groups in a random order.
+    Redistribute the rows of micro-batches so that those of a prompt follow each other, with the groups in a random order.
 
-    TRL shuffles single rows, and a micro-batch of 8 rows of 8 prompts shares nothing.
+    TRL shuffles single rows, and in a micro-batch of 8 rows of 8 prompts there is nothing to share.
     """
     joined = {name: _join([batch[name] for batch in batches]) for name in batches[0]}
-    keys = [(id(mel), tuple(ids)) for (mel, _), ids in zip(joined["audio"], joined["prompt_ids"].tolist(), strict=True)]
+    keys = [(clip, tuple(ids)) for clip, ids in zip(joined["audio"], joined["prompt_ids"].tolist(), strict=True)]
     groups = group_rows(keys)
     order = [row for group in torch.randperm(len(groups)).tolist() for row in groups[group]]
     return split_tensor_dict({name: _reorder(value, order) for name, value in joined.items()}, len(batches))

@@ -1,10 +1,11 @@
 """
 Sampling G completions of each prompt with one copy of the prompt's keys and values.
 
-`model.generate` decodes one row per completion. Within `shared_sampling` the model turns each of its steps into one row per
-prompt: the newest tokens of the prompt's completions side by side, under a mask that lets each see the prompt and its own
-completion. A prompt is computed once, its keys and values are kept and read once (as in Hydragen, arXiv 2402.05099), and
-completions that have ended leave the row. Any attention that takes a mask can do it. The draws are those of separate rows.
+`model.generate` decodes one row per completion. Within `shared_sampling` each of its steps runs as one row per prompt: the
+newest tokens of the prompt's completions side by side, under a mask with which each attends to the prompt and its own
+completion. A prompt is computed once, its keys and values are stored and read once (as in Hydragen, arXiv 2402.05099), and
+completions that have ended are removed from the row. It works with any attention that takes a mask. The draws are those of
+separate rows.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutput
 
+from sightsound.models.family import family_of
 from sightsound.training.sharing.packing import additive_mask, group_rows
 
 
-ROOM = 256  # tokens; a cache that is full gets that much longer
+ROOM = 256  # tokens by which a full cache grows
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values of a layer with room for more: `DynamicLayer` copies all of them for every token."""
+    """Keys and values of a layer, with free space at the end: `DynamicLayer` copies all of them for every token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,17 +59,18 @@ class PreallocatedLayer(DynamicLayer):
 
 class GroupDecoder:
     """
-    The forward of a model while `generate` runs: rows of a completion each in, rows of a prompt each through the model.
+    Replaces a model's forward while `generate` runs: takes one row per completion, runs the model on one row per prompt.
 
     Args:
         clips (`Sequence[Hashable]`): Per row: rows share a prompt only if they share the clip.
-        end_ids (`Collection[int]`): Tokens after which nothing of a completion is used.
+        end_ids (`Collection[int]`): Tokens that end a completion.
     """
 
     def __init__(self, model: PreTrainedModel, clips: Sequence[Hashable], end_ids: Collection[int]):
         self.model = model
         self.clips = clips
         self.end_ids = torch.tensor(sorted(end_ids))
+        self.feature_names = family_of(model.config).feature_names
         self.cache: Cache | None = None
 
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> CausalLMOutput:
@@ -78,15 +81,8 @@ class GroupDecoder:
             self._drop_ended(tokens)
         return CausalLMOutput(logits=self._decode(tokens)[:, None])
 
-    def _prefill(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        input_features: torch.Tensor,
-        feature_attention_mask: torch.Tensor,
-        **_: Any,
-    ) -> None:
-        """All of each prompt but its last token, which opens every completion."""
+    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> None:
+        """Compute each prompt but for its last token, from which every completion starts."""
         device = input_ids.device
         groups = group_rows(list(zip(self.clips, map(tuple, input_ids.tolist()), strict=True)))
         first = torch.tensor([rows[0] for rows in groups], device=device)
@@ -96,16 +92,15 @@ class GroupDecoder:
             input_ids=input_ids[first, :-1],
             attention_mask=shown,
             position_ids=(shown.cumsum(dim=1) - 1).clamp(min=0),
-            input_features=input_features[first],
-            feature_attention_mask=feature_attention_mask[first],
+            **{name: inputs[name][first] for name in self.feature_names},
             past_key_values=self.cache,
             use_cache=True,
         )
         self.end_ids = self.end_ids.to(device)
-        # The row of `generate` in each place, -1 for none.
+        # For each place in the packed rows, the row of `generate`; -1 for an empty place.
         width = max(len(rows) for rows in groups)
         self.places = torch.tensor([rows + [-1] * (width - len(rows)) for rows in groups], device=device)
-        # Whose each cached token is: 0 is the prompt's, i + 1 the i-th row's, -1 nobody's.
+        # The owner of each cached token: 0 the prompt, i + 1 the i-th row of `generate`, -1 padding.
         self.owners = shown.long() - 1
         self.positions = attention_mask.sum(dim=1) - 1
 
@@ -115,7 +110,7 @@ class GroupDecoder:
             return
         places = self.places.masked_fill(ended, -1)
         width = int((places >= 0).sum(dim=1).max())
-        if width:  # where processes wait for each other, `generate` goes on after the last end
+        if width:  # with `synced_gpus`, `generate` continues after all rows have ended
             order = (places < 0).long().argsort(dim=1, stable=True)
             self.places = places.gather(1, order)[:, :width]
 
@@ -123,10 +118,10 @@ class GroupDecoder:
         """Logits of the next token, `(rows, vocabulary)`; zeros for rows that have ended."""
         present = self.places >= 0
         rows = self.places.clamp(min=0)
-        asks = self.places + 1  # an empty place looks at the prompt
-        self.owners = torch.cat([self.owners, asks.masked_fill(~present, -1)], dim=1)
-        answers = self.owners[:, None]
-        sees = (answers == 0) | (answers == asks[:, :, None])
+        of_query = self.places + 1  # 0, the prompt, for an empty place
+        self.owners = torch.cat([self.owners, of_query.masked_fill(~present, -1)], dim=1)
+        of_key = self.owners[:, None]
+        sees = (of_key == 0) | (of_key == of_query[:, :, None])
         hidden = self.model.model(
             input_ids=tokens[rows],
             attention_mask=additive_mask(sees[:, None], self.model),
@@ -142,14 +137,14 @@ class GroupDecoder:
 @contextmanager
 def shared_sampling(model: PreTrainedModel | PeftModel, clips: Sequence[Hashable], end_ids: Collection[int]) -> Iterator[None]:
     """
-    Within it, `model.generate` computes each distinct prompt once, for all rows that have it.
+    Within the block, `model.generate` computes each distinct prompt once for all rows that have it.
 
     Args:
         clips, end_ids: See `GroupDecoder`.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     forward, decoder = base.forward, GroupDecoder(base, clips, end_ids)
-    own = vars(base).get("forward")  # TRL's, or none
+    own = vars(base).get("forward")  # set on the instance by TRL, or absent
 
     @functools.wraps(forward)  # `generate` reads the signature
     def grouped_forward(**inputs: Any) -> CausalLMOutput:
