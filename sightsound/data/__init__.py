@@ -12,4 +12,5 @@ Data: the columns of every file, parquet files, and clips.
 - `frames.py`: decode the video of a clip: `load_frames`
 - `containers.py`: what both need of a media file: streams, clock, seeking, a check that the file is complete
 - `resampling.py`: bring audio to 16 kHz in bounded memory
+- `statistics.py`: the Wilson interval
 """
