@@ -1,6 +1,21 @@
 """
 Engines: what answers the requests of a stage.
 
+- `base.py`: request, result, and what an engine has to do
+- `runner.py`: make the requests of a stage with any engine, journal them, continue after a kill
+- `transformers.py`: a model in this process
+- `openai.py`: OpenAI-compatible servers
+- `openai_batch.py`: OpenAI's Batch API
+- `openai_account.py`: the batches of an account, so that none is paid twice
+- `openai_models.py`: look the model up at its servers, choose a replica
+- `openai_protocol.py`: requests in OpenAI's form, and what HTTP errors mean
+- `openai_replies.py`: read a reply
+- `request_fields.py`: the flags that change requests
+- `sampling.py`: every sampling field of a request, and what is recorded of it
+- `checker.py`: have a checker give its verdicts
+- `diagnosis.py`: stop or warn when the first answers show that a run is worthless
+- `cost.py`: `--dry_run`: requests, tokens and price
+
 To add one, write `engines/NAME.py` with an engine (`base.Engine` or `base.StreamingEngine`) and a function
 `make(flags: EngineFlags)` that returns it, and add its line to `ENGINES`.
 """
