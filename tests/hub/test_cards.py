@@ -201,7 +201,7 @@ def test_answers_of_a_server_are_said_to_be_that(model, tiny_dataset, questions,
     card = (tmp_path / "release" / "README.md").read_text()
     _, paper, official = check_figures(card, tmp_path / "run")
     assert paper > 0 == official, "a letter is an answer to one protocol and not to the other"
-    assert "The answers to mmau (audio/direct) came from a server, which called the model `tiny`" in card
+    assert "The answers to mmau (audio/direct) came from a server that called its model `tiny`" in card
 
 
 def test_results_on_a_dataset_of_the_hub_are_in_eval_results_with_its_revision(model, runs) -> None:
