@@ -3,11 +3,9 @@ Traces + verdicts -> the fact-checked chain-of-thought corpus.
 
     python dataset_builders/cot_corpus.py --dataset avqa-audio --traces traces --verdicts verdicts --output_dir corpus
 
-Two configs: `verified` (default), accepted questions with their audio, ready for training; `traces`, the whole ledger. A
-question is accepted when all n traces agree on an answer and the checker accepted at least one of them; every question is
-in the ledger with its outcome. Training arms are selections of this ledger (`sightsound/method/selection.py`).
-`--push_to_hub ORG/NAME`
-publishes the finished corpus.
+Two configs: `verified` (the default) holds the accepted questions with their audio, ready for training; `traces` is the whole
+ledger, every question with its outcome. `FILTERS` in `sightsound/method/selection.py` decides which questions are accepted, and
+training arms are selections of the ledger. `--push_to_hub ORG/NAME` publishes the finished corpus.
 """
 
 from __future__ import annotations
@@ -25,20 +23,22 @@ from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.hub.cards import FUNNEL_FIGURE, SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
 from sightsound.hub.inputs import front_matter_of, pin_datasets
-from sightsound.hub.publishing import PublishArguments
-from sightsound.method.prompts import COT_INSTRUCTION, question_text
-from sightsound.method.selection import SELECTIONS, VERDICTS, Funnel, TraceRow, Unjoined, join_verdicts, shown, stream_rows
+from sightsound.hub.publish import PublishArguments
+from sightsound.method.ledger import Unjoined, join_verdicts, stream_rows
+from sightsound.method.prompts import question_text
+from sightsound.method.selection import ARMS, FULL_METHOD, Funnel, TraceRow, shown, trace_outcome
+from sightsound.method.verdicts import VERDICTS
 from sightsound.stage import Stage, fingerprint
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROWS_PER_SHARD = 500  # of `verified`, which holds the sound: under the 500 MB per file that the Hub suggests
-TRACES_ROWS_PER_SHARD = 10_000  # with eight traces each about 100 MB of text, before compression
+ROWS_PER_SHARD = 500  # of `verified`, which holds the audio: under the 500 MB per file that the Hub suggests
+TRACES_ROWS_PER_SHARD = 10_000  # with eight traces per row about 100 MB of text, before compression
 VERIFIED_FROM = ("id", "question", "choices", "teacher_answer", "unanimous", "traces", "outcome")
-AS_DATASET = "other"  # the licence, unless another one is given
-# What the dataset's card says of its clips, as `license_name` or else as `license` -> what the corpus's card says.
+AS_DATASET = "other"  # `--license` by default: the card repeats the licence of the dataset
+# `license_name`, or else `license`, on the dataset's card -> the sentence on the corpus's card.
 LICENCES = {
     "avqa-states-none": (
         "AVQA, whose questions and clips this builds on, states no licence for its annotations, and the clips belong to those "
@@ -71,19 +71,20 @@ class CotCorpusArguments(PublishArguments):
 
 def verified_row(row: TraceRow, audio: dict[str, Any]) -> dict[str, Any]:
     """An accepted question, ready for training."""
-    content = question_text(row["question"], row["choices"], COT_INSTRUCTION)
+    arm = ARMS[FULL_METHOD]
+    content = question_text(row["question"], row["choices"], arm.prompt)
     return {
         "id": row["id"],
         "audio": audio,
         "prompt": [{"role": "user", "content": content}],
-        "completions": SELECTIONS["tts_agfv"](row),
+        "completions": arm.completions(row),
         "teacher_answer": row["teacher_answer"],
         "choices": row["choices"],
     }
 
 
 def shard_names(rows: int, rows_per_shard: int) -> list[str]:
-    """File names of a config's `train` split; without a row it is one empty file."""
+    """File names of a config's `train` split; without any row it is one empty file."""
     count = max(1, -(-rows // rows_per_shard))
     return [f"train-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
 
@@ -94,20 +95,20 @@ def read_traces(folder: Path, columns: Sequence[str]) -> Iterator[TraceRow]:
 
 
 def write_traces(rows: Iterator[TraceRow], count: int, folder: Path) -> None:
-    """Shards of the `traces` config, written while the join is read."""
+    """Write the shards of the `traces` config while the join is read."""
     for name in shard_names(count, TRACES_ROWS_PER_SHARD):
         parquet.write_parquet(islice(rows, TRACES_ROWS_PER_SHARD), schema.traces_features(), folder / name)
 
 
 def write_verified(accepted: Iterator[TraceRow], count: int, audio: parquet.AudioById, folder: Path) -> None:
-    """Shards of the `verified` config; one row group of audio in memory at a time."""
+    """Write the shards of the `verified` config, with one row group of audio in memory at a time."""
     rows = (verified_row(row, audio[row["id"]]) for row in accepted)
     for name in shard_names(count, ROWS_PER_SHARD):
         parquet.write_parquet(islice(rows, ROWS_PER_SHARD), schema.verified_features(), folder / name)
 
 
 def plot_funnel(funnel: Funnel, path: Path) -> None:
-    """Questions that are left after each step, as bars with their share of those asked."""
+    """Bars of the questions that are left after each step, with their share of all."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.4), layout="constrained")
@@ -118,29 +119,29 @@ def plot_funnel(funnel: Funnel, path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="questions", xlim=(0, 1.25 * funnel.questions))
     axes.spines[["top", "right"]].set_visible(False)
-    # Without the version of matplotlib in it, the same ledger gives the same file.
+    # Without the version of matplotlib, the same ledger gives the same bytes.
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def origin(dataset: dict[str, Any], licence: str) -> tuple[dict[str, Any], str]:
     """
-    Front matter and a sentence on whose clips and questions these are, as the dataset says that the corpus was made from.
+    Front matter, and a sentence on the licence of the clips and questions, taken from the card of their dataset.
 
     Args:
-        dataset (`dict`): Front matter of its card.
+        dataset (`dict`): Front matter of that card.
         licence (`str`): `--license`.
     """
-    front = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
+    front: dict[str, Any] = {name: dataset[name] for name in ("language", "source_datasets") if name in dataset}
     if licence != AS_DATASET:
         return {"license": licence, **front}, f"`{licence}`."
-    stated = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
+    stated: dict[str, Any] = {name: dataset[name] for name in ("license", "license_name", "license_link") if name in dataset}
     named = str(stated.get("license_name", stated.get("license", "")))
     sentence = LICENCES.get(named, f"As of the dataset that this builds on: `{named}`.")
     return {"license": AS_DATASET, **stated, **front}, sentence
 
 
 def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the card says: the funnel, counts of outcomes and verdicts, provenance, one row, one trace."""
+    """Values of the card: the funnel, counts of outcomes and verdicts, provenance, one row and one trace."""
     names = ["teacher", "teacher_revision", "checker", "checker_revision", "verdict_mode", "prompt_version", "num_traces"]
     names += ["temperature", "seed", "sampling"]
     made = next(row for row in read_traces(data, names) if row["checker"])
@@ -148,14 +149,12 @@ def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[st
     return {
         **made,
         "questions": funnel.questions,
-        "answered": funnel.answered,
-        "unanimous": funnel.unanimous,
-        "checked": funnel.checked,
         "accepted": funnel.accepted,
+        "steps": funnel.card_steps(made["num_traces"]),
         "outcomes": [(shown(outcome), count) for outcome, count in funnel.outcomes.most_common()],
         "verdicts": [(shown(verdict), count, VERDICTS.get(verdict, "")) for verdict, count in funnel.verdicts.most_common()],
         "row": as_json(verified_row(sample, {}) | {"audio": SHOWN_AUDIO}),
-        "sample": SELECTIONS["tts_agfv"](sample)[0],
+        "sample": ARMS[FULL_METHOD].completions(sample)[0],
         "figure": FUNNEL_FIGURE,
         "inputs": {name: settings[name] for name in ("dataset", "traces", "verdicts")},
         **provenance(),
@@ -164,8 +163,13 @@ def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[st
 
 def check_inputs(args: CotCorpusArguments, dataset: Dataset) -> int:
     """
-    Make sure that the three inputs belong together as far as can be told before joining them; returns how many questions
-    were traced.
+    Refuse inputs that do not belong together, as far as this shows before they are joined.
+
+    Returns:
+        `int`: The number of traced questions.
+
+    Raises:
+        `InputError`: There are no verdicts, or the traces are about other clips.
     """
     if not any(row["checker"] for row in stream_rows(args.verdicts, ["checker"])):
         raise InputError(f"{args.verdicts} holds no verdicts; give the output of verdicts.py")
@@ -187,16 +191,18 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
     front_matter, licence = origin(front_matter_of(args.dataset), args.license)
     count = check_inputs(args, dataset)
     traces, verified = stage.path / "data" / "traces", stage.path / "data" / "verified"
-    for old in (traces, verified):  # of a run that was killed, perhaps before the inputs' number of rows was another
+    for old in (traces, verified):  # of a run that was killed: its inputs may have had another number of rows
         shutil.rmtree(old, ignore_errors=True)
     funnel, unjoined = Funnel(), Unjoined()
-    rows = join_verdicts(stream_rows(args.traces), stream_rows(args.verdicts), unjoined)
+    joined = join_verdicts(stream_rows(args.traces), stream_rows(args.verdicts), unjoined)
+    # Again, so that a filter that was changed after the verdicts needs no new ones. A question without traces keeps its reason.
+    rows = (row | trace_outcome(row["traces"]) if row["traces"] else row for row in joined)
     write_traces(funnel.count(tqdm(rows, "traces", count, unit="row", mininterval=1.0, disable=None)), count, traces)
     unjoined.check(args.verdicts)
     parquet.write_ledger(read_traces(traces, ("id", "outcome")), stage.path / "ledger.parquet")
     print(funnel)
     if not funnel.accepted:
-        raise InputError(f"no question was accepted ({funnel.told}); {stage.path}/ledger.parquet tells every one's outcome")
+        raise InputError(f"no question was accepted ({funnel.summary}); {stage.path}/ledger.parquet has the outcome of each")
     accepted = (row for row in read_traces(traces, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
     write_verified(accepted, funnel.accepted, parquet.AudioById(dataset), verified)
     plot_funnel(funnel, stage.path / FUNNEL_FIGURE)
@@ -232,9 +238,8 @@ def main() -> None:
             try:
                 build(args, stage)
             except InputError:
-                shutil.rmtree(
-                    stage.path / "data", ignore_errors=True
-                )  # the corrected command may read other inputs and make other rows
+                # The corrected command may read other inputs and make other rows.
+                shutil.rmtree(stage.path / "data", ignore_errors=True)
                 raise
         args.publish(stage.path)
 

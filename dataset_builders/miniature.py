@@ -3,24 +3,40 @@ The miniature: a procedural audio-visual world, written as real .mp4 files and a
 
     python dataset_builders/miniature.py --output_dir outputs/miniature/seed-0/world --seed 0
 
-Two-second clips with three slots; in each, one of six things may be seen (a sprite) and one may be heard (a synthesised
-sound). Vision lies: some things are seen while another is heard, some are seen but silent, some are heard off screen, and
-some sprites are murky. Questions are about what is *heard*; distractors prefer what is *seen*.
+A clip lasts two seconds and has three slots. In each slot, one of six things may be seen (a sprite) and one may be heard (a
+synthesised sound). The video can mislead: another thing is heard than is seen, a visible thing is silent, a sound comes from
+off screen, or a sprite is murky. Questions are about what is *heard*. Wrong choices are preferably things that are *seen*.
 
-Written: `train_qa.json`, `val_qa.json`, `test_qa.json` and `clips/*.mp4`, which `avqa_audio.py` reads like the real thing
-(`question_relation` is "Both" where seen and heard agree, "Sound" where they do not); and `pretraining/`, what the small
-models learn before the method starts: sounds with captions (student), silent videos of a world in which everything seen is
-heard (teacher), sounds with transcripts (checker), and for the first two, how to reason.
+It writes
+
+- `train_qa.json`, `val_qa.json`, `test_qa.json` and `clips/*.mp4`, which `avqa_audio.py` reads like the real AVQA
+  (`question_relation` is "Both" where seen and heard agree, else "Sound");
+- `pretraining/`, on which the small models are trained before the method starts: sounds with captions (student), silent videos
+  of a world in which exactly the visible things are heard (teacher), sounds with transcripts (checker), and examples of
+  reasoning (student and teacher).
 """
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sightsound.building.miniature_world import (
+    NAMES,
+    Scene,
+    ask,
+    caption,
+    draw_scene,
+    reasoning,
+    render_audio,
+    render_video,
+    transcript,
+    write_mp4,
+)
 from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import parse_arguments, run
 from sightsound.data.schema import SAMPLING_RATE
@@ -29,22 +45,7 @@ from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_INSTRUCTION, TEACH
 from sightsound.stage import Stage, write_atomically
 
 
-DURATION_S = 2.0
-NUM_SLOTS = 3
-FRAMES_PER_SLOT = 2
-FPS = NUM_SLOTS * FRAMES_PER_SLOT / DURATION_S
-SIDE = 56  # pixels; four patches of Qwen2.5-VL
-BELL, DRUM, SIREN, WHISTLE, DOG, ENGINE = range(6)
-NAMES = ("bell", "drum", "siren", "whistle", "dog", "engine")
-# How the base student describes what it hears before it knows the names of things.
-DESCRIPTIONS = ("bright ringing", "low thump", "wavering wail", "high piping", "rough yelps", "deep hum")
-NUMBERS = ("zero", "one", "two", "three", "four")
-HEARD_INSTEAD = {DOG: WHISTLE, SIREN: ENGINE, DRUM: BELL}  # seen -> really heard
-TRAP_RATE = 0.6
-MURKY_RATE = 0.15
-# CLIP's mean pixel: the background is then close to zero after the processor's normalisation.
-BACKGROUND = np.array([122.0, 117.0, 104.0])
-COLOURS = np.array([[245, 210, 30], [215, 30, 35], [35, 60, 235], [30, 205, 70], [70, 35, 10], [250, 250, 250]], float)
+Row = dict[str, Any]
 
 
 @dataclass
@@ -60,241 +61,12 @@ class MiniatureArguments:
     num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 
-@dataclass
-class Scene:
-    """What is seen and what is heard in each slot (None: nothing), and which sprites are murky."""
-
-    seen: list[int | None]
-    heard: list[int | None]
-    murky: list[bool]
-
-    @property
-    def sounds(self) -> list[int]:
-        return [c for c in self.heard if c is not None]
-
-    @property
-    def sights(self) -> list[int]:
-        return [c for c in self.seen if c is not None]
-
-
-@dataclass
-class Question:
-    """A question about a scene; `compared` are the two things of a Compare question."""
-
-    type: str
-    text: str
-    choices: list[str]
-    gold: str
-    compared: tuple[int, int] | None = None
-
-
-def synthesise(kind: int, rng: np.random.Generator) -> np.ndarray:
-    """One sound event of 0.55 s at 16 kHz, peak 1."""
-    n = int(0.55 * SAMPLING_RATE)
-    t = np.arange(n) / SAMPLING_RATE
-    phase = rng.uniform(0, 2 * np.pi)
-    y = np.zeros(n)
-    if kind == BELL:
-        f = rng.uniform(700, 1000)
-        partials = ((1.0, 1.0, 5), (0.6, 2.76, 8), (0.35, 5.4, 14))  # gain, ratio, decay per second
-        y = sum(a * np.sin(2 * np.pi * f * m * t + phase) * np.exp(-t * d) for a, m, d in partials)
-    elif kind == DRUM:
-        f = rng.uniform(70, 120)
-        for onset in (0, int(rng.uniform(0.2, 0.28) * SAMPLING_RATE)):
-            u = t[: n - onset]
-            y[onset:] += np.sin(2 * np.pi * f * u * (1 - 0.3 * u)) * np.exp(-u * 14) * 1.5
-            y[onset:] += rng.normal(0, 0.5, n - onset) * np.exp(-u * 60)
-    elif kind == SIREN:
-        rate, f = rng.uniform(3, 5), rng.uniform(800, 1000)
-        y = np.sin(2 * np.pi * f * t - (350 / rate) * np.cos(2 * np.pi * rate * t + phase))
-    elif kind == WHISTLE:
-        f, rate = rng.uniform(2300, 3300), rng.uniform(15, 25)
-        y = np.sin(2 * np.pi * f * t + 3 * np.sin(2 * np.pi * rate * t)) * np.minimum(1, t * 30)
-    elif kind == DOG:
-        m = int(0.18 * SAMPLING_RATE)
-        u = np.arange(m) / SAMPLING_RATE
-        envelope = np.sin(np.pi * u / 0.18)
-        for onset in (0, int(rng.uniform(0.24, 0.3) * SAMPLING_RATE)):
-            f = rng.uniform(350, 550)
-            p = 2 * np.pi * (f * u - f * 1.2 * u**2)
-            bark = (sum(np.sin(k * p) / k for k in range(1, 6)) + rng.normal(0, 0.3, m)) * envelope
-            y[onset : onset + m] += bark[: n - onset]
-    else:
-        f, rate = rng.uniform(45, 80), rng.uniform(8, 14)
-        y = sum(np.sin(2 * np.pi * f * k * t + phase * k) / k**0.7 for k in range(1, 9))
-        y = y * (1 + 0.4 * np.sin(2 * np.pi * rate * t))
-    return y / (np.abs(y).max() + 1e-6)
-
-
-def render_audio(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The clip's sound: float32 `(32000,)`, events of varying loudness over noise."""
-    n = int(SAMPLING_RATE * DURATION_S)
-    y = np.zeros(n)
-    for slot, kind in enumerate(scene.heard):
-        if kind is None:
-            continue
-        onset = max(0, int((0.05 + 0.64 * slot + rng.uniform(-0.04, 0.04)) * SAMPLING_RATE))
-        event = synthesise(kind, rng) * rng.uniform(0.25, 1.0)
-        m = min(len(event), n - onset)
-        y[onset : onset + m] += event[:m]
-    return (y * 0.5 + rng.normal(0, 10 ** rng.uniform(-2.2, -1.1), n)).astype(np.float32)
-
-
-def _sprite(kind: int, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
-    """Mask of a sprite of radius `r` pixels centred on (0, 0)."""
-    if kind == BELL:
-        return (np.abs(dx) < (dy + r) * 0.6) & (dy < r) & (dy > -r)
-    if kind == DRUM:
-        return dx**2 + dy**2 < r * r * 0.8
-    if kind == SIREN:
-        return (np.abs(dx) < r * 0.8) & (np.abs(dy) < r * 0.8)
-    if kind == WHISTLE:
-        return (np.abs(dx) < r * 1.1) & (np.abs(dy) < r * 0.3)
-    if kind == DOG:
-        return (dx / 1.3) ** 2 + (dy / 0.7) ** 2 < r * r * 0.9
-    return (np.abs(dx) < r * 1.1) & (np.abs(dy) < r * 0.7)
-
-
-def render_video(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The clip's frames: uint8 `(6, 56, 56, 3)`."""
-    frames = []
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    background = BACKGROUND + rng.normal(0, 7, 3)
-    for kind, murky in zip(scene.seen, scene.murky, strict=True):
-        x, y = rng.uniform(16, SIDE - 16, 2)
-        r = rng.uniform(12, 17)
-        for step in range(FRAMES_PER_SLOT):
-            frame = np.tile(background, (SIDE, SIDE, 1)) + rng.normal(0, 6, (SIDE, SIDE, 3))
-            if kind is not None:
-                drift = (step * 6 - 3) * rng.uniform(0.5, 1)
-                mask = _sprite(kind, columns - (x + drift), rows - y, r)
-                opacity = 10 ** rng.uniform(-1.3, -0.5) if murky else 1.0
-                frame[mask] = (1 - opacity) * frame[mask] + opacity * COLOURS[kind]
-            if murky:
-                frame = frame * 0.6 + BACKGROUND * 0.4 + rng.normal(0, 22, frame.shape)
-            frames.append(frame)
-    return np.stack(frames).clip(0, 255).astype(np.uint8)
-
-
-def draw_scene(rng: np.random.Generator, traps: bool) -> Scene:
-    """A random scene; without traps everything seen is heard and nothing else: the world the teacher grew up in."""
-    while True:
-        count = rng.choice([1, 2, 3], p=[0.2, 0.35, 0.45])
-        slots = rng.choice(NUM_SLOTS, count, replace=False)
-        pool = rng.choice(len(NAMES), 2 if rng.random() < 0.6 else 3, replace=False)
-        seen: list[int | None] = [int(rng.choice(pool)) if slot in slots else None for slot in range(NUM_SLOTS)]
-        heard = list(seen)
-        if traps:
-            for slot, kind in enumerate(seen):
-                u = rng.random()
-                if kind in HEARD_INSTEAD and u < TRAP_RATE:
-                    heard[slot] = HEARD_INSTEAD[kind]
-                elif kind is not None and u > 1 - TRAP_RATE * 0.25:
-                    heard[slot] = None  # seen, silent
-                elif kind is None and u < TRAP_RATE * 0.15:
-                    heard[slot] = int(rng.integers(len(NAMES)))  # heard off screen
-        if any(kind is not None for kind in heard):
-            return Scene(seen, heard, [bool(rng.random() < MURKY_RATE) for _ in range(NUM_SLOTS)])
-
-
-def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question about what is heard in the scene; the gold answer comes from the sound."""
-    sounds, sights = scene.sounds, sorted(set(scene.sights))
-    distinct = sorted(set(sounds))
-    types = ["Which", "First", "Last", "Count", "Compare"]
-    kind = str(rng.choice(types, p=[0.25, 0.2, 0.2, 0.25, 0.1]))
-    while kind in ("First", "Last") and len(distinct) < 2:
-        kind = str(rng.choice(types, p=[0.25, 0.2, 0.2, 0.25, 0.1]))
-
-    def choices(gold: int, banned: list[int]) -> list[str]:
-        ranked = dict.fromkeys([*rng.permutation(sights).tolist(), *rng.permutation(len(NAMES)).tolist()])
-        distractors = [int(c) for c in ranked if c != gold and c not in banned][:3]
-        return [NAMES[c] for c in rng.permutation([*distractors, gold])]
-
-    if kind == "Which":
-        gold = int(rng.choice(distinct))
-        return Question(kind, "Which of these is heard in the video?", choices(gold, distinct), NAMES[gold])
-    if kind in ("First", "Last"):
-        gold = sounds[0 if kind == "First" else -1]
-        return Question(kind, f"Which sound is heard {kind.lower()} in the video?", choices(gold, []), NAMES[gold])
-    if kind == "Count":
-        options = [str(n) for n in rng.permutation(NUMBERS[1:])]
-        return Question(kind, "How many sounds are heard in the video?", options, NUMBERS[len(sounds)])
-    present = rng.permutation(sorted(set(sounds + sights))).tolist()[: 2 if rng.random() < 0.6 else 1]
-    a, b = [int(c) for c in dict.fromkeys([*present, *rng.permutation(len(NAMES)).tolist()])][:2]
-    count_a, count_b = sounds.count(a), sounds.count(b)
-    more = NAMES[a] if count_a > count_b else NAMES[b]
-    gold_text = "neither" if count_a == count_b == 0 else "equal" if count_a == count_b else more
-    options = [str(o) for o in rng.permutation([NAMES[a], NAMES[b], "equal", "neither"])]
-    text = f"Which is heard more often in the video, the {NAMES[a]} or the {NAMES[b]}?"
-    return Question(kind, text, options, gold_text, compared=(a, b))
-
-
-def transcript(sounds: list[int]) -> str:
-    """
-    "I hear dog, then bell."
-
-    Without articles: what precedes the first sound then differs from what precedes the others, and that one attention
-    head of a tiny model can use.
-    """
-    return "I hear " + ", then ".join(NAMES[c] for c in sounds) + "." if sounds else "I hear nothing."
-
-
-def reasoning(sounds: list[int], question: Question) -> str:
-    """A chain of thought that leads from the sounds to the gold answer."""
-    if question.type == "Count":
-        step = f"That makes {question.gold}."
-    elif question.compared is not None:
-        a, b = question.compared
-        step = f"The {NAMES[a]} is heard {NUMBERS[sounds.count(a)]} times and the {NAMES[b]} {NUMBERS[sounds.count(b)]} times."
-    elif question.type in ("First", "Last"):
-        step = f"The {question.type.lower()} sound is the {question.gold}."
-    else:
-        step = f"Of the choices, only the {question.gold} is heard."
-    return f"{transcript(sounds)} {step}"
-
-
-def caption(sounds: list[int]) -> str:
-    """What the base student says of a clip: acoustic words, no names."""
-    return "A " + ", then a ".join(DESCRIPTIONS[c] for c in sounds) + "."
-
-
-def write_mp4(path: Path, frames: np.ndarray, waveform: np.ndarray | None) -> None:
-    """
-    Encode one clip: H.264 and, unless silent, ALAC (lossless: the miniature measures the method, not a codec).
-    """
-    import av
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with av.open(str(temporary), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=int(FPS), options={"crf": "8", "preset": "ultrafast", "threads": "1"})
-        video.width = video.height = SIDE
-        video.pix_fmt = "yuv420p"
-        audio = None
-        if waveform is not None:
-            audio = container.add_stream("alac", rate=SAMPLING_RATE)
-            audio.layout = "mono"
-        for pixels in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(video.encode())
-        if audio is not None and waveform is not None:
-            samples = (waveform.clip(-1, 1) * 32767).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16p", layout="mono")
-            frame.sample_rate = SAMPLING_RATE
-            fifo = av.AudioFifo()
-            fifo.write(frame)
-            while (block := fifo.read(audio.codec_context.frame_size or 4096, partial=True)) is not None:
-                container.mux(audio.encode(block))
-            container.mux(audio.encode())
-    os.replace(temporary, path)
-
-
 def _generator(seed: int, part: str, index: int) -> np.random.Generator:
-    """Every clip has its own generator: the world does not depend on how the work is split, or on what was killed."""
+    """Every clip has its own generator, so the world depends neither on `num_proc` nor on kills."""
     return np.random.default_rng([seed, *part.encode(), index])
 
 
-def build_clip(index: int, part: str, seed: int, clips: Path) -> dict:
+def build_clip(index: int, part: str, seed: int, clips: Path) -> Row:
     """One clip of an annotated split, and its row in AVQA's format."""
     rng = _generator(seed, part, index)
     scene = draw_scene(rng, traps=True)
@@ -315,23 +87,23 @@ def build_clip(index: int, part: str, seed: int, clips: Path) -> dict:
     }
 
 
-def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> dict:
-    """A question answered from written notes, or from nothing: how to reason, without perception."""
+def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> Row:
+    """A question answered from written notes, or without any: an example of reasoning without perception."""
     scene = draw_scene(rng, traps=False)
-    # "First" and "last" are rare otherwise, and the hardest to learn; but some clips have one sound, and a student that
-    # has never written "one" cannot learn to with LoRA on its layers alone: its output head would not know the word.
+    # More clips with several sounds: questions about "first" and "last" would be rare, and they are the hardest. But some clips
+    # with one sound: LoRA on the layers cannot teach a student the word "one" if its output head never wrote it.
     while len(set(scene.sounds)) < 2 and rng.random() < 0.75:
         scene = draw_scene(rng, traps=False)
     question = ask(scene, rng)
     text = question.text if instruction == TEACHER_INSTRUCTION else question.text.replace("video", "audio")
     prompt = question_text(text, question.choices, instruction)
-    # Half of the time there are no notes and the sounds are made up: the answer has to follow from "I hear ..." itself.
+    # Half of the prompts have no notes: the answer then has to follow from the "I hear ..." of the completion.
     if rng.random() < 0.5:
         prompt = "Notes: " + ", then ".join(NAMES[c] for c in scene.sounds) + f".\n{prompt}"
     return {"prompt": prompt, "completion": render_trace(reasoning(scene.sounds, question), question.gold)}
 
 
-def sounding_scene(rng: np.random.Generator) -> tuple[Scene, dict]:
+def sounding_scene(rng: np.random.Generator) -> tuple[Scene, Row]:
     """A scene and its sound as an audio cell."""
     from sightsound.data.audio import encode_flac
 
@@ -339,16 +111,16 @@ def sounding_scene(rng: np.random.Generator) -> tuple[Scene, dict]:
     return scene, {"bytes": encode_flac(render_audio(scene, rng)), "path": None}
 
 
-def build_student_row(index: int, seed: int) -> list[dict]:
-    """A sound with its caption, and questions answered from notes: it never does both at once."""
+def build_student_row(index: int, seed: int) -> list[Row]:
+    """A sound with its caption, and questions answered from notes. No row has both."""
     rng = _generator(seed, "student", index)
     scene, audio = sounding_scene(rng)
     noted = [reasoning_from_notes(rng, COT_INSTRUCTION) | {"audio": None} for _ in range(3)]
     return [{"prompt": "Describe the sounds.", "completion": caption(scene.sounds), "audio": audio}, *noted]
 
 
-def build_teacher_row(index: int, seed: int, clips: Path) -> list[dict]:
-    """A silent video with a transcript and questions, answered from what is seen; one answered from notes."""
+def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
+    """A silent video with a transcript and two questions, and one question answered from notes."""
     rng = _generator(seed, "teacher", index)
     scene = draw_scene(rng, traps=False)
     path = clips / f"{index:06d}.mp4"
@@ -365,13 +137,13 @@ def build_teacher_row(index: int, seed: int, clips: Path) -> list[dict]:
     return [*rows, reasoning_from_notes(rng, TEACHER_INSTRUCTION) | {"video": None}]
 
 
-def build_checker_row(index: int, seed: int) -> list[dict]:
+def build_checker_row(index: int, seed: int) -> list[Row]:
     """A sound and its transcript: the small calibration set of the paper's section 3.2."""
     scene, audio = sounding_scene(_generator(seed, "checker", index))
     return [{"prompt": CHECKER_TRANSCRIPT, "completion": transcript(scene.sounds), "audio": audio}]
 
 
-def write_pretraining(rows: list[dict], medium: str, folder: Path) -> None:
+def write_pretraining(rows: list[Row], medium: str, folder: Path) -> None:
     """One pretraining corpus in the layout of a Hub dataset: `prompt`, `completion` and the clip."""
     from datasets import Audio, Features, Value
 
@@ -398,7 +170,7 @@ def main() -> None:
         clips.mkdir(exist_ok=True)
         splits = {"train": args.num_train, "val": args.num_validation, "test": args.num_test}
         teacher = partial(build_teacher_row, clips=pretraining / "teacher" / "clips")
-        corpora = {
+        corpora: dict[str, tuple[Callable[..., list[Row]], int, str]] = {
             "student": (build_student_row, args.num_student, "audio"),
             "teacher": (teacher, args.num_teacher, "video"),
             "checker": (build_checker_row, args.num_checker, "audio"),
@@ -410,8 +182,8 @@ def main() -> None:
                 rows = list(tqdm(built, total=count, desc=f"clips ({part})", mininterval=1.0))
                 write_atomically(stage.path / f"{part}_qa.json", json.dumps(rows, indent=1))
             for name, (build_rows, count, medium) in corpora.items():
-                built = pool.map(partial(build_rows, seed=args.seed), range(count), chunksize=50)
-                nested = list(tqdm(built, total=count, desc=f"pretraining ({name})", mininterval=1.0))
+                made = pool.map(partial(build_rows, seed=args.seed), range(count), chunksize=50)
+                nested = list(tqdm(made, total=count, desc=f"pretraining ({name})", mininterval=1.0))
                 write_pretraining([row for rows in nested for row in rows], medium, pretraining / name)
         configs = {name: {"train": f"pretraining/{name}/data/*.parquet"} for name in corpora}
         text = "# The miniature's world\n\nClips and questions in AVQA's format, and what the models are pretrained on.\n"

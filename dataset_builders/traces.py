@@ -5,33 +5,34 @@ Teacher traces: n audio-focused chains of thought per question, from silent vide
         --model Qwen/Qwen2.5-VL-32B-Instruct --base_url http://localhost:8000/v1 --num_traces 8 --temperature 1.0 \
         --output_dir traces
 
-The teacher is a model in this process, or one behind an OpenAI-compatible server. `--base_url` may be given several times,
-for replicas of one model; which ones and how many can change from one start to the next. A vLLM server is started with
+The teacher is a model in this process, or one behind an OpenAI-compatible server. `--base_url` may be given several times, for
+replicas of one model; a rerun may have other replicas, more or fewer. A vLLM server is started with
 
     vllm serve Qwen/Qwen2.5-VL-32B-Instruct --trust-request-mm-kwargs --enable-prompt-tokens-details \
         --max-num-batched-tokens 65536 --generation-config vllm
 
-so that it accepts frames with their rate, tells how much of a prompt it found in its cache ("cached" in the progress bar),
-and computes a prompt once for all its traces: that needs `--max-num-batched-tokens` of at least the video tokens of all
-requests in flight at one server (16 frames of 360 x 420 are 1,560). Where memory forbids it, give `--prime`.
+so that it accepts frames with their rate, reports the share of a prompt that it found in its cache ("cached" in the progress
+bar), and computes a prompt once for all its traces. For that `--max-num-batched-tokens` must cover the video tokens of all
+requests in flight at one server (16 frames of 360 x 420 are 1,560). Where the memory does not suffice, give `--prime`.
 
-Other servers want other requests: `--request_field max_completion_tokens=4096 --omit_field max_tokens`, `--omit_field seed`,
-`--omit_field n` (each trace is then a request of its own), `--frames images` (an `image_url` per frame). Reasoning that comes
-in a field of its own is put before the text, in `<think></think>`. When the first 20 answers hold no reasoning, the run stops.
-The model is looked up at the server's `/v1/models` before the first request, also by `--dry_run`.
+Some servers need other fields in a request: `--request_field max_completion_tokens=4096 --omit_field max_tokens`, `--omit_field
+seed`, `--omit_field n` (each trace is then a request of its own), `--frames images` (an `image_url` per frame). Reasoning that
+a server sends in a field of its own is put before the text, in `<think></think>`. Before the first request, and by `--dry_run`,
+the model is looked up at the server's `/v1/models`.
 
-The teacher sees frames sampled over the clip and the question in its "video" wording; it never hears anything. Finished
-requests are journaled: a run that was killed continues. One row per question, and every question is in `ledger.parquet`.
+The teacher gets frames sampled over the clip and the question in its "video" wording, and no sound. Finished requests are
+journaled: a run that was killed continues. The output has one row per question, and `ledger.parquet` has every question.
 
-Traces are drawn at `--temperature` from all tokens: a checkpoint's `generation_config.json` changes nothing, and the column
-`sampling` says what was sent. Where the traces of nearly every one of the first 20 questions are all equal, the run stops.
+Traces are sampled at `--temperature` from all tokens: a checkpoint's `generation_config.json` changes nothing, and the column
+`sampling` records what was sent. The run stops when the first 20 answers have no reasoning, or when the traces of nearly all of
+the first 20 questions are equal.
 """
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.base import ChatRequest, EngineFlags, Sampling
 from sightsound.engines.cost import dry_run
-from sightsound.engines.early_stops import (
+from sightsound.engines.diagnosis import (
     check_reasoning,
     check_traces_differ,
     warning_of_equal_traces,
     warning_of_no_reasoning,
+    why_no_answer,
 )
 from sightsound.engines.request_fields import (
     FRAMES_HELP,
@@ -58,16 +60,16 @@ from sightsound.engines.request_fields import (
     RequestFieldArguments,
     RequestOptions,
     options_of,
-    recorded,
+    settings_of_requests,
 )
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.answers import extract_think, parse_answer
-from sightsound.method.prompts import PROMPT_VERSION, TRACE_INSTRUCTIONS, question_text
+from sightsound.method.prompts import PROMPT_VERSION, QUESTION_FIELDS, TRACE_INSTRUCTIONS, Prompt, choose_prompt, question_text
 from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.models.sources import pin_model
-from sightsound.scale.executors import SCALE_FIELDS, ScaleArguments, for_rank
+from sightsound.scale.executors import ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
 from sightsound.stage import Journal, fingerprint
 
@@ -83,7 +85,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     num_traces: int = field(default=8, metadata={"help": "traces per question", "minimum": 1})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature", "minimum": 0})
     max_tokens: int = field(
-        default=512, metadata={"help": "per trace; a trace that reaches it is cut (finish_reason length)", "minimum": 1}
+        default=512, metadata={"help": "per trace; a longer trace is cut (finish_reason length)", "minimum": 1}
     )
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
@@ -94,22 +96,31 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     )
     frames: str = field(default=VIDEO, metadata={"help": FRAMES_HELP, "choices": [VIDEO, IMAGES]})
     prime: bool = field(
-        default=False, metadata={"help": "have --base_url compute each prompt once before its traces are drawn; see above"}
+        default=False, metadata={"help": "have --base_url compute each prompt once before its traces are sampled; see above"}
     )
     prompt: str = field(
-        default="audio_focused", metadata={"help": "what the teacher is asked for", "choices": list(TRACE_INSTRUCTIONS)}
+        default="audio_focused", metadata={"help": "instruction that ends the prompt", "choices": list(TRACE_INSTRUCTIONS)}
+    )
+    prompt_file: str | None = field(
+        default=None, metadata={"help": "another prompt: a text file with the fields {question} and {choices}"}
     )
     seed: int = field(default=0, metadata={"help": "of the sampling"})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
-    dry_run: bool = field(default=False, metadata={"help": "say what the run would cost, from a sample, and stop"})
+    dry_run: bool = field(default=False, metadata={"help": "print what the run would cost, from a sample, and stop"})
 
     def options(self) -> RequestOptions:
         return options_of(self, self.base_url, ("temperature", "max_tokens", "seed"), self.frames)
 
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.prompt != "audio_focused":
+            raise InputError(f"--prompt {self.prompt} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        return choose_prompt(self.prompt_file, TRACE_INSTRUCTIONS[self.prompt], QUESTION_FIELDS)
+
 
 def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:
     """
-    Frames of the first file of a row's clip that has any; where there are several, the file that its sound is from goes first.
+    Frames of a row's clip. Of several files the one that its sound is from comes first, and the first with frames counts.
 
     Raises:
         `MediaError`: There is no such file, or none with a video that can be decoded.
@@ -120,11 +131,10 @@ def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) 
     return frames_of_first(clips, args.num_frames, args.max_pixels)
 
 
-def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> ChatRequest:
+def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments, prompt: str) -> ChatRequest:
     """The question to the teacher, with the frames of its clip."""
     frames = find_frames(row, media, args)
-    text = question_text(row["video_question"], row["choices"], TRACE_INSTRUCTIONS[args.prompt])
-    return ChatRequest(row["id"], text, video=frames)
+    return ChatRequest(row["id"], question_text(row["video_question"], row["choices"], prompt), video=frames)
 
 
 def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any]) -> TraceRow:
@@ -147,67 +157,41 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
 
 
-def why_no_answer(data: Path, max_tokens: int) -> str:
-    """How the traces of a run without an answer ended, and the remedy for the most frequent end."""
-    ends = {
-        "length": (f"cut at --max_tokens {max_tokens}", "raise --max_tokens"),
-        "refusal": ("refused", "choose another --model or --prompt"),
-        "content_filter": ("filtered", "choose another --model or --prompt"),
-        "empty": ("empty", "see what the server writes for --model, or choose another"),
-        "stop": ("without a choice that can be read", "choose another --model"),
-    }
-    traces = [trace for row in read_parquet([data], ["traces"]) for trace in row["traces"]]
-    found = Counter(
-        "empty" if trace["finish_reason"] == "stop" and not trace["text"].strip() else trace["finish_reason"]
-        for trace in traces
-    )
-    if not found:
-        return "mend --media_dir or --model"
-    parts = [f"{count} {ends[reason][0]}" for reason, count in found.most_common()]
-    first = found.most_common(1)[0][0]
-    summary = f"all {len(traces)} answers were {ends[first][0]}" if len(found) == 1 else f"answers: {', '.join(parts)}"
-    return f"{summary}; {ends[first][1]}"
-
-
 def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:
-    """What a rerun has to share: all that decides what is drawn. Which servers draw it, and in how many ranks, is not."""
-    ignored = [*SCALE_FIELDS, "output_dir", "base_url", "concurrency", "request_timeout_s", "prime", "dry_run"]
-    if args.base_url:
-        ignored.append("batch_size")
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored}
-    engine = "server" if args.base_url else "in process"
-    settings |= {"prompt_version": PROMPT_VERSION, "engine": engine, "model_commit": model_commit}
-    settings |= recorded(args, args.frames)
+    """What a rerun has to share: every flag and input that decides what is sampled."""
+    settings = settings_of_requests(args, ["prime"], model_commit=model_commit, frames=args.frames)
     return settings | {"dataset": fingerprint(args.dataset), "model": fingerprint(args.model)}
 
 
 class TeacherRun:
-    """The questions of a run, and how the teacher is asked about some of them."""
+    """The questions of a run and their clips."""
 
     def __init__(self, args: TracesArguments, model_commit: str | None = None):
         dataset = open_input(args.dataset, args.split, CLIPS).remove_columns("audio")
         self.rows = {row["id"]: row for row in dataset.select(range(min(len(dataset), args.limit or len(dataset))))}
         self.sampling = Sampling(args.num_traces, args.temperature, args.max_tokens, args.seed)
         self._args, self._media, self._model_commit = args, MediaFolder(args.media_dir), model_commit
+        self._prompt = args.chosen_prompt
 
     def build(self, key: str) -> ChatRequest:
-        return build_request(self.rows[key], self._media, self._args)
+        return build_request(self.rows[key], self._media, self._args, self._prompt.text)
 
-    def ask(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
-        """All of `ids` are asked about; then, as they are read, their rows of the ledger."""
+    def trace(self, ids: Sequence[str], journal_file: Path) -> Iterator[Result]:
+        """Have the teacher write the traces of these questions; then yield the rows of the ledger."""
         args = self._args
         urls = [for_rank(url, args) for url in args.base_url or []]
-        engine = make_engine(
-            args.model,
-            urls,
-            args.batch_size,
-            args.concurrency,
-            self.sampling,
-            args.request_timeout_s,
-            args.prime,
+        flags = EngineFlags(
+            model=args.model,
+            sampling=self.sampling,
+            base_url=urls,
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            timeout_s=args.request_timeout_s,
+            prime=args.prime,
             options=args.options(),
             revision=self._model_commit,
         )
+        engine = make_engine(flags)
         journal = Journal(journal_file)
         teacher, is_part = shown_source(args.model), args.rank is not None
 
@@ -225,7 +209,7 @@ class TeacherRun:
         provenance = {
             "teacher": shown_source(args.model),
             "teacher_revision": engine.revision,
-            "prompt_version": PROMPT_VERSION if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
+            "prompt_version": self._prompt.version if args.prompt == "audio_focused" else f"{PROMPT_VERSION} {args.prompt}",
             "num_traces": args.num_traces,
             "temperature": args.temperature,
             "max_tokens": args.max_tokens,
@@ -244,16 +228,25 @@ def main() -> None:
     if args.dry_run:
         teacher = TeacherRun(args, model_commit)
         notes = ["--prime sends each prompt twice, the first time for one token: not counted here."] if args.prime else []
-        print(dry_run(list(teacher.rows), teacher.build, teacher.sampling, args.model, args.base_url, args.output_dir, notes))
+        estimate = dry_run(
+            list(teacher.rows),
+            teacher.build,
+            teacher.sampling,
+            model=args.model,
+            base_url=args.base_url,
+            output_dir=args.output_dir,
+            notes=notes,
+        )
+        print(estimate)
         return
     with open_stage(args, args.output_dir, settings_of(args, model_commit)) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
         teacher = TeacherRun(args, model_commit)
-        # What the engine in this process draws is a matter of all members of a call: no rank may cut one.
+        # In this process, what is sampled depends on all members of a call: a rank has whole calls.
         align = 1 if args.base_url else max(1, args.batch_size // args.num_traces)
-        results = collect(args, args.output_dir, stage, list(teacher.rows), align, teacher.ask)
+        results = collect(args, args.output_dir, stage, list(teacher.rows), align, teacher.trace)
         if results is None:
             return
         data = stage.path / "data" / "train-00000-of-00001.parquet"
@@ -261,9 +254,10 @@ def main() -> None:
         write_dataset_card(stage.path, "# Teacher traces, before verification\n", {"default": {"train": "data/*.parquet"}})
         print(funnel)
         if not funnel.answered:
+            traces = (trace for row in read_parquet([data], ["traces"]) for trace in row["traces"])
             raise InputError(
-                f"{args.model} answered none of {funnel.questions} questions ({funnel.told}); {stage.path} has every one's "
-                f"outcome and what was written: {why_no_answer(data, args.max_tokens)}, delete that folder and start again"
+                f"{args.model} answered none of {funnel.questions} questions ({funnel.summary}); {stage.path} has every one's "
+                f"outcome and what was written: {why_no_answer(traces, args.max_tokens)}, delete that folder and start again"
             )
         finish(stage)
 

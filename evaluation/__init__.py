@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks, batched inference, scores with intervals and controls, reports. See `python -m evaluation --help`."""
+"""Evaluation of models on benchmarks: inference, scores, controls, reports. See `python -m evaluation --help`."""

@@ -1,6 +1,5 @@
 r"""
-Evaluate a model on benchmarks, score and compare outputs, gather finished runs into a report, make a page to look at
-them, or publish a checkpoint with its results.
+Evaluate models on benchmarks: run inference, score and compare outputs, write a report or a page, publish the results.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --model sft-tts_agfv/model --modality audio --method cot \
         --controls silent swapped --output_dir evaluation-runs/sft-tts_agfv
@@ -11,7 +10,7 @@ them, or publish a checkpoint with its results.
     python -m evaluation publish --model sft-tts_agfv/model --runs evaluation-runs/sft-tts_agfv --push_to_hub ORG/NAME
     python -m evaluation collect --title "SightSound-R1" --datasets ORG/avqa-audio --models ORG/NAME
 
-`python -m evaluation run --help`, and likewise the others, list the flags.
+`python -m evaluation COMMAND --help` lists the flags of a command.
 """
 
 import sys
@@ -20,26 +19,18 @@ from importlib import import_module
 from sightsound.cli import InputError, run
 
 
-COMMANDS = {
-    "run": "evaluation.run",
-    "score": "evaluation.score",
-    "compare": "evaluation.compare",
-    "report": "evaluation.report",
-    "browse": "evaluation.browse",
-    "publish": "evaluation.publish",
-    "collect": "evaluation.collect",
-}
+COMMANDS = ("run", "score", "compare", "report", "browse", "publish", "collect")  # each is a module with a `main(argv)`
 
 
 def main() -> None:
-    given = sys.argv[1:2]
-    if given in ([], ["-h"], ["--help"]):
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
         print(__doc__)
         return
-    if given[0] not in COMMANDS:
-        raise InputError(f"unknown command '{given[0]}'; expected one of {', '.join(COMMANDS)}")
-    sys.argv[0] = f"python -m evaluation {given[0]}"  # what argparse calls the program: it would say `__main__.py`
-    import_module(COMMANDS[given[0]]).main(sys.argv[2:])
+    if command not in COMMANDS:
+        raise InputError(f"unknown command '{command}'; expected one of {', '.join(COMMANDS)}")
+    sys.argv[0] = f"python -m evaluation {command}"  # for argparse's messages, which would name `__main__.py`
+    import_module(f"evaluation.{command}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -188,5 +188,6 @@ def load_questions(
         raise InputError("give the questions: either --annotations, the official file, or --dataset, built from it")
     if annotations is not None:
         return *read_annotations(benchmark, annotations, allow_unpinned), Path(annotations).name
+    assert dataset is not None
     rows, revision = load_benchmark(benchmark, dataset, split, limit=None)
     return rows.remove_columns("audio").to_list(), revision, split or get_benchmark(benchmark).split

@@ -1,32 +1,32 @@
 """
-Group what was published in one collection of the Hub.
+Group published datasets, models and Spaces in one collection of the Hub.
 
     python -m evaluation collect --title "SightSound-R1" --datasets ORG/avqa-audio ORG/traces --models ORG/student ORG/verifier
 
-The collection belongs to the owner of the first of them, or to `--namespace`. Given again, with more ids, it is added to.
+The collection belongs to `--namespace`, or to the owner of the first repository. The same command with more ids adds them.
 """
 
 from dataclasses import dataclass, field
 
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import REPO_ID
-from sightsound.hub.collection import make_collection
+from sightsound.hub.publish import make_collection
 
 
 @dataclass
 class CollectArguments:
-    title: str = field(metadata={"help": "of the collection"})
+    title: str = field(metadata={"help": "title of the collection"})
     datasets: list[str] | None = field(default=None, metadata={"help": "ORG/NAME of each"})
     models: list[str] | None = field(default=None, metadata={"help": "ORG/NAME of each"})
-    spaces: list[str] | None = field(default=None, metadata={"help": "ORG/NAME of each: metrics, trace browsers"})
-    namespace: str | None = field(default=None, metadata={"help": "user or organisation that it belongs to"})
-    private: bool = field(default=False, metadata={"help": "only its owner sees it"})
+    spaces: list[str] | None = field(default=None, metadata={"help": "ORG/NAME of each, such as metrics and trace browsers"})
+    namespace: str | None = field(default=None, metadata={"help": "user or organisation that owns the collection"})
+    private: bool = field(default=False, metadata={"help": "make the collection private"})
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(CollectArguments, __doc__, argv)
-    given = {"dataset": args.datasets, "model": args.models, "space": args.spaces}
-    items = [(repo_id, kind) for kind, ids in given.items() for repo_id in ids or []]
+    by_kind = {"dataset": args.datasets, "model": args.models, "space": args.spaces}
+    items = [(repo_id, kind) for kind, ids in by_kind.items() for repo_id in ids or []]
     if not items:
         raise InputError("nothing to group: give --datasets, --models or --spaces")
     wrong = [repo_id for repo_id, _ in items if not REPO_ID.fullmatch(repo_id)]

@@ -1,12 +1,12 @@
 """
-Publish a checkpoint with its results, in one commit: weights, processor, generation config, card, figures and every answer.
+Publish a checkpoint with its results in one commit: weights, processor, generation config, card, figures and every output.
 
     python -m evaluation publish --model grpo-tts_agfv/model --runs evaluation-runs/grpo-tts_agfv --push_to_hub ORG/NAME
 
-The card is the README.md that the recipe wrote, with its section "Results" and its `model-index` made from `results.json` of
-the runs; `.eval_results/` has the same figures for runs on a dataset of the Hub, `predictions/` every output. The folder on
-disk stays as it is. The runs have to be complete and of this very checkpoint; one with `--limit` is refused. Where a dataset
-lacks questions of the benchmark, since their videos are gone, the card says "asked: n of N questions".
+The card is the README.md that the recipe wrote. Its section "Results" and its `model-index` are filled from `results.json` of
+the runs. `.eval_results/` holds the same figures for runs on a dataset of the Hub, and `predictions/` every output. The folder
+on disk is not changed. The runs must be complete, evaluate exactly this checkpoint, and have no `--limit`. Where a dataset
+lacks questions of the benchmark because their videos are gone, the card says "asked: n of N questions".
 """
 
 from __future__ import annotations
@@ -17,27 +17,25 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from evaluation.benchmarks import get_benchmark
-from evaluation.reporting.finished_runs import FinishedRun, find_runs, hears, predictions_file
-from evaluation.reporting.sections import by_protocol, missing_answers, part_of, trained_on_told
-from evaluation.running.controls import audio_use_statement
+from evaluation.reporting.finished_runs import FinishedRun, find_runs, is_given_audio, predictions_file, split_of
+from evaluation.reporting.sections import by_protocol, coverage_note, missing_answers, overlap_note
+from evaluation.scoring.audio_use import audio_use_statement
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data.sources import COMMIT, REPO_ID, is_hub_id, split_revision
 from sightsound.hub.cards import render_card
-from sightsound.hub.publish import publish_model
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments, publish_model
 from sightsound.models.loading import meant_model
 from sightsound.stage import fingerprint
 from sightsound.training.card import TASK, chosen_by
 
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, EvalResultEntry
+    from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 
 CARD = "README.md"
-# As recipes write it into the card, up to the next section.
+# The section that recipes write into the card, up to the next heading.
 SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 PLACEHOLDER = re.compile(r"PATH_OR_ID_OF_THIS_(?:MODEL|ADAPTER)")
 
@@ -50,33 +48,32 @@ class PublishRunsArguments(PublishArguments):
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One benchmark's `results.json`, and what the card says of it."""
+    """
+    One benchmark of a run, and what the card says about it.
+
+    Args:
+        folder (`Path`): Of the run on this benchmark.
+        results (`dict`): Its `results.json`.
+        chosen_on (`bool`): Whether the checkpoint was selected by its accuracy on this split.
+    """
 
     folder: Path
     results: dict[str, Any]
     chosen_on: bool
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return self.results["settings"]
-
-    @property
     def benchmark(self) -> str:
-        return self.results["benchmark"]
-
-    @property
-    def split(self) -> str:
-        return self.settings["split"] or get_benchmark(self.benchmark).split
+        return str(self.results["benchmark"])
 
     @property
     def name(self) -> str:
-        """Of its files: no two runs in a repository have the same."""
+        """Stem of its files, unique within a repository."""
         return f"{self.benchmark}-{self.results['method'].replace('/', '-')}"
 
     @property
     def hub_dataset(self) -> str | None:
-        """The dataset on the Hub; None for a folder, which is known by its fingerprint."""
-        dataset, _ = split_revision(self.settings["dataset"])
+        """The dataset on the Hub; None for a folder, which is recorded by its fingerprint."""
+        dataset, _ = split_revision(self.results["settings"]["dataset"])
         return dataset if REPO_ID.fullmatch(dataset) and COMMIT.fullmatch(self.results["benchmark_revision"]) else None
 
     @property
@@ -84,36 +81,37 @@ class ScoredRun:
         return f"predictions/{self.name}.parquet"
 
     def figures(self) -> list[dict[str, Any]]:
-        """Per protocol what every place says, to two digits: card, `model-index` and `.eval_results`."""
-        shown = {"value": "accuracy", "low": "low", "high": "high", "unanswered": "unanswered"}
+        """Per protocol the figures, to two digits, for the card, the `model-index` and `.eval_results`."""
+        rounded = {"value": "accuracy", "low": "low", "high": "high", "unanswered": "unanswered"}
         return [
             {
                 "benchmark": self.benchmark,
                 "method": self.results["method"],
                 "protocol": protocol,
                 "n": figures["n"],
-                "part": part_of(self.results),
+                "part": coverage_note(self.results),
                 "chosen_on": self.chosen_on,
-                "trained_on": trained_on_told(self.results),
-                **{name: round(figures[key], 2) for name, key in shown.items()},
+                "trained_on": overlap_note(self.results),
+                **{name: round(figures[key], 2) for name, key in rounded.items()},
             }
             for protocol, figures in by_protocol(self.results).items()
         ]
 
     def row(self) -> dict[str, Any]:
-        """Where its questions and answers are."""
+        """The card's row about its questions and outputs."""
         return {
             "benchmark": self.benchmark,
             "method": self.results["method"],
             "source": f"`{self.hub_dataset}`" if self.hub_dataset else "a dataset built by `dataset_builders/`",
-            "split": self.split,
+            "split": split_of(self.results),
             "revision": self.results["benchmark_revision"],
             "predictions": self.predictions,
             "served": self.results["model"] if is_served(self.results) else None,
             "losses": missing_answers(self.results),
         }
 
-    def notes(self, figures: dict[str, Any]) -> str:
+    def note(self, figures: dict[str, Any]) -> str:
+        """What a reader must know beside a figure: protocol, prompt, interval and limits."""
         interval = f"95 % interval [{figures['low']}, {figures['high']}], n = {figures['n']}"
         part = f" (asked: {figures['part']})" if figures["part"] else ""
         chosen = "; the checkpoint, or one before it, was chosen on questions of this split" if self.chosen_on else ""
@@ -129,17 +127,17 @@ class ScoredRun:
                 task_name="Audio question answering",
                 dataset_type=self.hub_dataset or self.benchmark,
                 dataset_name=self.benchmark,
-                dataset_split=self.split,
+                dataset_split=split_of(self.results),
                 dataset_revision=self.results["benchmark_revision"],
                 metric_type="accuracy",
                 metric_value=figures["value"],
-                metric_name=f"accuracy, %: {self.notes(figures)}",
+                metric_name=f"accuracy, %: {self.note(figures)}",
             )
             for figures in self.figures()
         ]
 
     def entries(self, repo_id: str) -> list[EvalResultEntry]:
-        """For `.eval_results`, which knows datasets of the Hub only."""
+        """Entries of `.eval_results`, which can name only datasets of the Hub."""
         from huggingface_hub import EvalResultEntry, constants
 
         return [
@@ -150,7 +148,7 @@ class ScoredRun:
                 value=figures["value"],
                 source_url=f"{constants.ENDPOINT}/{repo_id}/blob/main/{self.predictions}",
                 source_name="Every output",
-                notes=self.notes(figures),
+                notes=self.note(figures),
             )
             for figures in self.figures()
             if self.hub_dataset is not None
@@ -158,67 +156,91 @@ class ScoredRun:
 
 
 def is_served(results: dict[str, Any]) -> bool:
-    return results["settings"].get("engine") == "server"
+    return bool(results["settings"].get("engine") == "server")
 
 
-def check_run(run: FinishedRun, model: Path) -> ScoredRun:
+def check_model(model: Path) -> None:
     """
-    A run of this checkpoint.
+    Check that others will be able to load the checkpoint.
 
     Raises:
-        `InputError`: It is of another one, or was made with `--limit`.
+        `InputError`: It is not the finished output of a recipe, it is a LoRA on a model outside the Hub, or its card has no
+            section for results.
+    """
+    config = model / "adapter_config.json"
+    if not config.is_file() and (hint := meant_model(model)) and not (model / "config.json").is_file():
+        raise InputError(f"{model} holds no config.json{hint}")
+    if not (model / CARD).is_file():
+        raise InputError(f"{model} holds no README.md; give the `model/` or `adapter/` folder of a finished recipe")
+    fingerprint(model)  # raises for the output of a stage that has not finished
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    if base is not None and not is_hub_id(base):
+        reason = "no model of the Hub, so nobody else could load it"
+        raise InputError(f"{model} is a LoRA on {base}, {reason}; publish `model/` instead")
+    if not SECTION.search((model / CARD).read_text(encoding="utf-8")):
+        reason = 'no section "## Results", which the figures are written to'
+        raise InputError(f'{model / CARD} has {reason}; add a line "## Results" there')
+
+
+def check_run(run: FinishedRun, model: Path) -> None:
+    """
+    Check that a run evaluates this checkpoint on whole benchmarks.
+
+    Raises:
+        `InputError`: It evaluates another checkpoint, or was made with `--limit`.
     """
     folder, results = run
     settings = results["settings"]
     if settings["limit"] is not None:
-        told = f"the first {settings['limit']} questions of {results['benchmark']}"
-        raise InputError(f"{folder} is about {told}; a figure on a part is not the benchmark's: run it without --limit")
+        part = f"the first {settings['limit']} questions of {results['benchmark']}"
+        raise InputError(f"{folder} is about {part}; a figure on a part is not the benchmark's: run it without --limit")
     if not is_served(results) and settings["model"] != fingerprint(model):
-        copied = "a copied or edited folder counts as another one"
-        told = f"{folder} holds answers of another checkpoint than {model} ({results['model']}; {copied})"
-        raise InputError(f"{told}; give the folder that was evaluated, or evaluate this one")
-    split = settings["split"] or get_benchmark(results["benchmark"]).split
-    return ScoredRun(Path(folder), results, [split_revision(settings["dataset"])[0], split] in chosen_by(str(model)))
+        note = "a copied or edited folder counts as another one"
+        seen = f"{folder} holds answers of another checkpoint than {model} ({results['model']}; {note})"
+        raise InputError(f"{seen}; give the folder that was evaluated, or evaluate this one")
 
 
 def read_runs(folders: list[str], model: Path) -> list[ScoredRun]:
     """
-    All of them; a folder of several benchmarks is a run for each.
+    The runs in these folders, one per benchmark of each.
 
     Raises:
-        `InputError`: One is not complete or cannot be used, or two say the same of different answers.
+        `InputError`: A run is not complete or cannot be published, or two have the same benchmark and method.
     """
     runs: dict[str, ScoredRun] = {}
     for found in find_runs(folders):
-        run = check_run(found, model)
+        check_run(found, model)
+        dataset, _ = split_revision(found.results["settings"]["dataset"])
+        run = ScoredRun(Path(found.folder), found.results, [dataset, split_of(found.results)] in chosen_by(str(model)))
         if run.name in runs:
-            told = f"{runs[run.name].folder} and {run.folder} both answer {run.benchmark}, asked as {run.results['method']}"
-            raise InputError(f"{told}; give one of them")
+            seen = f"{runs[run.name].folder} and {run.folder} both answer {run.benchmark}, asked as {run.results['method']}"
+            raise InputError(f"{seen}; give one of them")
         runs[run.name] = run
     return list(runs.values())
 
 
 def write_card(card: str, runs: list[ScoredRun], repo_id: str) -> str:
-    """The card of a checkpoint, with these results in place of those that it had."""
+    """The card of a checkpoint, with these results in place of its earlier ones."""
     from huggingface_hub import ModelCard
 
     section = render_card(
         "results.md",
-        verdict=audio_use_statement(
-            [(f"{run.benchmark} ({run.results['method']})", run.results) for run in runs if hears(run.results)]
+        audio_use=audio_use_statement(
+            [(f"{run.benchmark} ({run.results['method']})", run.results) for run in runs if is_given_audio(run.results)]
         ),
         results=[figures for run in runs for figures in run.figures()],
         runs=[run.row() for run in runs],
     )
     written = ModelCard(card)
     written.text = PLACEHOLDER.sub(repo_id, SECTION.sub(lambda _: section, written.text, count=1))
-    written.data.model_name = repo_id.split("/")[1]
-    written.data.eval_results = [result for run in runs for result in run.model_index()]
+    data = cast("ModelCardData", written.data)
+    data.model_name = repo_id.split("/")[1]
+    data.eval_results = [result for run in runs for result in run.model_index()]
     return str(written)
 
 
 def assemble(model: Path, runs: list[ScoredRun], repo_id: str, folder: Path) -> None:
-    """A folder as the repository will be: the checkpoint's files by link, and what its evaluation adds."""
+    """Make a folder with the content of the repository: links to the checkpoint's files, card, results and predictions."""
     import yaml
     from huggingface_hub import eval_result_entries_to_yaml
 
@@ -237,33 +259,10 @@ def assemble(model: Path, runs: list[ScoredRun], repo_id: str, folder: Path) -> 
             print(f"{run.benchmark}: its questions came from a folder, so its figures are in the card, not in .eval_results/")
 
 
-def check_model(model: Path) -> None:
-    """
-    Refuse what nobody could load.
-
-    Raises:
-        `InputError`: It is no finished output of a recipe, a LoRA on what is no model of the Hub, or its card has no place
-            for results.
-    """
-    config = model / "adapter_config.json"
-    if not config.is_file() and (hint := meant_model(model)) and not (model / "config.json").is_file():
-        raise InputError(f"{model} holds no config.json{hint}")
-    if not (model / CARD).is_file():
-        raise InputError(f"{model} holds no README.md; give the `model/` or `adapter/` folder of a finished recipe")
-    fingerprint(model)  # refuses the output of a stage that has not finished
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
-    if base is not None and not is_hub_id(base):
-        told = "no model of the Hub, so nobody else could load it"
-        raise InputError(f"{model} is a LoRA on {base}, {told}; publish `model/` instead")
-    if not SECTION.search((model / CARD).read_text(encoding="utf-8")):
-        told = 'no section "## Results", which the figures are written to'
-        raise InputError(f'{model / CARD} has {told}; add a line "## Results" there')
-
-
 def main(argv: list[str]) -> None:
     args = parse_arguments(PublishRunsArguments, __doc__, argv)
     if args.push_to_hub is None:
-        raise InputError("--push_to_hub: where to? Give ORG/NAME")
+        raise InputError("--push_to_hub is missing; give the repository to publish to, as ORG/NAME")
     model = Path(args.model)
     check_model(model)
     runs = read_runs(args.runs, model)

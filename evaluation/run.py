@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks import Row, get_benchmark, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
-from evaluation.running.arguments import RunArguments, Source, check, pinned, settings_of, sources_of
+from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
 from evaluation.scoring.accuracy import ANSWERED, score_run
@@ -44,12 +44,10 @@ from sightsound.cli import parse_arguments, read_json
 from sightsound.data import parquet, schema
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
-from sightsound.engines.base import Engine, Sampling
+from sightsound.engines.base import Engine, EngineFlags, Sampling
 from sightsound.engines.runner import run_requests
-from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.answers import is_correct, parse_answer
-from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.models.sources import pin_model
 from sightsound.stage import JOURNAL_FILE, Journal, Stage, read_journal, write_atomically
 from sightsound.training.trained_on import count_trained_on
@@ -154,7 +152,8 @@ class BenchmarkRun:
     def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
         """All requests are in the journal after this. Returns what made them, and which model answered."""
         args, engine = self.args, open_engine()
-        asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), args.num_frames, args.max_pixels)
+        sizes, prompt = (args.num_frames, args.max_pixels), args.chosen_prompt.text
+        asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), *sizes, prompt)
         build = RequestBuilder(self.rows, asking, engine, self.source.find_videos(), self.reasoning)
         run_requests(
             engine,
@@ -164,7 +163,7 @@ class BenchmarkRun:
             journal,
             f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
-            may_refuse=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
         )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
@@ -179,9 +178,10 @@ class BenchmarkRun:
 
     def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
+        prompt = args.chosen_prompt
         generation = {
             **asdict(self.sampling),
-            "prompt_version": PROMPT_VERSION,
+            "prompt_version": prompt.version,
             "engine": stage.settings["engine"],
             **({"requests": summary} if (summary := args.options().summary()) else {}),
             **({"num_frames": args.num_frames, "max_pixels": args.max_pixels} if args.modality != AUDIO else {}),
@@ -193,7 +193,8 @@ class BenchmarkRun:
             "benchmark_revision": self.revision,
             "model": shown_source(args.model),
             "model_revision": model_revision,
-            "method": f"{args.modality}/{args.method}",
+            # A prompt of the user's own is none of the paper's methods: reports must not take it for one.
+            "method": f"{args.modality}/{prompt.version if prompt.sha256 else args.method}",
         }
 
         def provenance_of(key: str) -> dict[str, Any]:
@@ -239,21 +240,28 @@ class BenchmarkRun:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(RunArguments, __doc__, argv)
-    sources = sources_of(args)
-    check(args, sources)
+    sources = read_sources(args)
+    check_arguments(args, sources)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)
 
     @cache
     def open_engine() -> Engine:
-        if args.base_url:
-            options = args.options()
-            return make_engine(args.model, args.base_url, args.batch_size, args.concurrency, sampling, options=options)
-        return TransformersEngine.load(args.model, args.batch_size, sampling, commit, args.base_model)
+        flags = EngineFlags(
+            model=args.model,
+            sampling=sampling,
+            base_url=args.base_url,
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            options=args.options(),
+            revision=commit,
+            base_model=args.base_model,
+        )
+        return make_engine(flags)
 
     # Report what is wrong with the last benchmark before hours are spent on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
-    for source in map(pinned, sources):
+    for source in map(pin_source, sources):
         rows, revision = load_benchmark(source.benchmark, source.dataset, source.split, args.limit)
         check_controls(rows, args.controls or ())
         reasoning = read_reasoning(source.traces, rows) if source.traces else None

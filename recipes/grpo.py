@@ -5,7 +5,8 @@ GRPO of the student, with the teacher's answer as label (paper, section 3.3, equ
         --config recipes/miniature/grpo_tts_agfv.yaml --traces corpus --audio avqa-audio \
         --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
 
-Rewards: +1 when the answer is the teacher's, +1 for the format. KL to the model that training starts from. Written to
+Rewards: 1 when the answer is the teacher's, 1 for the format; `reward_funcs` and `reward_weights` choose and weigh those of
+`sightsound/method/rewards.py`. KL to the model that training starts from. Written to
 `output_dir`: `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every selected question). The best checkpoint,
 going on after a kill, publishing: as in `sft.py`. Validation questions are answered in this process, also where vLLM samples.
 """
@@ -13,6 +14,8 @@ going on after a kill, publishing: as in `sft.py`. Validation questions are answ
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
+from sightsound.method.rewards import PAPER_REWARDS
+from sightsound.method.selection import ARMS
 from sightsound.training.recipe import ValidationArguments
 
 
@@ -20,9 +23,14 @@ from sightsound.training.recipe import ValidationArguments
 class GRPOScriptArguments(ValidationArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
-    selection: str = field(metadata={"help": "whose questions: label, cot, agfv, tts or tts_agfv"})
+    selection: str = field(
+        metadata={"help": f"whose questions, one of the arms {', '.join(name for name, arm in ARMS.items() if arm.of_ledger)}"}
+    )
     split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
     share_prompts: bool = field(default=True, metadata={"help": "compute each prompt once for all its completions"})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: list(PAPER_REWARDS), metadata={"help": "functions of sightsound/method/rewards.py"}
+    )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "train projector and language model only"})
 
 
@@ -35,7 +43,7 @@ def main() -> None:
     from trl import GRPOConfig, ModelConfig
 
     from sightsound.method.prompts import COT_INSTRUCTION
-    from sightsound.method.rewards import accuracy_reward, format_reward, without_reward
+    from sightsound.method.rewards import find_rewards, no_reward_warning
     from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
@@ -69,11 +77,14 @@ def main() -> None:
         publication = take_publication(training_args)
         refuse_another_launch_than_asked(training_args)
         check_unsupported_fields(training_args, model_args)
+        reward_funcs = find_rewards(script_args.reward_funcs, training_args.reward_weights)
     commit = pin_inputs(script_args, model_args, training_args.output_dir, ("traces", "audio"))
     with all_ranks_or_none():
         settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
         for name in ("traces", "audio", "model_name_or_path"):
             settings[name] = fingerprint(settings[name])
+        if script_args.reward_funcs == list(PAPER_REWARDS):
+            del settings["reward_funcs"]  # so that a run that was started before this field existed can be resumed
         settings |= {"base_chosen_by": chosen_by(model_args.model_name_or_path) or None, "model_commit": commit}
     model_args.model_revision = commit or model_args.model_revision
     with SharedStage(training_args.output_dir, settings) as stage:
@@ -102,7 +113,7 @@ def main() -> None:
         with all_ranks_or_none(), safetensors_only(model_args.model_name_or_path):
             trainer = AudioGRPOTrainer(
                 model_args.model_name_or_path,
-                reward_funcs=[accuracy_reward, format_reward],
+                reward_funcs=reward_funcs,
                 args=training_args,
                 train_dataset=dataset,
                 eval_dataset=None if validation is None else validation.rows,
@@ -123,7 +134,7 @@ def main() -> None:
         stage.finish()
         if is_main_process():
             publication.publish_student(stage.path)
-            if warning := without_reward(trainer.state.log_history):
+            if warning := no_reward_warning(trainer.state.log_history):
                 print(warning)
 
 

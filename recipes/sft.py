@@ -17,13 +17,14 @@ ends with the best checkpoint. A killed run goes on with the same command. With 
 from dataclasses import asdict, dataclass, field
 
 from sightsound.cli import run, show_help_and_exit
+from sightsound.method.selection import ARMS
 from sightsound.training.recipe import ValidationArguments
 
 
 @dataclass
 class SFTScriptArguments(ValidationArguments):
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
-    selection: str = field(metadata={"help": "the arm: ground_truth, label, cot, agfv, tts or tts_agfv"})
+    selection: str = field(metadata={"help": f"the arm: {'; '.join(f'{name}, {arm.meaning}' for name, arm in ARMS.items())}"})
     traces: str | None = field(
         default=None, metadata={"help": "the corpus: folder or Hub id with the config `traces`; not for ground_truth"}
     )
@@ -39,7 +40,6 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig
     from trl.trainer.utils import create_model_from_path
 
-    from sightsound.method.selection import instruction_of
     from sightsound.models.loading import load_audio_processor, safetensors_only, student_class
     from sightsound.stage import fingerprint
     from sightsound.training.card import chosen_by, count_outcomes, write_student_card
@@ -91,7 +91,7 @@ def main() -> None:
             lora = lora_of(model_args)
             collator = CompletionCollator(processor, training_args.max_length)
             dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
-            validation = validation_of(script_args, training_args, instruction_of(script_args.selection))
+            validation = validation_of(script_args, training_args, ARMS[script_args.selection].prompt)
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
         # A part of its own: under ZeRO-3 processes load a model in step.

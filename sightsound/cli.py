@@ -1,7 +1,7 @@
 """
-Command lines: a dataclass becomes flags, bad input becomes one line and exit code 2.
+Command lines: a dataclass becomes flags; bad input ends with one line and exit code 2.
 
-`transformers.HfArgumentParser` does the first part too, but importing it costs seconds, and `--help` must answer at once.
+`transformers.HfArgumentParser` makes flags too, but its import takes seconds, and `--help` must answer at once.
 """
 
 import argparse
@@ -21,37 +21,36 @@ from sightsound.launchers import repeat_below_traceback
 
 
 T = TypeVar("T")
-INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
+INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one most resembles, if any does."""
+    """The known word that most resembles a mistyped one, or None. Case does not count, nor `-` for `_`."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "_")
+
     by_form: dict[str, str] = {}
     for each in known:  # TRL has two spellings of each flag: the first is the field's name
-        by_form.setdefault(_plain(each), each)
-    found = difflib.get_close_matches(_plain(word), by_form, n=1, cutoff=0.7)
+        by_form.setdefault(plain(each), each)
+    found = difflib.get_close_matches(plain(word), by_form, n=1, cutoff=0.7)
     return by_form[found[0]] if found else None
 
 
-def _plain(word: str) -> str:
-    """Without what is confused most often: case, and `-` for `_`."""
-    return word.lower().replace("-", "_")
-
-
 class InputError(Exception):
-    """What the user gave cannot be used. The message says what was expected, what was seen and what to do."""
+    """The user's input cannot be used. The message says what was expected, what was seen and what to do."""
 
 
 def unknown_flags(argv: Iterable[str], known: Iterable[str]) -> str:
-    """What to add to a parser's message: each flag that it does not know, with the one that may have been meant; or nothing."""
+    """The end of a parser's message: a suggestion for every unknown flag that resembles a known one."""
     flags = [flag for flag in known if flag.startswith("--")]
     unknown = dict.fromkeys(part.split("=")[0] for part in argv if part.startswith("--") and part != "--")
-    meant = {flag: nearest(flag, flags) for flag in unknown if flag not in flags}
-    return "".join(f"; {flag}: did you mean {found}?" for flag, found in meant.items() if found)
+    suggestions = {flag: nearest(flag, flags) for flag in unknown if flag not in flags}
+    return "".join(f"; {flag}: did you mean {found}?" for flag, found in suggestions.items() if found)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse prints the whole usage before the one line that matters."""
+    """argparse prints the whole usage above its error; this prints the error alone."""
 
     argv: Sequence[str] = ()
 
@@ -76,10 +75,11 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
     hints = typing.get_type_hints(arguments)
     for field in dataclasses.fields(arguments):
         kind, several = _element_type(hints[field.name])
-        required = field.default is dataclasses.MISSING
+        default: Any = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        required = default is dataclasses.MISSING
         options: dict[str, Any] = {"help": field.metadata.get("help", "").replace("%", "%%"), "required": required}
-        if not required and field.default not in (None, False):
-            options["help"] += f" (default: {field.default})"
+        if not required and default not in (None, False):
+            options["help"] += f" (default: {' '.join(default) if several else default})"
         if "choices" in field.metadata:
             options["choices"] = field.metadata["choices"]
         if kind is bool:
@@ -89,7 +89,7 @@ def _add_fields(parser: argparse.ArgumentParser, arguments: type) -> None:
             if several:  # `--flag a b` and `--flag a --flag b` are the same; argparse would extend a default in place
                 options |= {"nargs": "+", "action": "extend", "default": argparse.SUPPRESS}
             elif not required:
-                options["default"] = field.default
+                options["default"] = default
             parser.add_argument(f"--{field.name}", type=kind, **options)
 
 
@@ -109,7 +109,7 @@ def parse_arguments(arguments: type[T], description: str | None, argv: list[str]
         description (`str`): Shown above the flags by `--help`; scripts pass their `__doc__`.
         argv (`list[str]`, *optional*): Defaults to `sys.argv[1:]`.
     """
-    # An abbreviation that is clear today is another flag's once there is one more.
+    # No abbreviations: a new flag could make one ambiguous.
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     _add_fields(parser, arguments)
     parsed = parser.parse_args(argv)
@@ -119,7 +119,7 @@ def parse_arguments(arguments: type[T], description: str | None, argv: list[str]
 
 def show_help_and_exit(description: str | None, *arguments: type, inherited: str) -> None:
     """
-    Answer `--help` before the heavy imports of a TRL recipe; does nothing when help was not asked for.
+    Answer `--help` before the heavy imports of a TRL recipe. Does nothing without that flag.
 
     Args:
         description (`str`): The script's `__doc__`.
@@ -136,9 +136,9 @@ def show_help_and_exit(description: str | None, *arguments: type, inherited: str
 
 
 def _reader_has_left() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe whose reader has closed it."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are told unasked
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported without asking for them
     return bool(poll.poll(0))
 
 
@@ -150,20 +150,20 @@ def _end_with(message: str) -> typing.NoReturn:
 
 def run(main: Callable[[], None]) -> None:
     """
-    Run a script's `main`: 0 when done, 2 and one line on stderr for an `InputError`, 130 and one line after Ctrl-C, a traceback
-    and 1 otherwise.
+    Run a script's `main` and set the exit code.
 
-    Who reads what is printed may leave, as `head` does: the script ends too, without a word.
+    0 when done; 2 and one line on stderr for an `InputError` or a full disk; 130 and one line after Ctrl-C; else 1 and a
+    traceback. When the reader of stdout closes it, as `head` does, the script ends with 1 and prints nothing.
     """
     try:
         try:
             main()
-        except SystemExit:  # of `--help`
+        except SystemExit:  # raised by `--help`
             print(end="", flush=True)
             raise
         print(end="", flush=True)
     except BrokenPipeError:
-        if not _reader_has_left():  # it was another pipe, or a connection
+        if not _reader_has_left():  # another pipe or a connection broke
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more when it ends
         sys.exit(1)
@@ -180,7 +180,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def read_json(path: str) -> Any:
-    """Parse a JSON file that a user named; an `InputError` says what is wrong with it."""
+    """Parse a JSON file that a user named. An `InputError` says what is wrong with it."""
     try:
         with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark first
             return json.load(file)
@@ -189,10 +189,10 @@ def read_json(path: str) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); give the path of a JSON file") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, endless nesting
-        raise InputError(f"{path} is not JSON that can be read ({error}); {_what_it_is_instead(path, error)}") from error
+        raise InputError(f"{path} is not JSON that can be read ({error}); {_likely_cause(path, error)}") from error
 
 
-def _what_it_is_instead(path: str, error: Exception) -> str:
+def _likely_cause(path: str, error: Exception) -> str:
     """The likely reason why a file is not JSON, and the remedy."""
     with open(path, "rb") as file:
         begin = file.read(4096)

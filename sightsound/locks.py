@@ -1,10 +1,11 @@
 """
-One writer per folder, also where the file system has no flock.
+One writer per folder, also on file systems without flock.
 
-Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. There a file is made
-that only one process can make, and its owner renews it every few seconds. A file that is not renewed is left over from a
-killed run and is taken over. An owner whose file was taken over, because it was suspended for so long, ends: no two processes
-write to one folder.
+Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. There an owner file is
+the lock: only one process can create it, and that process renews it every few seconds. A file that is no longer renewed comes
+from a killed run, and the next process takes it over. A process that was suspended so long that it lost its file exits when it
+wakes, so two processes never write to one folder. (`filelock.SoftFileLock` would not do: its file
+stays for ever when its owner is killed on another machine.)
 """
 
 import errno
@@ -27,12 +28,12 @@ LOCK_FILE, OWNER_FILE = ".lock", ".lock.owner"
 # ENOSYS and ENOLCK: Lustre and NFS; EOPNOTSUPP and EINVAL: file systems in user space.
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 RENEW_EVERY_S = 5.0
-ABANDONED_AFTER_S = 60.0  # several times what a busy network file system delays a write
+ABANDONED_AFTER_S = 60.0  # several times the delay of a write on a busy network file system
 
 
 class FolderLock:
     """
-    A folder that this process alone writes to, until `release`.
+    Makes this process the only writer of a folder, until `release`.
 
     Raises:
         `InputError`: Another process writes to it.
@@ -56,10 +57,10 @@ class FolderLock:
 
     def release(self, delete: bool = False) -> None:
         """
-        Let others write to the folder.
+        Let other processes write to the folder.
 
         Args:
-            delete (`bool`): Leave no file of the lock behind.
+            delete (`bool`): Delete the lock's files.
         """
         if delete:
             (self._folder / LOCK_FILE).unlink(missing_ok=True)
@@ -70,10 +71,10 @@ class FolderLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process writes to the folder just now."""
+    """Whether a process holds the lock of the folder."""
     with open(folder / LOCK_FILE, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two processes that look do not keep each other out
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two processes may look at the same time
         except BlockingIOError:
             return True
         except OSError as error:
@@ -84,7 +85,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _machine() -> str:
-    """Where process ids mean the same: this boot of this machine, and in it this container."""
+    """An id of this boot of this machine and of this container: where it is equal, process ids mean the same."""
     ids = []
     with suppress(OSError):
         ids = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -92,7 +93,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started; None where there is no such process, or it has ended."""
+    """When a process of this machine was started; None if it does not exist or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -103,13 +104,13 @@ def _started(pid: int) -> str | None:
 def _read(path: Path) -> dict[str, str]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # gone just now, or cut off by a full disk
+    except (OSError, ValueError):  # deleted meanwhile, or cut off by a full disk
         return {}
     return owner if isinstance(owner, dict) else {}
 
 
 def _is_renewed(path: Path) -> bool:
-    """Whether the owner of the file is alive: on this machine its process is looked up, elsewhere the file's age decides."""
+    """Whether the file's owner is alive: by its process id on this machine, by the file's age elsewhere."""
     owner = _read(path)
     if owner.get("machine") == _machine():
         return owner.get("started") == _started(int(owner.get("pid", 0)))
@@ -121,7 +122,7 @@ def _is_renewed(path: Path) -> bool:
 
 
 def _now_at(folder: Path) -> float:
-    """The time by the clock of the file system's server, which is what times of change are given by."""
+    """The time on the clock of the file server, which also sets modification times."""
     probe = folder / f".{secrets.token_hex(8)}.tmp"
     probe.touch()
     try:
@@ -131,14 +132,14 @@ def _now_at(folder: Path) -> float:
 
 
 class _OwnerFile:
-    """A file that names the process that may write, renewed until `release`."""
+    """Names the process that may write; renewed until `release`."""
 
     def __init__(self, path: Path):
         self._path, self._released = path, threading.Event()
         pid = os.getpid()
         self._me = {"host": socket.gethostname(), "pid": str(pid), "id": secrets.token_hex(8)}
         self._me |= {"machine": _machine(), "started": _started(pid) or ""}
-        if not self._make() and not (self._is_left_over() and self._take_over()):
+        if not self._make() and (_is_renewed(path) or not self._take_over()):
             owner = _read(path)
             writer = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown machine')}"
             raise InputError(
@@ -148,7 +149,7 @@ class _OwnerFile:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _make(self) -> bool:
-        """Make the file with its content at once, if there is none: a link is atomic also on NFS."""
+        """Create the file together with its content, unless it exists: a hard link is atomic also on NFS."""
         mine = self._path.with_name(f"{self._path.name}.{self._me['id']}")
         mine.write_text(json.dumps(self._me), encoding="utf-8")
         try:
@@ -165,11 +166,8 @@ class _OwnerFile:
             mine.unlink(missing_ok=True)
         return True
 
-    def _is_left_over(self) -> bool:
-        return not _is_renewed(self._path)
-
     def _take_over(self) -> bool:
-        """Replace a file that is not renewed. Of two processes that try at once, the later one wins."""
+        """Replace a file that is no longer renewed. If two processes try at once, the later one wins."""
         self._path.unlink(missing_ok=True)
         if not self._make():
             return False
@@ -181,7 +179,7 @@ class _OwnerFile:
 
     def _renew(self) -> None:
         while not self._released.wait(RENEW_EVERY_S):
-            with suppress(OSError):  # a passing failure of the server
+            with suppress(OSError):  # a temporary failure of the file server
                 owner = _read(self._path)
                 if owner.get("id") == self._me["id"] or (not owner and self._make()):
                     os.utime(self._path)
@@ -194,7 +192,7 @@ class _OwnerFile:
         os._exit(2)
 
     def release(self) -> None:
-        """Let another process make the file."""
+        """Delete the file, so that another process can create it."""
         self._released.set()
         if self._is_mine():
             self._path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """
-Crash-safe progress: what a folder was built from, and an append-only record of finished requests.
+Work that can be killed and run again: `Stage` guards an output folder, `Journal` records finished requests.
 
-A stage may be killed at any moment. Its folder holds `stage.json` (the settings it was started with, and whether it is
-complete) and, while it runs, `journal.jsonl` (one line per finished request). A rerun with the same settings continues; a
-rerun of a complete stage does nothing; other settings are refused, because half of each would be neither.
+A stage may be killed at any moment. Its folder holds `stage.json` (its settings, and whether it is complete) and, while it
+runs, `journal.jsonl` (one line per finished request). A rerun with the same settings continues. A rerun of a complete stage
+does nothing. Other settings are refused: the folder would mix two results.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a rerun after a kill, sees the old content or the new, never a part."""
+    """Write a small file so that readers see the old content or the new one, never a part, also after a kill."""
     temporary = path.with_name(f"{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -39,7 +39,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place; whatever an interrupted run left there goes."""
+    """Move a finished folder to its place. What an interrupted run left there is deleted."""
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -47,15 +47,18 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def fingerprint(source: str | Path | None) -> str | None:
     """
-    What an input is, as a short string that changes when the input does.
+    A short string that changes when the input changes.
 
-    A folder that a stage wrote is known by its `stage.json`, which holds the fingerprints of its own inputs and a digest of
-    what was written; a folder inside one, such as `model/`, by that and its name. Any other folder is known by its files'
-    names, sizes and times of change (weights keep their size when they are trained again), a file by its bytes, a Hub id
-    by its name.
+    It is made from
+
+    - a stage's folder: its `stage.json`, which holds the fingerprints of its inputs and a digest of its data and weights;
+    - a folder inside one, such as `model/`: the same, and the folder's name;
+    - any other folder: names, sizes and modification times of its files (retrained weights keep their size);
+    - a file: its bytes;
+    - a Hub id: the id itself.
 
     Raises:
-        `InputError`: The stage that writes the folder has not finished: what is there now is a part.
+        `InputError`: The stage that writes the folder has not finished.
     """
     if source is None:
         return None
@@ -71,8 +74,8 @@ def fingerprint(source: str | Path | None) -> str | None:
         if is_complete(folder):
             return _short_digest((folder / STAGE_FILE).read_bytes() + str(path.relative_to(folder)).encode())
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    told = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return _short_digest("\n".join(told).encode())
+    lines = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return _short_digest("\n".join(lines).encode())
 
 
 def _short_digest(content: bytes) -> str:
@@ -90,13 +93,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What a stage's folder was started with; None where no stage was."""
+    """The settings of a stage's folder; None if it is no stage's."""
     file = folder / STAGE_FILE
     return json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
 
 
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of the settings that differ. Two ways of writing the path of the clips' folder do not."""
+    """Names of the settings that differ. `media_dir` differs only if it is another folder."""
     return [name for name in sorted(recorded.keys() | now.keys()) if _resolved(name, recorded) != _resolved(name, now)]
 
 
@@ -106,12 +109,12 @@ def _resolved(name: str, settings: dict[str, Any]) -> Any:
 
 
 def _holds_an_answer(journal: Path) -> bool:
-    """Whether any request has more than an outcome, which says why it has no answer."""
+    """Whether any request was answered. A request without an answer has only an `outcome`, the reason."""
     return any(not (isinstance(value, dict) and "outcome" in value) for _, value, _ in read_journal(journal))
 
 
 def _digest_of_results(folder: Path) -> str:
-    """Of the data and weights in a folder; checkpoints to resume from, logs and cards are left out."""
+    """Digest of the data and weights in a folder, without checkpoints to resume from, logs and cards."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
@@ -124,15 +127,14 @@ def _digest_of_results(folder: Path) -> str:
 
 class Stage:
     """
-    One output folder and the settings it is built with. Use as a context manager: the folder is locked meanwhile.
+    One output folder and its settings. Use as a context manager, which locks the folder.
 
     Args:
         output_dir (`str`): Created when missing.
-        settings (`dict[str, Any]`): JSON-serialisable; everything that changes the result, nothing that does not.
+        settings (`dict[str, Any]`): JSON-serialisable; exactly what changes the result.
 
     Raises:
-        `InputError`: The folder was started with other settings, holds files of another origin, or another process is
-            writing to it.
+        `InputError`: The folder was started with other settings, holds foreign files, or is locked by another process.
     """
 
     def __init__(self, output_dir: str | Path, settings: dict[str, Any]):
@@ -176,29 +178,29 @@ class Stage:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._lock is not None:
             if isinstance(error, InputError) and not self._has_results():
-                self._leave_nothing(str(error))  # the corrected command may use this folder
+                self._clean_up(str(error))  # so that the corrected command can use this folder
             self._lock.release()
 
     def _has_results(self) -> bool:
-        """Whether there is anything that a rerun would go on with: no ledger, no logs of ranks, no journal without answers."""
+        """Whether a rerun can use anything here. A ledger, logs of ranks and a journal without answers do not count."""
         files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file() and file.stat().st_size]
         left = [file for file in files if str(file) not in (STAGE_FILE, LEDGER_FILE) and file.name[0] != "."]
         left = [file for file in left if str(file) != JOURNAL_FILE or _holds_an_answer(self.path / file)]
         return self.complete or not all(_RANK_LOG.match(file.as_posix()) for file in left)
 
-    def _leave_nothing(self, message: str) -> None:
-        """Take away what entering made, which others would find and count as a stage that was started."""
+    def _clean_up(self, message: str) -> None:
+        """Delete what entering created, except files that the error message names."""
         ranks, ledger = self.path / RANKS_FOLDER, self.path / LEDGER_FILE
         if any(str(file) in message for file in (ledger, *ranks.rglob("*.log")) if file.is_file()):
             (self.path / JOURNAL_FILE).unlink(missing_ok=True)
-            self.forget_settings()  # the message sends its reader to that file
+            self.forget_settings()
             return
         for file in (self.path / STAGE_FILE, self.path / JOURNAL_FILE, ledger):
             file.unlink(missing_ok=True)
         shutil.rmtree(ranks, ignore_errors=True)
         if self._lock is not None:
             self._lock.release(delete=True)
-        with suppress(OSError):  # somebody else's files are there by now
+        with suppress(OSError):  # other files are there by now
             for folder in self._new_folders:
                 folder.rmdir()
 
@@ -206,37 +208,37 @@ class Stage:
         names = sorted(recorded.keys() | self.settings.keys())
         changed = changed_settings(recorded, self.settings)
         if 2 * len(recorded.keys() & self.settings.keys()) < len(names):
-            told = f"it was started with {', '.join(sorted(recorded)) or 'none'} as its settings"
-            raise InputError(f"{self.path} holds something else, the output of another stage ({told}); choose another folder")
+            seen = ", ".join(sorted(recorded)) or "none"
+            raise InputError(f"{self.path} holds the output of another stage (its settings: {seen}); choose another folder")
         if changed:
-            told = "; ".join(f"{n}: {recorded.get(n)!r} then, {self.settings.get(n)!r} now" for n in changed)
+            changes = "; ".join(f"{n}: {recorded.get(n)!r} then, {self.settings.get(n)!r} now" for n in changed)
             if any(_are_fingerprints(recorded.get(n), self.settings.get(n)) for n in changed):
-                told += "; a folder that was copied or edited counts as another one"
+                changes += "; a folder that was copied or edited counts as another one"
             remedy = "delete it or choose" if recorded.keys() == self.settings.keys() else "choose"
-            raise InputError(f"{self.path} was started with other settings ({told}); {remedy} another folder")
+            raise InputError(f"{self.path} was started with other settings ({changes}); {remedy} another folder")
 
     def _write(self, complete: bool, **results: str) -> None:
         text = json.dumps({"settings": self.settings, "complete": complete, **results}, indent=2, sort_keys=True)
         write_atomically(self.path / STAGE_FILE, text + "\n")
 
     def forget_settings(self) -> None:
-        """Let a rerun have other settings, for a stage that failed before it made anything worth keeping."""
+        """Allow a rerun with other settings, for a stage that failed before it made anything worth keeping."""
         write_atomically(self.path / STAGE_FILE, json.dumps({"settings": None, "complete": False}) + "\n")
 
     def reopen(self) -> None:
-        """Mark a complete folder as incomplete: there is more to make, under the same settings."""
+        """Mark a complete folder as incomplete, to add to it under the same settings."""
         self._write(complete=False)
         self.complete = False
 
     def finish(self) -> None:
-        """Mark the folder as complete, with a digest of what it holds; the journal has served its purpose and goes."""
+        """Mark the folder as complete, with a digest of its data and weights, and delete the journal."""
         self._write(complete=True, results=_digest_of_results(self.path))
         (self.path / JOURNAL_FILE).unlink(missing_ok=True)
         self.complete = True
 
 
 def read_journal(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """Key, value and where the line ends, in bytes, of what a journal holds: up to half a line that a kill left."""
+    """Yield key, value and end offset (bytes) of each line of a journal. A half-written last line ends it."""
     end = 0
     with open(path, "rb") as file:
         for line in file:
@@ -254,8 +256,7 @@ class Journal:
     """
     Finished requests of one stage, `key -> value`, on disk as JSON lines.
 
-    A kill can leave half a line at the end of the file: it is cut off when the journal is opened again, so that request
-    is simply made once more. Every `append` is flushed to the disk before it returns.
+    A kill can leave half a line at the end of the file. The next opening cuts it off, and its request is made again.
     """
 
     def __init__(self, path: str | Path):
@@ -278,7 +279,7 @@ class Journal:
         return iter(self.entries)
 
     def append(self, items: Iterable[tuple[str, Any]]) -> None:
-        """Record finished requests; after this returns they survive a kill and a power cut."""
+        """Record finished requests. They are on the disk when this returns, and survive a kill or a power cut."""
         for key, value in items:
             self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
             self.entries[key] = value

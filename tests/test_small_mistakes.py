@@ -9,8 +9,8 @@ from dataset_builders.traces import TracesArguments
 from sightsound.cli import InputError, parse_arguments, read_json
 from sightsound.data.clips import MediaError
 from sightsound.data.schema import MISSING_MEDIA
-from sightsound.engines import cost as costs
 from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.cost import dry_run
 from sightsound.engines.request_fields import RequestFieldArguments, options_of
 from sightsound.hub import retries
 from sightsound.models.sources import pin_model
@@ -76,9 +76,8 @@ def test_a_dry_run_has_one_number_of_requests(tmp_path):
             raise MediaError(MISSING_MEDIA, "no clip")
         return ChatRequest(key, "What is heard?")
 
-    counter = costs.HeuristicCounter()
     keys = [str(i) for i in range(20)]
-    text = costs.render(costs.estimate(keys, build, Sampling(1, 0, 8, 0), counter, tmp_path), "m", counter, None)
+    text = dry_run(keys, build, Sampling(1, 0, 8, 0), model="m", base_url=None, output_dir=tmp_path)
     head, _, _, requests, *_ = text.splitlines()
     assert head.startswith("m: 15 requests, 0 of them journaled") and requests.split()[-2:] == ["15", "15"]
 

@@ -250,7 +250,8 @@ def test_a_folder_in_which_bad_input_left_nothing_takes_the_corrected_command(tm
 def test_a_folder_of_another_stage_is_not_offered_for_deletion(tmp_path):
     with Stage(tmp_path, {"media_dir": "clips", "limit": None}):
         pass
-    with pytest.raises(InputError, match=r"holds something else.*limit, media_dir as its settings.*choose another") as raised:
+    expected = r"holds the output of another stage .its settings: limit, media_dir.; choose another"
+    with pytest.raises(InputError, match=expected) as raised:
         Stage(tmp_path, {"model": "m", "method": "cot", "limit": None}).__enter__()
     assert "delete" not in str(raised.value)
     with pytest.raises(InputError, match="other settings") as raised:

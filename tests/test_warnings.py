@@ -4,7 +4,7 @@ import pytest
 
 from dataset_builders import traces, verdicts
 from sightsound.cli import InputError
-from sightsound.engines.early_stops import warning_of_equal_traces, warning_of_no_reasoning
+from sightsound.engines.diagnosis import warning_of_equal_traces, warning_of_no_reasoning
 from sightsound.stage import Journal
 from tests.support.house_server import HouseServer, choice
 from tests.support.tiny import trace, trace_row, write_traces

@@ -1,4 +1,4 @@
-"""Figures of a report, as PNG: accuracy by arm, training curves, and a table's rows beside the paper's."""
+"""The figures of a report, as PNG: accuracy by arm, training curves, and our figures beside the paper's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ OURS, CONTROL = "#4c72b0", "#c44e52"
 
 
 def plot_accuracy(by_benchmark: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy by arm with intervals, one panel per benchmark; controls as hollow markers."""
+    """Accuracy by arm with intervals, one panel per benchmark. Hollow markers are the audio controls."""
     from matplotlib.figure import Figure
 
     width = 1.5 + 1.1 * max(map(len, by_benchmark.values()))
@@ -21,7 +21,7 @@ def plot_accuracy(by_benchmark: dict[str, list[dict[str, Any]]], path: Path) -> 
     for axes, (benchmark, entries) in zip(panels, by_benchmark.items(), strict=True):
         several = len({entry["seed"] for entry in entries}) > 1
         labels = [f"{e['arm']}\nseed {e['seed']}" if several else e["arm"] for e in entries]
-        # At the interval's edge, 0 or 100 %, rounding leaves an end a hair on the wrong side of the figure.
+        # At 0 or 100 % rounding can put an end of the interval beyond the accuracy: matplotlib refuses negative lengths.
         errors = [[max(0.0, e["accuracy"] - e["low"]) for e in entries], [max(0.0, e["high"] - e["accuracy"]) for e in entries]]
         axes.bar(range(len(entries)), [e["accuracy"] for e in entries], yerr=errors, capsize=4, color=OURS)
         axes.set_xticks(range(len(entries)), labels)
@@ -36,7 +36,7 @@ def plot_accuracy(by_benchmark: dict[str, list[dict[str, Any]]], path: Path) -> 
 
 
 def plot_curves(logs: dict[str, list[dict[str, Any]]], metrics: dict[str, str], title: str, path: Path) -> None:
-    """One panel per metric, one line per training run; runs that did not log a metric are left out of its panel."""
+    """One panel per metric, one line per training run that logged it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(metrics), 3.8), layout="constrained")
@@ -54,14 +54,14 @@ def plot_curves(logs: dict[str, list[dict[str, Any]]], metrics: dict[str, str], 
 
 
 def plot_table(table: Table, runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel per column, a line per row: the paper's figure hollow, ours with its interval where there is a run."""
+    """One panel per column, one line per row: the paper's figure hollow, ours with its interval if there is a run."""
     from matplotlib.figure import Figure
 
     matched = match(table, runs)
-    wide = min(5, len(table.columns))
-    deep = -(-len(table.columns) // wide)
-    figure = Figure(figsize=(4 + 2.6 * wide, deep * (1 + 0.32 * len(table.rows))), layout="constrained")
-    panels = figure.subplots(deep, wide, sharey=True, squeeze=False).ravel()
+    across = min(5, len(table.columns))
+    down = -(-len(table.columns) // across)
+    figure = Figure(figsize=(4 + 2.6 * across, down * (1 + 0.32 * len(table.rows))), layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     height = {row.key: -i for i, row in enumerate(table.rows)}
     for axes, column in zip(panels, table.columns, strict=False):
         paper = [(row.paper[column.paper], height[row.key]) for row in table.rows if row.paper[column.paper] is not None]
@@ -85,7 +85,7 @@ def plot_table(table: Table, runs: Sequence[dict[str, Any]], path: Path) -> None
 
 
 def read_logs(folders: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Log history of every training run, by folder name (with its parent where names repeat)."""
+    """Log history of every training run, by folder name (with its parent folder if names repeat)."""
     names = [Path(folder).name for folder in folders]
     logs = {}
     for folder, name in zip(folders, names, strict=True):

@@ -1,22 +1,23 @@
-"""What `python -m evaluation run` is asked to do: its flags, the benchmarks that they name, and what a rerun has to share."""
+"""The flags of `python -m evaluation run`: how they are read and checked, and which of them a rerun must repeat."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
-from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, METHODS, VIDEO
+from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.clips import Clip, MediaError, MediaFolder
 from sightsound.data.sources import COMMIT, shown_source
 from sightsound.engines import request_fields
 from sightsound.hub.inputs import pin_dataset
-from sightsound.method.prompts import PROMPT_VERSION
+from sightsound.method.prompts import QUESTION_FIELDS, Prompt, choose_prompt
 from sightsound.stage import fingerprint
 
 
@@ -24,11 +25,15 @@ from sightsound.stage import fingerprint
 class RunArguments(request_fields.RequestFieldArguments):
     model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
-    dataset: list[str] = field(metadata={"help": "the benchmark's rows, folder or Hub id; of several: NAME=VALUE each"})
-    benchmark: str = field(default="avqa", metadata={"help": f"of {', '.join(BENCHMARKS)}: one, or several with commas"})
+    dataset: list[str] = field(metadata={"help": "dataset of the benchmark, folder or Hub id; for several: NAME=VALUE each"})
+    benchmark: str = field(default="avqa", metadata={"help": f"one of {', '.join(BENCHMARKS)}, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
-    modality: str = field(default=AUDIO, metadata={"help": "what the model is given", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
-    method: str = field(default="direct", metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    modality: str = field(default=AUDIO, metadata={"help": "what the model gets", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
+    method: str = field(default=DIRECT, metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
+    prompt_file: str | None = field(
+        default=None,
+        metadata={"help": "your own prompt: a text file with {question} and {choices}, for --method cot_distill also {think}"},
+    )
     controls: list[str] | None = field(
         default=None, metadata={"help": "additional control conditions", "choices": list(CONTROLS)}
     )
@@ -39,14 +44,14 @@ class RunArguments(request_fields.RequestFieldArguments):
         default=None, metadata={"help": "a teacher's traces, folder or Hub id, for --method cot_distill"}
     )
     model_revision: str | None = field(
-        default=None, metadata={"help": "of a Hub model; for a served model it is recorded only"}
+        default=None, metadata={"help": "revision of a Hub model; for a served model it is only recorded"}
     )
-    base_model: str | None = field(default=None, metadata={"help": "where the base of a LoRA is now, if it was moved"})
-    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
+    base_model: str | None = field(default=None, metadata={"help": "base model of a LoRA, if it was moved"})
+    base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several URLs are replicas"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
-    max_tokens: int = field(default=512, metadata={"help": "per answer", "minimum": 1})
+    max_tokens: int = field(default=512, metadata={"help": "maximum tokens per output", "minimum": 1})
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
-    max_pixels: int = field(default=360 * 420, metadata={"help": "frames are scaled down to this area"})
+    max_pixels: int = field(default=360 * 420, metadata={"help": "larger frames are scaled down to this area, in pixels"})
     frames: str = field(
         default=request_fields.VIDEO,
         metadata={"help": request_fields.FRAMES_HELP, "choices": [request_fields.VIDEO, request_fields.IMAGES]},
@@ -59,9 +64,16 @@ class RunArguments(request_fields.RequestFieldArguments):
     def options(self) -> request_fields.RequestOptions:
         return request_fields.options_of(self, self.base_url, ("max_tokens", "seed"), self.frames)
 
+    @cached_property
+    def chosen_prompt(self) -> Prompt:
+        if self.prompt_file is not None and self.method not in (DIRECT, COT_DISTILL):
+            raise InputError(f"--method {self.method} and --prompt_file {self.prompt_file} are two prompts; give one of them")
+        fields = (*QUESTION_FIELDS, "think") if self.method == COT_DISTILL else QUESTION_FIELDS
+        return choose_prompt(self.prompt_file, default_prompt(self.modality, self.method), fields)
+
     @property
     def name(self) -> str:
-        """What the run is called in reports."""
+        """Name of the run in reports."""
         return self.arm or shown_source(self.model)
 
 
@@ -70,7 +82,7 @@ PER_BENCHMARK = ("dataset", "split", "media_dir", "traces")
 
 @dataclass(frozen=True)
 class Source:
-    """One benchmark of a run, and where what belongs to it is."""
+    """One benchmark of a run, with the values of its flags."""
 
     benchmark: str
     dataset: str
@@ -79,7 +91,7 @@ class Source:
     traces: str | None = None
 
     def find_videos(self) -> Callable[[Row], list[Clip]] | None:
-        """A function from a row to the files of its video, in the order to try them; None where no video is shown."""
+        """A function from a row to the files of its video, in the order to try them; None for a run without videos."""
         name_of = get_benchmark(self.benchmark).clip_name
         if self.media_dir is None or name_of is None:
             return None
@@ -95,11 +107,11 @@ class Source:
 
 
 def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_share: bool) -> dict[str, str]:
-    """`NAME=VALUE ...`, or one value for the only benchmark, or for all of them."""
+    """A flag's value per benchmark: from `NAME=VALUE ...`, or one value for the only benchmark or for all of them."""
     given: dict[str, str] = {}
     for value in values or []:
         name, is_named, rest = value.partition("=")
-        if is_named and name in BENCHMARKS:  # other signs of equality are a path's own
+        if is_named and name in BENCHMARKS:  # any other "=" is part of a path
             if name not in names:
                 raise InputError(f"--{flag} {value}: {name} is not among --benchmark {','.join(names)}")
             found = {name: rest}
@@ -114,12 +126,12 @@ def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_sha
     return given
 
 
-def sources_of(args: RunArguments) -> list[Source]:
+def read_sources(args: RunArguments) -> list[Source]:
     """
-    The benchmarks of a run.
+    The benchmarks of a run, in the order given.
 
     Raises:
-        `InputError`: One is unknown, or what it needs is not given.
+        `InputError`: A benchmark is unknown or has no dataset, or a flag's values do not fit the benchmarks.
     """
     names = list(dict.fromkeys(name.strip() for name in args.benchmark.split(",")))
     for name in names:
@@ -128,23 +140,24 @@ def sources_of(args: RunArguments) -> list[Source]:
     for name in names:
         if name not in given["dataset"]:
             raise InputError(f"--dataset: nothing for {name}; give {name}=FOLDER_OR_HUB_ID")
-    return [Source(name, **{flag: given[flag].get(name) for flag in PER_BENCHMARK}) for name in names]
+    optional = [flag for flag in PER_BENCHMARK if flag != "dataset"]
+    return [Source(name, given["dataset"][name], **{flag: given[flag].get(name) for flag in optional}) for name in names]
 
 
-def pinned(source: Source) -> Source:
-    """The same with the commits of its datasets on the Hub."""
+def pin_source(source: Source) -> Source:
+    """The same source with the current commits of its datasets on the Hub."""
     given = {flag: name for flag in ("dataset", "traces") if (name := getattr(source, flag)) is not None}
     return replace(source, **{flag: pin_dataset(flag, name) for flag, name in given.items()})
 
 
-def check(args: RunArguments, sources: list[Source]) -> None:
+def check_arguments(args: RunArguments, sources: list[Source]) -> None:
     """
-    Refuse combinations that cannot be what was meant.
+    Check the flags against each other, before anything is loaded.
 
     Raises:
-        `InputError`: One of them.
+        `InputError`: Two flags contradict each other, one is missing, or one would be ignored.
     """
-    args.options()
+    args.options()  # raises for request fields that contradict each other
     if args.modality == VIDEO and set(args.controls or []) & set(AUDIO_CONTROLS):
         raise InputError(f"--controls {' and '.join(AUDIO_CONTROLS)} change the sound; --modality video has none")
     if args.base_url and args.base_model:
@@ -167,18 +180,18 @@ def check(args: RunArguments, sources: list[Source]) -> None:
 
 def settings_of(args: RunArguments, source: Source, revision: str, model_commit: str | None) -> dict[str, Any]:
     """
-    What a rerun has to share: all that decides what is answered. Which servers answer, and how many, does not; nor do the
-    controls, each of which is asked by itself.
+    The settings that decide the outputs: `stage.json` records them, and a rerun must have the same.
+
+    The addresses and the number of servers are not among them, and neither are the controls: each control's requests are
+    independent of the others.
 
     Args:
-        revision (`str`): Of the questions. A Hub dataset may move between a kill and the rerun, a Hub model too.
-        model_commit (`str`, *optional*): Of a Hub model.
+        revision (`str`): Revision of the questions. A Hub dataset may change between a kill and the rerun.
+        model_commit (`str`, *optional*): Commit of a Hub model, which may change too.
     """
-    ignored = ["output_dir", "base_url", "concurrency", "benchmark", "controls", *PER_BENCHMARK]
-    ignored += ["batch_size"] if args.base_url else []
-    settings = {name: value for name, value in asdict(args).items() if name not in ignored} | asdict(source)
+    ignored = ["benchmark", "controls", *PER_BENCHMARK]
+    settings = request_fields.settings_of_requests(args, ignored, model_commit=model_commit, frames=args.frames)
+    settings |= asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
     settings |= {"model": args.model if args.base_url else fingerprint(args.model), "base_model": fingerprint(args.base_model)}
-    settings |= {"dataset_commit": revision if COMMIT.fullmatch(revision) else None, "model_commit": model_commit}
-    settings |= request_fields.recorded(args, args.frames)
-    return settings | {"engine": "server" if args.base_url else "in process", "prompt_version": PROMPT_VERSION}
+    return settings | {"dataset_commit": revision if COMMIT.fullmatch(revision) else None}

@@ -1,7 +1,7 @@
 """
-What a model is asked: a benchmark's question under a method and a control, with the clip in a modality.
+Build the requests of a run: a benchmark's question with the prompt of a method, under a control, with the clip in a modality.
 
-The controls show whether the model listens, and whether it goes by what the choices say (see `controls`).
+`controls` describes the controls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.benchmarks import Row
-from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffled
+from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, SILENT, SWAPPED, TEXT_ONLY, shuffle_choices
 from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import Clip
@@ -31,51 +31,56 @@ from sightsound.method.prompts import (
     ZERO_SHOT_COT_INSTRUCTION,
     question_text,
 )
-from sightsound.method.selection import ACCEPT
+from sightsound.method.verdicts import ACCEPT
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 AUDIO, VIDEO, AUDIO_VIDEO = "audio", "video", "audio_video"
-COT, COT_DISTILL = "cot", "cot_distill"
-# How the model is asked. One tuned with a prompt is evaluated with that prompt: a student that was distilled, with `cot`.
+DIRECT, COT, COT_DISTILL = "direct", "cot", "cot_distill"
+# The prompt of each method. A model is evaluated with the prompt that it was trained with: a distilled student with `cot`.
 METHODS = {
-    "direct": DIRECT_INSTRUCTION,
+    DIRECT: DIRECT_INSTRUCTION,
     COT: COT_INSTRUCTION,
     "zero_shot_cot": ZERO_SHOT_COT_INSTRUCTION,
     "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_INSTRUCTION,
     COT_DISTILL: COT_DISTILL_INSTRUCTION,
 }
-NO_TRACE = "no_trace"  # outcome of a question that `cot_distill` has no reasoning for
+NO_TRACE = "no_trace"  # outcome of a question without the reasoning that `cot_distill` needs
+
+
+def default_prompt(modality: str, method: str) -> str:
+    """The prompt of a method. A silent video with `cot` gets the teacher's prompt."""
+    return TEACHER_INSTRUCTION if (modality, method) == (VIDEO, COT) else METHODS[method]
 
 
 @dataclass(frozen=True)
 class QuestionFormat:
-    """How all questions of a run are asked; `num_frames` of at most `max_pixels` are what is seen of a video."""
+    """How a run asks its questions. A video becomes `num_frames` frames of at most `max_pixels` pixels each."""
 
     modality: str = AUDIO
-    method: str = "direct"
+    method: str = DIRECT
     controls: tuple[str, ...] = ()
     num_frames: int = 16
     max_pixels: int = 360 * 420
+    prompt: str | None = None  # replaces the method's prompt
 
     @property
     def instruction(self) -> str:
-        """What ends a prompt: about a silent video, the teacher's own instruction."""
-        return TEACHER_INSTRUCTION if (self.modality, self.method) == (VIDEO, COT) else METHODS[self.method]
+        return self.prompt or default_prompt(self.modality, self.method)
 
 
 class RequestBuilder:
     """
-    Requests for a benchmark's rows; a key is `<row number>/<control>`.
+    The requests for a benchmark's rows. The key of a request is `<row number>/<control>`.
 
     Args:
-        rows (`Dataset`): The benchmark, audio undecoded.
-        asking (`QuestionFormat`): How they are asked.
+        rows (`Dataset`): The benchmark, with undecoded audio.
+        asking (`QuestionFormat`): Modality, method and controls.
         engine (`Engine`): Clips are cut to its window.
-        find_videos (`Callable`, *optional*): From a row to the files of its video, for the modalities that show it.
-        reasoning (`dict`, *optional*): A teacher's, by id, for `cot_distill`.
+        find_videos (`Callable`, *optional*): A row -> the files of its video; needed by the modalities with video.
+        reasoning (`dict`, *optional*): Reasoning of a teacher by question id, for `cot_distill`.
     """
 
     def __init__(
@@ -97,11 +102,11 @@ class RequestBuilder:
         return list(dict.fromkeys([NO_CONTROL, *self._asking.controls]))
 
     def keys(self) -> list[str]:
-        """Of the questions that can be asked."""
+        """Keys of the requests that can be built."""
         return self._keys(lacking=False)
 
     def without_reasoning(self) -> list[str]:
-        """Keys of the questions that `cot_distill` has nothing for."""
+        """Keys of the requests that cannot be built: `cot_distill` without reasoning for the question."""
         return self._keys(lacking=True)
 
     def _keys(self, lacking: bool) -> list[str]:
@@ -110,19 +115,19 @@ class RequestBuilder:
         return [f"{i}/{control}" for control in self.controls() for i in range(len(ids)) if lacks[i] == lacking]
 
     def row(self, key: str) -> Row:
-        """The question as it is asked: under `shuffled` its choices stand elsewhere, and so does the right one."""
+        """The question as it is asked: under `shuffled` with its choices, and the index of the right one, in another order."""
         number, control = key.split("/")
         row = self._texts[int(number)]
-        return shuffled(row) if control == SHUFFLED else row
+        return shuffle_choices(row) if control == SHUFFLED else row
 
     def block(self, key: str) -> int:
-        """The control's number: a call has requests of one kind, all with sound or all without."""
+        """Number of the control. Requests of one block go to the engine together: all with audio, or all without."""
         return [NO_CONTROL, *CONTROLS].index(key.split("/")[1])
 
     def __call__(self, key: str) -> ChatRequest:
         """
         Raises:
-            `MediaError`: Its clip is not there, or cannot be read.
+            `MediaError`: The clip is missing or cannot be decoded.
         """
         number, control = key.split("/")
         row, modality = self.row(key), self._asking.modality
@@ -138,20 +143,18 @@ class RequestBuilder:
         return ChatRequest(key, text, audio=waveform, video=video, note={"heard_s": heard.heard_s})
 
     def _text(self, row: Row) -> str:
-        """The prompt: it says "audio" where the model gets only sound, and "video" where it gets the video."""
+        """The prompt. It says "audio" if the model gets only the audio, and "video" if it gets the video."""
         question = row["question"] if self._asking.modality == AUDIO else row["video_question"]
-        instruction = self._asking.instruction
-        if self._reasoning is not None:
-            instruction = instruction.format(think=self._reasoning[row["id"]])
-        return question_text(question, row["choices"], instruction)
+        fields = {} if self._reasoning is None else {"think": self._reasoning[row["id"]]}
+        return question_text(question, row["choices"], self._asking.instruction, **fields)
 
     def _other_clip(self, number: int) -> int:
-        """Row of another clip, the same one for every model: half the dataset away, or the next that is not this clip."""
+        """Row with another clip, the same for every model: half the dataset further on, or the first one after that."""
         clips, count = self._clips, len(self.rows)
         for step in range(count // 2, count // 2 + count):
             if clips[(number + step) % count] != clips[number]:
                 return (number + step) % count
-        raise AssertionError("`check_controls` refuses a single clip")
+        raise AssertionError("`check_controls` refuses a dataset with a single clip")
 
     def _frames(self, row: Row) -> Frames:
         assert self._find_videos is not None, "a modality that shows videos needs `find_videos`"
@@ -160,10 +163,10 @@ class RequestBuilder:
 
 def check_controls(rows: Dataset, controls: Collection[str]) -> None:
     """
-    Refuse, before anything is asked, what these questions cannot be put under.
+    Check before any request that these questions support the controls.
 
     Raises:
-        `InputError`: There is no other clip to swap in.
+        `InputError`: `swapped` with all questions on one clip.
     """
     if SWAPPED in controls and len(set(rows["video_id"])) < 2:
         raise InputError("--controls swapped needs questions on at least two clips; give a larger --limit, or leave it out")
@@ -171,16 +174,16 @@ def check_controls(rows: Dataset, controls: Collection[str]) -> None:
 
 def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
     """
-    A teacher's reasoning about a benchmark's questions, without the answer that it came to: by id.
+    A teacher's reasoning about a benchmark's questions, without its answer, by question id.
 
-    Of a question's traces it is the first that has any; where they were verified, the first that was accepted.
+    It comes from the first trace with reasoning, or from the first accepted one if the traces have verdicts.
 
     Args:
-        source (`str`): Traces, verdicts or a corpus of theirs: folder or Hub id.
-        rows (`Dataset`): The questions that are asked; others are passed over.
+        source (`str`): Dataset of traces, verdicts or the corpus built from them: folder or Hub id.
+        rows (`Dataset`): The questions; traces of other questions are ignored.
 
     Raises:
-        `InputError`: There are no traces there, none on these questions, or they are about other clips or choices.
+        `InputError`: The source has no traces, none on these questions, or traces about other clips or choices.
     """
     columns = ["id", "choices", "media_sha256", "traces"]
     asked = {row["id"]: (row["choices"], row["media_sha256"]) for row in rows.select_columns(columns[:3])}
@@ -189,8 +192,8 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
         if row["id"] not in asked:
             continue
         if (row["choices"], row["media_sha256"]) != asked[row["id"]]:
-            told = f"{source} has question {row['id']} with another clip or other choices"
-            raise InputError(f"--traces: {told}; was another dataset or split traced?")
+            seen = f"{source} has question {row['id']} with another clip or other choices"
+            raise InputError(f"--traces: {seen}; was another dataset or split traced?")
         num_traced += 1
         is_verified = any(trace["verdict"] is not None for trace in row["traces"])
         usable = [trace["think"] for trace in row["traces"] if not is_verified or trace["verdict"] == ACCEPT]
@@ -202,7 +205,7 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
 
 
 def _files_of_traces(source: str) -> Collection[Any]:
-    """In a corpus they are a part of their own, beside what is published to be trained on."""
+    """Parquet files of the traces: the whole dataset, or the config `traces` of a corpus."""
     import pyarrow as pa
     from datasets import Features, get_dataset_config_names, load_dataset_builder
 

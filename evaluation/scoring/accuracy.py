@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.benchmarks import Benchmark, Row, get_benchmark
-from evaluation.running.controls import NO_CONTROL, SHUFFLED, consistency, gains_over
+from evaluation.running.controls import NO_CONTROL, SHUFFLED
+from evaluation.scoring.audio_use import consistency, gains_over
 from evaluation.scoring.protocols import PAPER, UNANSWERED, Decision, decide_all
-from evaluation.scoring.statistics import clustered_error, wilson_interval
+from evaluation.scoring.statistics import clustered_error, percent_interval
 from sightsound.data.schema import LETTERS
 
 
@@ -30,7 +31,7 @@ def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
         `dict`: `n`, `accuracy`, `low`, `high` (Wilson, 95 %), `error` (clustered by clip; None for one clip), `unanswered`.
     """
     correct = [decision.correct for decision in decisions]
-    low, high = wilson_interval(sum(correct), len(correct))
+    low, high = percent_interval(sum(correct), len(correct))
     unanswered = sum(decision.matched_by == UNANSWERED for decision in decisions)
     return {
         "n": len(correct),
@@ -48,7 +49,7 @@ def over_answered(decisions: Sequence[Decision]) -> Figures | None:
     if not answered:
         return None
     correct = sum(decision.correct for decision in answered)
-    low, high = wilson_interval(correct, len(answered))
+    low, high = percent_interval(correct, len(answered))
     return {"n": len(answered), "accuracy": 100 * correct / len(answered), "low": low, "high": high}
 
 

@@ -1,8 +1,8 @@
 r"""
-Read the files that hold predictions: a run's parquet, and the JSON that other people's scripts write.
+Read files of predictions: the parquet of `python -m evaluation run`, and the JSON of other tools.
 
-The rows of a JSON file are a list, one object per line, an object of them by id, or the only list in an object (lm-eval's
-`{"samples": {TASK: [...]}}`). A row is flat, or has its question under `doc` as the samples of lmms-eval have:
+The rows of a JSON file are a list, one object per line, an object of rows by id, or the only list in an object (lm-eval's
+`{"samples": {TASK: [...]}}`). A row is flat, or has its question under `doc` as in the samples of lmms-eval:
 
     {"id": "q0", "choices": "[\"Man\", \"Woman\"]", "model_prediction": "Man"}
     {"doc_id": 0, "doc": {"id": "q0", "choices": "[\"Man\", \"Woman\"]"}, "target": "Man", "resps": [["The answer is A."]]}
@@ -23,9 +23,9 @@ from sightsound.cli import InputError, read_json
 from sightsound.data.schema import LETTERS
 
 
-# Where outputs stand. Where a row has several, the first is read: what a model wrote says more than what another script read
+# Keys of an output. If a file has several, the first is read: the model's text comes before an answer that a script extracted
 # from it. `raw_model_outputs` and lm-eval's `resps` hold a list of samples; `filtered_resps` is `resps` after filters;
-# `model_output` and `model_prediction` are MMAU's official script's, now and before, `answer_prediction` is MMAR's.
+# `model_output` and `model_prediction` are those of MMAU's official script (now and earlier), `answer_prediction` is MMAR's.
 OUTPUT_KEYS = (
     "output",
     "raw_model_outputs",
@@ -37,7 +37,7 @@ OUTPUT_KEYS = (
     "answer_prediction",
     "prediction",
 )
-WRITTEN = ("output", "model_output", "response")  # each is the whole output: where there are two, they are of two models
+WHOLE_OUTPUTS = ("output", "model_output", "response")  # a file with two of these has the outputs of two models
 CHOICES = ("choices", "multi_choice")
 EXPECTED = "expected a list of predictions, one JSON object per line, or an object of them by id"
 
@@ -47,7 +47,7 @@ def read_rows(path: str) -> list[Row]:
     The rows of a file of predictions, flat, with their choices as lists.
 
     Raises:
-        `InputError`: It is of no known kind, cannot be read, or holds no rows.
+        `InputError`: The file has an unknown suffix, cannot be read, or holds no rows.
     """
     if Path(path).is_dir():
         found = sorted(map(str, Path(path).rglob("data/predictions-*.parquet")))
@@ -77,7 +77,7 @@ def _read_parquet(path: str) -> list[Row]:
 
 
 def _read_json(path: str) -> list[Any]:
-    """One JSON value or one per line, whatever the file's name says."""
+    """One JSON value, or one per line; the suffix does not decide which."""
     try:
         return _rows_in(read_json(path), path)
     except InputError as error:
@@ -128,14 +128,14 @@ def some_of(names: Any) -> str:
 
 
 def _flat(row: Row) -> Row:
-    """A row with its question beside its output, and choices as a list where they are written as a text."""
+    """A row with the keys of its `doc` beside the others, and its choices as a list."""
     if isinstance(row.get("doc"), dict):
         row = row["doc"] | {name: value for name, value in row.items() if name != "doc"}
     return row | {name: _as_list(row[name]) for name in CHOICES if row.get(name) is not None}
 
 
 def _as_list(choices: Any) -> Any:
-    """Choices as a list: from JSON (lmms-eval), from Python's form of a list, or from an object of them by letter."""
+    """Choices as a list: parsed from JSON (lmms-eval) or Python text, or taken from an object of choices by letter."""
     if isinstance(choices, str):
         choices = _parsed(choices)
     if isinstance(choices, dict) and "".join(map(str, choices)).upper() == LETTERS[: len(choices)]:
@@ -144,7 +144,7 @@ def _as_list(choices: Any) -> Any:
 
 
 def _parsed(text: str) -> Any:
-    """A list that was written as a text; the text itself where it is none."""
+    """The list or object that a text spells out; the text itself where it does not."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             if isinstance(found := parse(text), list | tuple | dict):
@@ -154,17 +154,17 @@ def _parsed(text: str) -> Any:
 
 def output_key(rows: list[Row], path: str) -> str:
     """
-    Under which key the outputs of a file stand.
+    The key of the outputs in a file.
 
     Raises:
-        `InputError`: No known key holds them, or two keys do, and it is unclear which of them counts.
+        `InputError`: The file has none of the known keys, or two keys that each hold whole outputs.
     """
     found = [key for key in OUTPUT_KEYS if any(key in row for row in rows)]
     if not found:
-        found_keys = f"none, but {some_of(rows[0])}"
-        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, found {found_keys}")
+        seen = f"none, but {some_of(rows[0])}"
+        raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, found {seen}")
     filled = [key for key in found if any(row.get(key) is not None for row in rows)] or found
-    whole = [key for key in WRITTEN if key in filled]
+    whole = [key for key in WHOLE_OUTPUTS if key in filled]
     if len(whole) > 1:
         both = f"found both {' and '.join(whole[:2])}; leave only the one that counts"
         raise InputError(f"{path}: expected the outputs under one of {', '.join(OUTPUT_KEYS)}, {both}")
@@ -172,7 +172,7 @@ def output_key(rows: list[Row], path: str) -> str:
 
 
 def outputs_of(value: Any, key: str) -> list[Any]:
-    """What stands under an output key as a list of samples: a text is one, and lm-eval wraps each in a list of its own."""
+    """The value of an output key as a list of samples: a text is one sample; lm-eval wraps each sample in a list."""
     if isinstance(value, str) and key in ("raw_model_outputs", "resps", "filtered_resps") and value.lstrip().startswith("["):
         value = _parsed(value)
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):

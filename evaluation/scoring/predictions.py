@@ -1,8 +1,8 @@
 """
-Predictions on a benchmark's questions, ours or others': each output goes to the question that it answers.
+Match each output in a file of predictions to its question.
 
-The outputs and their questions' ids stand where `prediction_files` finds them; `id` may be what the benchmark calls it. Nothing
-is guessed: what cannot be one question's output is refused.
+`prediction_files` reads the file. The id of a row may also be under the benchmark's own key. Nothing is guessed: a row that
+does not belong to exactly one question is an error.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from contextlib import suppress
 from typing import Any
 
 from evaluation.benchmarks import Row, get_benchmark
-from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffled
+from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffle_choices
 from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
 from sightsound.cli import InputError
 from sightsound.data.annotations import LETTERED, RowError, without_letters
 from sightsound.data.schema import LETTERS
 
 
-OURS = {"gold", "matched_by"}  # a run's file, where `answer` is what the model answered
-# What people keep of a question, one of ours or an official annotation, when they add the output to it: key -> the columns of
-# ours that it may equal. An official `question` is our `video_question`; an `answer` is an index, with MMAU a text.
+OWN_KEYS = {"gold", "matched_by"}  # in a file of `evaluation run`, where `answer` is the model's and not the correct one
+# Keys of the question that other tools copy beside the output -> our columns with the same content. They are compared, to find
+# a file that answers other questions. An official `question` is our `video_question`; `answer` is an index, in MMAU a text.
 TEXTS = {
     **dict.fromkeys(("question", "video_question", "question_text"), ("video_question", "question")),
     "question_content": ("template",),
@@ -39,16 +39,16 @@ def _ids(rows: list[Row], id_key: str, path: str) -> list[str]:
             expected = "id" if id_key == "id" else f"id or {id_key}"
             keys = f"it has {some_of(row) or 'no keys'}"
             if value is None and "doc_id" in row:
-                keys += "; doc_id is a place in the harness's own data, which need not be in this order: put the id in the doc"
+                keys += "; doc_id is a position in the harness's data, whose order may differ: put the id in the doc"
             seen = f"no id (under {expected})" if value is None else f"{value!r} as {expected}"
             raise InputError(f"{path}: row {number} has {seen}, expected a question's id; {keys}")
         ids.append(str(value))
     return ids
 
 
-def _why_unknown(benchmark: str, num_questions: int, revision: str) -> str:
-    """What may be the cause that a file has ids which are no question's."""
-    is_file = revision.startswith("sha256:")  # of annotations: it has the questions without a clip too
+def _cause_of_unknown_ids(benchmark: str, num_questions: int, revision: str) -> str:
+    """The likely cause of ids that belong to no question."""
+    is_file = revision.startswith("sha256:")  # an annotation file also has the questions whose clips are gone
     total = get_benchmark(benchmark).pinned.questions
     source = "annotation file" if is_file else "dataset"
     part = f"the {source} holds {num_questions:,} of {total:,} questions; " if num_questions < (total or 0) else ""
@@ -60,25 +60,25 @@ def _why_unknown(benchmark: str, num_questions: int, revision: str) -> str:
 
 class Predictions:
     """
-    Outputs of one run on a benchmark, in the order of its questions.
+    The outputs of one run on a benchmark, in the order of its questions.
 
     Args:
         path (`str`): The file.
         benchmark (`str`): Its name.
         questions (`list[dict]`): Its rows.
-        revision (`str`): Where they come from; compared where the file tells its own.
+        revision (`str`): Revision of the questions; compared with the file's, where the file has one.
 
     Attributes:
-        ids (`set`): The questions that the file has an answer with the clip to.
-        outputs (`dict`): Per control, an output per question; None where it is missing or no text.
+        ids (`set`): Ids of the questions that the file answers with the clip (no control).
+        outputs (`dict`): Per control, an output per question; None where it is missing or not text.
         rows (`dict`): Per control, the questions as they were asked.
-        key (`str`): Under which key the outputs stand in the file.
-        several (`int`): Rows that hold more than one output; the first of each is the one that counts.
-        missing (`dict`): Per control, how many questions have no prediction.
-        not_text (`dict`): Per control, how many outputs are something else than text.
+        key (`str`): The key of the outputs in the file.
+        several (`int`): Number of rows with more than one output; the first one counts.
+        missing (`dict`): Per control, the number of questions without a prediction.
+        not_text (`dict`): Per control, the number of outputs that are not text.
 
     Raises:
-        `InputError`: An id is unknown or stands there twice, or the file is about other questions than these.
+        `InputError`: An id is unknown or occurs twice, or the file is about other questions.
     """
 
     def __init__(self, path: str, benchmark: str, questions: list[Row], revision: str):
@@ -92,22 +92,22 @@ class Predictions:
         asked = {row["id"]: row for row in questions}
         unknown = [row_id for row_id in ids if row_id not in asked]
         if unknown:
-            told = f"{len(unknown)} of {len(ids)} ids are no question of {benchmark} in this revision (first: {unknown[0]})"
+            seen = f"{len(unknown)} of {len(ids)} ids are no question of {benchmark} in this revision (first: {unknown[0]})"
             splits = sorted({row["split"] for row in rows if isinstance(row.get("split"), str)})
             named = f"; the file names split {' and '.join(splits)}" if splits else ""
-            raise InputError(f"{path}: {told}{named}; {_why_unknown(benchmark, len(questions), revision)}")
+            raise InputError(f"{path}: {seen}{named}; {_cause_of_unknown_ids(benchmark, len(questions), revision)}")
         found: dict[str, dict[str, Row]] = {}
         for row_id, row in zip(ids, rows, strict=True):
             control = row.get("control", NO_CONTROL)
             if control not in (NO_CONTROL, *CONTROLS):
                 raise InputError(f"{path}: {control!r} is no control; expected {', '.join((NO_CONTROL, *CONTROLS))}")
             if row_id in found.setdefault(control, {}):
-                raise InputError(f"{path}: id {row_id} stands there twice; which of the outputs counts cannot be told")
+                raise InputError(f"{path}: id {row_id} occurs twice; keep only the output that counts")
             found[control][row_id] = row
         if NO_CONTROL not in found:
             raise InputError(f"{path} holds controls only ({', '.join(found)}), and no answer with the clip")
         self.ids = set(found[NO_CONTROL])
-        self.rows = {c: [shuffled(row) for row in questions] if c == SHUFFLED else questions for c in found}
+        self.rows = {c: [shuffle_choices(row) for row in questions] if c == SHUFFLED else questions for c in found}
         self.outputs: dict[str, list[str | None]] = {}
         self.missing: dict[str, int] = {}
         self.not_text: dict[str, int] = {}
@@ -119,16 +119,16 @@ class Predictions:
             self.not_text[control] = self.outputs[control].count(None) - self.missing[control]
 
     def _check_origin(self, rows: list[Row], revision: str) -> None:
-        """What our own files tell of where their questions came from."""
+        """Check the benchmark and revision that a file of `evaluation run` records."""
         for name, expected in (("benchmark", self._benchmark), ("benchmark_revision", revision)):
             others = {str(row[name]) for row in rows if row.get(name) not in (None, expected)}
-            # The digest of an annotation file says nothing of the dataset that was built from it; texts are compared instead.
+            # An annotation file and the dataset built from it have different revisions: `_check_texts` compares them instead.
             if others and not (name == "benchmark_revision" and revision.startswith("sha256:")):
-                told = f"{name} {sorted(others)[0]}, expected {expected}"
-                raise InputError(f"{self._path} answers other questions: {told}; give the ones that it was made from")
+                seen = f"{name} {sorted(others)[0]}, expected {expected}"
+                raise InputError(f"{self._path} answers other questions: {seen}; give the ones that it was made from")
 
     def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
-        """Where a prediction repeats something of its question, it is this benchmark's question in this revision."""
+        """Check that whatever a prediction repeats of its question equals this benchmark's question."""
         to_row = get_benchmark(self._benchmark).to_row
         for row_id, row in given.items():
             question = questions[row_id]
@@ -138,18 +138,20 @@ class Predictions:
                     continue  # the letter of the right choice
                 forms = [_plain(each) for each in known]
                 if known and _plain(seen) not in forms and _plain(_without_letters(seen)) not in forms:
-                    told = f"question {row_id} has other texts there than in {self._benchmark} in this revision"
                     differs = f"{name} {seen!r}, expected {known[0]!r}"
-                    raise InputError(f"{self._path}: {told} ({differs}); give the questions that it was made from")
+                    raise InputError(
+                        f"{self._path}: question {row_id} has other texts there than in {self._benchmark} in this revision "
+                        f"({differs}); give the questions that it was made from"
+                    )
 
 
 def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """What a prediction repeats of its question: where it stands, what stands there, and the columns that it may equal."""
-    with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is what its template and values make
+    """What a prediction repeats of its question: the key, the value, and the columns that it may equal."""
+    with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is built from its template and values
         row = row | to_row(row)
     for name, columns in TEXTS.items():
         value = row.get(name)
-        if value is None or (name == "answer" and OURS & row.keys()):
+        if value is None or (name == "answer" and OWN_KEYS & row.keys()):
             continue
         if columns == ("answer",) and isinstance(value, str):
             columns = ("answer_text",)
@@ -157,14 +159,14 @@ def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any
 
 
 def _plain(value: Any) -> Any:
-    """Equal for texts, or lists of them, that differ in spaces only."""
+    """A text, or each text of a list, with its spaces normalised, for comparison."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _without_letters(value: Any) -> Any:
-    """A choice, or choices, without the letters of a prompt before them; choices lose them only where all have theirs."""
+    """A choice, or a list of choices, without the prompt's letters. A list loses them only if every choice has its own."""
     if isinstance(value, str):
         found = LETTERED.match(value)
         return value[found.end() :] if found else value

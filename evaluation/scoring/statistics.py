@@ -1,8 +1,8 @@
 """
-How sure a figure is: the interval of a proportion, its error where questions share clips, and two runs compared in pairs.
+Uncertainty of figures: interval of an accuracy, standard error where questions share clips, paired comparison of two runs.
 
-Everything is in percent, or percent points. Questions about one clip are right or wrong together more often than by chance,
-so errors and bootstrap samples are over clips and not over questions.
+Everything is in percent or percent points. Answers to questions about the same clip are correlated, so standard errors and
+bootstrap samples are taken over clips, not over questions.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-NUM_RESAMPLES = 2_000  # their Monte Carlo error on an interval's end is about 3 % of the interval's width
-SEED = 0  # a report says the same when it is made again
+from sightsound.data.statistics import wilson_interval
 
 
-def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion, in percent."""
-    from scipy.stats import binomtest
+NUM_RESAMPLES = 2_000  # the Monte Carlo error of an interval's end is then about 3 % of the interval's width
+SEED = 0  # fixed, so that a report made again shows the same figures
 
-    interval = binomtest(num_correct, num_rows).proportion_ci(0.95, method="wilson")
-    return 100 * interval.low, 100 * interval.high
+
+def percent_interval(num_correct: int, num_questions: int) -> tuple[float, float]:
+    """95 % Wilson score interval of an accuracy, in percent."""
+    low, high = wilson_interval(num_correct, num_questions)
+    return 100 * low, 100 * high
+
+
+def format_difference(points: float, low: float, high: float) -> str:
+    """A difference of two accuracies with its interval, as every table shows it: `+1.5 [-0.3, +3.2]`."""
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _sums_by_clip(values: Sequence[float], clips: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values, and number of them, of each clip."""
+    """Sum and number of the values of each clip."""
     number = {clip: i for i, clip in enumerate(dict.fromkeys(clips))}
     index = np.fromiter((number[clip] for clip in clips), dtype=np.intp, count=len(clips))
     return np.bincount(index, weights=np.asarray(values, dtype=float)), np.bincount(index)
@@ -34,14 +39,15 @@ def clustered_error(correct: Sequence[bool], clips: Sequence[str]) -> float | No
     """
     Standard error of an accuracy where questions share clips, in percent points (Miller 2024, arXiv 2411.00640, section 2.2).
 
-    With the factor n / (n - 1) for n clips, as for a variance: with one question per clip this is the usual error.
+    The factor n / (n - 1) for n clips, as in a sample variance, makes it the usual standard error when every clip has one
+    question.
 
     Args:
         correct (`Sequence[bool]`): Per question.
         clips (`Sequence[str]`): The clip of each question.
 
     Returns:
-        `float` or `None`: None for questions about a single clip, which tell nothing of others.
+        `float` or `None`: None when all questions are about one clip: a spread over clips needs two.
     """
     sums, counts = _sums_by_clip(correct, clips)
     if len(sums) < 2:
@@ -57,10 +63,10 @@ class Comparison:
 
     Args:
         n (`int`): Questions.
-        difference (`float`): Accuracy of the first less that of the second, percent points.
+        difference (`float`): Accuracy of the first minus that of the second, percent points.
         low, high (`float`): Its 95 % interval, by bootstrap over clips.
-        only_first, only_second (`int`): Questions that only one of them has right.
-        p_value (`float`): McNemar's exact test of both being right equally often; it takes questions as independent.
+        only_first, only_second (`int`): Questions that only the first, or only the second, answered correctly.
+        p_value (`float`): McNemar's exact test that both are correct equally often; it treats questions as independent.
     """
 
     n: int
@@ -72,7 +78,7 @@ class Comparison:
     p_value: float
 
     def __str__(self) -> str:
-        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return format_difference(self.difference, self.low, self.high)
 
 
 def compare(first: Sequence[bool], second: Sequence[bool], clips: Sequence[str]) -> Comparison:
@@ -80,7 +86,7 @@ def compare(first: Sequence[bool], second: Sequence[bool], clips: Sequence[str])
     Compare two runs question by question.
 
     Args:
-        first, second (`Sequence[bool]`): Whether each question was answered right, in the same order.
+        first, second (`Sequence[bool]`): Whether each question was answered correctly, in the same order.
         clips (`Sequence[str]`): The clip of each question.
     """
     from scipy.stats import binomtest, bootstrap
@@ -88,7 +94,7 @@ def compare(first: Sequence[bool], second: Sequence[bool], clips: Sequence[str])
     gains = np.asarray(first, dtype=int) - np.asarray(second, dtype=int)
     only_first, only_second = int((gains > 0).sum()), int((gains < 0).sum())
     differing = only_first + only_second
-    low, high = -100.0, 100.0  # what one clip alone tells
+    low, high = -100.0, 100.0  # one clip says nothing about others
     sums, counts = _sums_by_clip(gains, clips)
     if len(sums) > 1:
         interval = bootstrap(

@@ -33,7 +33,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.annotations import Row, RowError, check_text, read_annotations
 from sightsound.data.clips import MediaFolder, sha256_of, without_extension
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.stage import Stage, fingerprint
 
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from datasets import Features
     from tqdm import tqdm
 
-# An entry of the ledger, and the row that it is about where the annotation is good: all columns but the sound.
+# An entry of the ledger, and its row without the audio columns; None if the annotation is bad.
 Validated = tuple[Row, Row | None]
-Shard = tuple[str, list[Validated]]  # its name (`train-00000-of-00004`) and its annotations
+Shard = tuple[str, list[Validated]]  # name (`train-00000-of-00004`) and annotations
 
-# Rows of one file. With ten-second clips that is about 75 MB, with minutes of music about 400 MB: under the 500 MB per file
-# that the Hub suggests. It is also what a kill can cost; memory does not depend on it (`parquet.write_parquet`).
+# Rows of one file: about 75 MB with ten-second clips, about 400 MB with minutes of music. The Hub suggests up to 500 MB. A
+# kill costs at most one shard. Memory does not depend on it (`parquet.write_parquet`).
 ROWS_PER_SHARD = 500
-MAX_DETAIL_CHARACTERS = 300  # of the ledger; enough for a message and the value that it is about
+MAX_DETAIL_CHARACTERS = 300  # of a ledger entry; enough for a message and a value
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class AudioDataset:
 
 
 def _storable(text: str) -> str:
-    """Text for the ledger: file names and annotations can hold what UTF-8 cannot, and be of any length."""
+    """Text for the ledger. File names and annotations can be no valid UTF-8, and of any length."""
     plain = text.encode("utf-8", "backslashreplace").decode()
     return plain if len(plain) <= MAX_DETAIL_CHARACTERS else f"{plain[:MAX_DETAIL_CHARACTERS]}..."
 
@@ -103,7 +103,7 @@ def _explain(entry: Row, error: RowError) -> None:
 
 
 def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validated]:
-    """Every annotation of a split by itself. One that is bad neither takes an id nor repeats one."""
+    """Check every annotation of a split. The id of a bad annotation remains free for a later one."""
     seen: set[str] = set()
     for annotation in annotations:
         named = _storable(str(annotation.get(dataset.id_key))) if isinstance(annotation, dict) else ""
@@ -113,7 +113,7 @@ def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validate
             row = dataset.to_row(annotation)
             check_text(row)
             if row["id"] in seen:
-                raise RowError(schema.DUPLICATE_ID, "the id stands in an earlier row")
+                raise RowError(schema.DUPLICATE_ID, "an earlier row has the same id")
             seen.add(row["id"])
         except RowError as error:
             row = None
@@ -122,11 +122,11 @@ def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validate
 
 
 def count_lettered(dataset: AudioDataset, annotations: list[Any], validated: list[Validated]) -> int:
-    """How many good annotations had letters before their choices, which the row lacks (`annotations.without_letters`)."""
+    """How many good annotations had letters before their choices, which `annotations.without_letters` removed."""
     key = dataset.choices_key
     if key is None:
         return 0
-    pairs = zip(annotations, validated, strict=False)  # validated are the first ones
+    pairs = zip(annotations, validated, strict=False)  # `--limit` validates only the first ones
     return sum(row is not None and row["choices"] != [str(each) for each in annotation[key]] for annotation, (_, row) in pairs)
 
 
@@ -138,7 +138,7 @@ def _rows_with_sound(
     sounds: Iterator[Sound],
     bar: tqdm,
 ) -> Iterator[Row]:
-    """The rows that have a usable clip; of all others the ledger's entry gets the reason."""
+    """The rows with a usable clip. For all others, the reason is written into the ledger entry."""
     for entry, row in validated:
         bar.update()
         if row is None:
@@ -149,8 +149,8 @@ def _rows_with_sound(
         except RowError as error:
             _explain(entry, error)
             continue
-        if told := _choice_of_file(name, sound, media):
-            entry["detail"] = _storable(told)
+        if choice := _choice_of_file(name, sound, media):
+            entry["detail"] = _storable(choice)
 
 
 def _audio_columns(name: str, sound: Sound, media: MediaFolder, reader: SoundReader) -> Row:
@@ -174,7 +174,7 @@ def _audio_columns(name: str, sound: Sound, media: MediaFolder, reader: SoundRea
 
 
 def _choice_of_file(name: str, sound: Sound, media: MediaFolder) -> str | None:
-    """Which file was taken, where that is not plain from the clip's name."""
+    """Which file was taken and why, if the clip's name alone does not say."""
     if sound.clip is None:
         return None
     reasons = [detail for _, detail in sound.failures]
@@ -184,14 +184,14 @@ def _choice_of_file(name: str, sound: Sound, media: MediaFolder) -> str | None:
 
 
 def shards_of(split: str, validated: list[Validated]) -> Iterator[tuple[str, list[Validated]]]:
-    """Cut a split into named shards; a split without a row is one empty shard."""
+    """Cut a split into named shards. An empty split is one empty shard."""
     count = max(1, math.ceil(len(validated) / ROWS_PER_SHARD))
     for i in range(count):
         yield f"{split}-{i:05d}-of-{count:05d}", validated[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD]
 
 
 def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[str]], list[Row]]:
-    """Join the shards' ledgers into `ledger.parquet`; returns the count of outcomes in each split, and its entries."""
+    """Join the shards' ledgers into `ledger.parquet`; returns the counts of outcomes per split, and all entries."""
     import pyarrow.parquet as pq
 
     entries: list[Row] = []
@@ -225,7 +225,7 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
                 _build(dataset, args, annotations, stage, card_values)
             except InputError:
                 if not any((stage.path / part).exists() for part in ("ledger", "data")):
-                    stage.forget_settings()  # nothing was kept: the corrected command may have others
+                    stage.forget_settings()  # so that the corrected command can have other settings
                 raise
         args.publish(stage.path)
 
@@ -248,13 +248,13 @@ def _build(
     counts, ledger = join_ledger(stage.path, list(annotations))
     print(f"{len(ledger)} annotations: {outcomes_in_words(counts)}\n\n{coverage_table(counts)}")
     if num_lettered:
-        print(f"the choices of {num_lettered} questions began with their letters (A, B, ...), which were taken off")
+        print(f"the choices of {num_lettered} questions began with their letters (A, B, ...), which were removed")
     if all(entry["outcome"] != schema.BUILT for entry in ledger):
-        for part in ("ledger", "data"):  # a rerun looks for clips again, perhaps for other annotations
+        for part in ("ledger", "data"):  # so that a rerun looks for the clips again
             shutil.rmtree(stage.path / part)
         files, ledger_path = list(annotations.values()), stage.path / "ledger.parquet"
         raise InputError(why_no_row(counts, ledger, dataset.official_file, files, media, ledger_path))
-    shared = _tell(stage.path, counts, ledger)
+    shared = _print_findings(stage.path, counts, ledger)
     front_matter, described = dataset.front_matter, Row()
     if dataset.describe is not None:
         rows_of_ledger = (row for _, validated in shards for _, row in validated)
@@ -265,8 +265,8 @@ def _build(
     stage.finish()
 
 
-def _tell(folder: Path, counts: dict[str, Counter[str]], ledger: Sequence[Row]) -> list[str]:
-    """Print what a user has to know of a build before it is used; returns what its splits share."""
+def _print_findings(folder: Path, counts: dict[str, Counter[str]], ledger: Sequence[Row]) -> list[str]:
+    """Print what a user has to know before using the dataset; returns what its splits share, one sentence each."""
     if reasons := first_reasons(ledger):
         print("\nThe first row of each outcome:")
         print("\n".join(f"  {outcome}: {reason}" for outcome, reason in reasons.items()))
@@ -286,9 +286,9 @@ def _tell(folder: Path, counts: dict[str, Counter[str]], ledger: Sequence[Row]) 
 
 def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, media: MediaFolder, num_proc: int) -> None:
     """
-    Write the shards that are not done yet, one after the other: rows first, then the part of the ledger that marks it as done.
+    Write the missing shards, one after the other: first the rows, then the part of the ledger, which marks a shard as done.
 
-    Clips are decoded ahead, by other processes and across the ends of shards.
+    Worker processes decode clips ahead, also those of the next shard.
     """
     from tqdm import tqdm
 

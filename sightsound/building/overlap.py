@@ -1,4 +1,4 @@
-"""What the splits of an audio dataset share: clips and questions on which a model is trained, and then tested."""
+"""Find clips and questions that two splits share: a model would be trained on them and tested with them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Overlap:
     What two splits share.
 
     Args:
-        leak (`str`, *optional*): That clips or questions of one stand in the other; None where none do.
-        same_ids (`str`, *optional*): That questions of both have the same id.
+        leak (`str`, *optional*): A sentence on shared clips and questions; None if there are none.
+        same_ids (`str`, *optional*): A sentence on shared ids.
     """
 
     leak: str | None
@@ -39,7 +39,7 @@ def _clip(row: Row) -> tuple[str, float]:
 
 
 def _names_of_clip(row: Row) -> tuple[Any, Any]:
-    """A clip is known by its name and by its file: one file can lie under two names."""
+    """A clip is identified by its name and by its file, which can have two names."""
     return _clip(row), row["media_sha256"]
 
 
@@ -72,7 +72,7 @@ def overlaps(folder: Path, splits: Sequence[str]) -> list[Overlap]:
 
     Args:
         folder (`Path`): Of a dataset, with its data files.
-        splits (`Sequence[str]`): In their order; what is trained on first.
+        splits (`Sequence[str]`): The training split first.
     """
     if len(splits) < 2:
         return []

@@ -1,4 +1,4 @@
-"""What the build of an audio dataset says of itself: on the screen, on its card, and when no row could be built."""
+"""What the build of an audio dataset prints, writes on its card, and says when no row could be built."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from typing import TYPE_CHECKING, Any
 from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.data import schema
 from sightsound.data.clips import MediaFolder
-from sightsound.hub.cards import SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
+from sightsound.hub.cards import (
+    SHOWN_AUDIO,
+    as_json,
+    dataset_info,
+    markdown_table,
+    provenance,
+    render_card,
+    write_dataset_card,
+)
 
 
 if TYPE_CHECKING:
     from datasets import Features
 
 Row = dict[str, Any]
-Counts = dict[str, Counter[str]]  # of the outcomes of each split
+Counts = dict[str, Counter[str]]  # split -> outcome -> rows
 
-OF_CLIPS = (schema.CORRUPT_MEDIA, schema.NO_AUDIO, schema.SILENT, schema.TOO_SHORT, schema.DECODER_CRASHED)
-OF_ANSWERS = (schema.ANSWER_OUT_OF_RANGE, schema.ANSWER_NOT_A_CHOICE)
+CLIP_OUTCOMES = (schema.CORRUPT_MEDIA, schema.NO_AUDIO, schema.SILENT, schema.TOO_SHORT, schema.DECODER_CRASHED)
+ANSWER_OUTCOMES = (schema.ANSWER_OUT_OF_RANGE, schema.ANSWER_NOT_A_CHOICE)
 
 
 def coverage_table(counts: Counts) -> str:
-    """What became of the annotations, as a Markdown table: a row per outcome, a column per split."""
+    """How many annotations had which outcome, as a Markdown table: a row per outcome, a column per split."""
     columns = dict(counts) if len(counts) == 1 else {**counts, "all": sum(counts.values(), Counter())}
-    lines = [f"| outcome | {' | '.join(columns)} | meaning |", "| --- " * (len(columns) + 2) + "|"]
-    for outcome, meaning in schema.BUILD_OUTCOMES.items():
-        cells = " | ".join(str(count[outcome]) for count in columns.values())
-        lines.append(f"| {outcome} | {cells} | {meaning} |")
-    totals = " | ".join(str(count.total()) for count in columns.values())
-    return "\n".join([*lines, f"| annotations | {totals} | |"])
+    rows = [[o, *(count[o] for count in columns.values()), meaning] for o, meaning in schema.BUILD_OUTCOMES.items()]
+    totals = ["annotations", *(count.total() for count in columns.values()), ""]
+    return "\n".join(markdown_table(["outcome", *columns, "meaning"], [*rows, totals]))
 
 
 def outcomes_in_words(counts: Counts) -> str:
@@ -49,7 +54,7 @@ def contents_in_words(folder: Path) -> str:
 
 
 def first_reasons(ledger: Sequence[Row]) -> dict[str, str]:
-    """Outcome -> the first annotation that has it, and why; rows that were built have none."""
+    """Outcome -> the first annotation with it, and the reason; without `built`."""
     reasons: dict[str, str] = {}
     for entry in ledger:
         if entry["outcome"] != schema.BUILT:
@@ -58,7 +63,7 @@ def first_reasons(ledger: Sequence[Row]) -> dict[str, str]:
 
 
 def files_by_choice(ledger: Sequence[Row]) -> str | None:
-    """How many rows have a clip of which one of several files was taken, and the first; None where there are none."""
+    """How many rows have a clip with several files, and the first such row; None if there are none."""
     chosen = [entry for entry in ledger if entry["outcome"] == schema.BUILT and entry["detail"]]
     if not chosen:
         return None
@@ -68,7 +73,7 @@ def files_by_choice(ledger: Sequence[Row]) -> str | None:
 def why_no_row(
     counts: Counts, ledger: Sequence[Row], official_file: str, files: Sequence[str], media: MediaFolder, ledger_path: Path
 ) -> str:
-    """The one line that a build without any row ends with: the most common reason, and what to do about it."""
+    """The error of a build without any row: the most common reason, and what to do about it."""
     outcomes = sum(counts.values(), Counter[str]())
     [(main, _)] = outcomes.most_common(1)
     first = f"first: {first_reasons(ledger)[main]}"
@@ -79,15 +84,15 @@ def why_no_row(
     if main == schema.MISSING_MEDIA:
         held = f"--media_dir {media.root} holds {len(media)} audio and video files"
         return f"{begin}; {first}; {held}; give the folder with the clips that the annotations name; {end}"
-    if main in OF_ANSWERS:
+    if main in ANSWER_OUTCOMES:
         return f"{begin}; {first}; correct the answers in {given}; {end}"
-    if main in OF_CLIPS:
-        return f"{begin}; {first}; give clips in --media_dir {media.root} that have a sound that can be decoded; {end}"
+    if main in CLIP_OUTCOMES:
+        return f"{begin}; {first}; give clips in --media_dir {media.root} whose audio can be decoded; {end}"
     return f"{begin}; {first}; correct {given}; {end}"
 
 
 def sample_row(folder: Path, splits: Sequence[str]) -> Row:
-    """The first row that was built, its sound replaced by a word on it."""
+    """The first row that was built. `SHOWN_AUDIO` stands for its audio."""
     import pyarrow.parquet as pq
 
     for file in _data_files(folder, splits):
@@ -111,16 +116,16 @@ def write_card(
 
     Args:
         folder (`Path`): Holds the data files already.
-        template (`str`): In `model_cards/`.
-        front_matter (`dict`): Of the card, without what is known from the data.
+        template (`str`): File name in `hub/templates/`.
+        front_matter (`dict`): Of the card, without `dataset_info` and `configs`.
         features (`Features`): Columns.
-        counts (`dict`): How often each outcome occurred in each split.
-        overlaps (`Sequence[str]`): What the splits share.
-        values: What the template names beyond these.
+        counts (`dict`): Counts of outcomes per split.
+        overlaps (`Sequence[str]`): What the splits share, one sentence each.
+        values: Further values that the template names.
     """
     import pyarrow.parquet as pq
 
-    # `load_dataset` refuses a dataset of which one split is empty; the ledger tells what became of it.
+    # `load_dataset` refuses a dataset with an empty split. The ledger has the rows of that split.
     splits = [split for split, count in counts.items() if count[schema.BUILT]]
     configs = {"default": {split: f"data/{split}-*.parquet" for split in splits}}
     files = _data_files(folder, splits)

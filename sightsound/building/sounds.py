@@ -1,9 +1,9 @@
 """
-The sound of many clips, decoded in worker processes.
+Decode the audio of many clips in worker processes.
 
-A clip can have several files; the first that can be used is taken. A file can also kill the process that decodes it, as bugs
-in decoders and the system's out-of-memory killer do. The pool of workers is lost with it, so the clips that were in work are
-decoded again, one at a time: a file that kills its process twice more is the cause, all others are as good as before.
+A clip can have several files; the first usable one is taken. A file can crash the process that decodes it, through a bug of a
+decoder or the system's out-of-memory killer. That breaks the whole pool of workers. So the clips in work are decoded again, one
+at a time: a file that crashes its process twice more is the cause.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sightsound.data.audio import encode_flac, is_silent, load_clip
 from sightsound.data.clips import Clip, MediaError, open_media, sha256_of
 
 
-# Sound shorter than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's start.
-# A fifth of a second is five audio tokens of the student and about one bark or syllable; less is left over from a bad cut.
+# A clip with less audio than this, after cutting, is `too_short`; so a whole video has to reach this far beyond the question's
+# start. 0.2 s are five audio tokens of the student and about one bark or syllable; less is a bad cut.
 MIN_DURATION_S = 0.2
-# Their headers tell no length, and what ffmpeg guesses from the bit rate at the beginning can be seconds off.
+# Their headers state no duration, and ffmpeg's guess from the first bit rate can be seconds off.
 LENGTH_IS_GUESSED = ("aac", "mp3")
-CLIPS_IN_WORK = 4  # for each process: enough that none waits, and few to decode again when one of them dies
+CLIPS_IN_WORK = 4  # per process: enough that none waits, and few to decode again after a crash
 
 # Outcome and detail of a file that cannot be used.
 Failure = tuple[str, str]
@@ -37,13 +37,13 @@ Failure = tuple[str, str]
 @dataclass(frozen=True)
 class Sound:
     """
-    What became of a clip.
+    The decoded audio of a clip, or the reasons why there is none.
 
     Args:
-        failures (`tuple`): The files that were tried before the one that was used, or all of them.
-        clip (`Clip`, *optional*): The file that was used; None when no file could be.
-        flac (`bytes`): The sound.
-        duration_s (`float`): Its length.
+        failures (`tuple`): Of the files that were tried before the used one, or of all.
+        clip (`Clip`, *optional*): The file that was used; None if no file could be.
+        flac (`bytes`): The audio.
+        duration_s (`float`): Its duration.
     """
 
     failures: tuple[Failure, ...] = ()
@@ -54,7 +54,7 @@ class Sound:
 
 @functools.lru_cache(maxsize=4096)
 def _ends_s(path: str) -> float | None:
-    """Where a file ends by its own header; None when it does not say. What is wrong with a file `load_clip` finds."""
+    """The end of a file by its own header; None if it states none. Errors of a file are left to `load_clip`."""
     import av
 
     try:
@@ -68,7 +68,7 @@ def _ends_s(path: str) -> float | None:
 
 def _decode(clip: Clip) -> Sound:
     """
-    The sound of one file.
+    Decode one file.
 
     Raises:
         `MediaError`: It cannot be used.
@@ -82,44 +82,40 @@ def _decode(clip: Clip) -> Sound:
             raise MediaError(schema.TOO_SHORT, message)
     try:
         waveform = load_clip(clip.path, start_s=clip.start_s, max_duration_s=clip.max_duration_s)
-    except (av.FFmpegError, ValueError, MemoryError) as error:  # PyAV and numpy raise these for malformed streams
+    except (av.FFmpegError, ValueError, MemoryError) as error:  # of PyAV and numpy, for malformed streams
         raise MediaError(schema.CORRUPT_MEDIA, f"cannot be decoded: {error or type(error).__name__}") from error
     duration_s = len(waveform) / schema.SAMPLING_RATE
     if duration_s < MIN_DURATION_S:
-        raise MediaError(schema.TOO_SHORT, f"{duration_s:.3f} s of sound, expected at least {MIN_DURATION_S:g} s")
+        raise MediaError(schema.TOO_SHORT, f"{duration_s:.3f} s of audio, expected at least {MIN_DURATION_S:g} s")
     if is_silent(waveform):
-        raise MediaError(schema.SILENT, "the track carries no sound")
+        raise MediaError(schema.SILENT, "the audio stream is silent")
     return Sound((), clip, encode_flac(waveform), duration_s)
-
-
-def _shown(clip: Clip, root: str) -> str:
-    return os.path.relpath(clip.path, root)
 
 
 def decode_first(clips: Sequence[Clip], root: str, crashing: frozenset[Clip] = frozenset()) -> Sound:
     """
-    The sound of the first file that can be used.
+    Decode the first usable file of a clip.
 
     Args:
-        clips (`Sequence[Clip]`): The files, in the order in which they are tried.
+        clips (`Sequence[Clip]`): The files, in the order in which to try them.
         root (`str`): The media folder, for messages.
-        crashing (`frozenset`): Files that killed their process before; they are not tried.
+        crashing (`frozenset`): Files that crashed their process before; they are not tried.
     """
     failures: list[Failure] = []
     for clip in clips:
         try:
             if clip in crashing:
-                raise MediaError(schema.DECODER_CRASHED, "the process that decoded it died")
+                raise MediaError(schema.DECODER_CRASHED, "the process that decoded it crashed")
             sound = _decode(clip)
         except MediaError as error:
-            failures.append((error.outcome, f"{_shown(clip, root)}: {error}"))
+            failures.append((error.outcome, f"{os.path.relpath(clip.path, root)}: {error}"))
         else:
             return replace(sound, failures=tuple(failures))
     return Sound(tuple(failures))
 
 
 def start_worker() -> None:
-    """Initializer of the pool: one thread for each process, which ends with the main process."""
+    """Initializer of the pool: each process has one thread and ends with the main process."""
     import torch
 
     torch.set_num_threads(1)
@@ -157,7 +153,7 @@ class SoundReader:
             self._pool.shutdown(cancel_futures=True)
 
     def sounds(self, clips: Iterable[Sequence[Clip]]) -> Iterator[Sound]:
-        """What became of each clip, given as its files, in order; a few are decoded ahead."""
+        """The audio of each clip, given as its files, in order. A few clips are decoded ahead."""
         tasks: deque[_Task] = deque()
         for files in clips:
             self._submit(files, tasks)
@@ -168,7 +164,7 @@ class SoundReader:
 
     def sha256_of(self, path: str) -> str:
         """
-        Digest of a file, which is read once however many questions share it.
+        Digest of a file. It is read once, however many questions share it.
 
         Raises:
             `OSError`: It cannot be read.
@@ -201,7 +197,7 @@ class SoundReader:
             tasks.popleft()
 
     def _decode_again(self, tasks: Iterable[_Task]) -> None:
-        """A worker died: decode what was in work alone, file by file, then let new workers go on."""
+        """After a crash: decode the clips in work one file at a time; the next clips get a new pool."""
         if self._pool is not None:
             self._pool.shutdown()
         self._pool = None
@@ -215,7 +211,7 @@ class SoundReader:
     def _alone(self, clips: Sequence[Clip], worker: _LoneWorker) -> Sound:
         failures: tuple[Failure, ...] = ()
         for clip in clips:
-            # Twice: a process can be killed for what it has nothing to do with, as by the system when memory is short.
+            # Twice: the system may have killed the process for the memory that others use.
             sound = worker.decode(clip, self._root, self._crashing) or worker.decode(clip, self._root, self._crashing)
             if sound is None:
                 self._crashing |= {clip}
@@ -231,7 +227,7 @@ def _result(task: _Task) -> Sound:
 
 
 class _LoneWorker:
-    """One process that does one thing at a time, and is started anew when it died."""
+    """One process that decodes one file at a time. It is replaced after a crash."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -244,14 +240,14 @@ class _LoneWorker:
             self._pool.shutdown()
 
     def decode(self, clip: Clip, root: str, crashing: frozenset[Clip]) -> Sound | None:
-        """What became of a file; None when the process died of it."""
+        """The audio of a file; None if the process crashed."""
         if self._pool is None:
             self._pool = worker_pool(1, start_worker)
             try:
                 self._pool.submit(os.getpid).result()
             except BrokenProcessPool as error:
                 raise InputError(
-                    "worker processes end before they decode anything, so it is not a clip that is at fault; give a smaller "
+                    "worker processes end before they decode anything, so no clip is the cause; give a smaller "
                     "--num_proc, or more memory"
                 ) from error
         try:

@@ -1,4 +1,4 @@
-"""Worker processes of a build: they end with the main process, and Ctrl-C is left to it."""
+"""A pool of worker processes that end with the main process and leave Ctrl-C to it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 def leave_with_parent() -> None:
     """
-    Initializer for the workers of a process pool: end when the main process does, also when it was killed.
+    Initializer for the workers of a process pool: they end when the main process ends, also when it is killed.
 
-    Orphans would go on writing while a rerun does.
+    Otherwise they would go on writing beside a rerun.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -30,10 +30,10 @@ def leave_with_parent() -> None:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Its processes ignore Ctrl-C, which a terminal sends to all of them: the main process ends them."""
+    """Its processes ignore Ctrl-C, which a terminal sends to all. The main process ends them."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        # Processes are started here and keep the signals that are blocked: a handler of their own would come after imports.
+        # Processes start here and inherit blocked signals. A handler of their own would come too late, after their imports.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(*args, **kwargs)
@@ -43,11 +43,11 @@ class _Pool(ProcessPoolExecutor):
 
 def worker_pool(num_proc: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
     """
-    Processes that start anew: a forked copy of one in which pyarrow's threads run may wait for a lock of theirs for ever.
+    A pool of spawned processes. A forked one could wait for ever for a lock that a thread of pyarrow held.
 
     Args:
         num_proc (`int`): How many.
-        initializer (`Callable`): Runs first in each; `leave_with_parent`, or what calls it.
+        initializer (`Callable`): Runs first in each: `leave_with_parent`, or a function that calls it.
     """
-    resource_tracker.ensure_running()  # its start unblocks SIGINT, and must not come within `submit`
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, so it must not happen within `submit`
     return _Pool(num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)

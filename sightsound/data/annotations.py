@@ -1,4 +1,4 @@
-"""What an annotation has to be before its clip is opened: checks that the builders of audio datasets share."""
+"""Read annotation files, and check annotations before their clips are opened. All builders of audio datasets share this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sightsound.cli import InputError, read_json
 from sightsound.data import schema
-from sightsound.data.schema import LETTERS
+from sightsound.data.schema import LETTERS, RowError
 
 
 Row = dict[str, Any]
@@ -17,9 +17,9 @@ Row = dict[str, Any]
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 # The longest question of AVQA, MUSIC-AVQA and MMAU has 255 characters. Text a hundred times as long is no question, and
-# would crowd the clip out of any model's context.
+# would leave no room for the clip in a model's context.
 MAX_TEXT_CHARACTERS = 25_000
-# "(A) Man", "A. Man": as choices stand in a prompt. A letter and what closes it, before a choice of its own. "A:maj/1" is none.
+# "(A) Man", "A. Man": choices with the letter of a prompt. The space is needed: "A:maj/1" is a choice without a letter.
 LETTERED = re.compile(r"\s*(\(?)([A-Za-z])([.:)])\s+(?=\S)")
 
 
@@ -29,7 +29,7 @@ def read_annotations(path: str, official_file: str) -> list[Any]:
 
     Args:
         path (`str`): The file.
-        official_file (`str`): Whose format is expected, for messages.
+        official_file (`str`): The file whose format is expected, for messages.
 
     Raises:
         `InputError`: It cannot be read, holds no list of annotations, or an empty one.
@@ -56,7 +56,7 @@ def _are_objects(value: list[Any]) -> bool:
 
 
 def _json_lines(path: str) -> list[Any] | None:
-    """The objects of a file that holds one a line; None for every other file."""
+    """The objects of a file that holds one per line; None for every other file."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             if not file.readline().startswith("{"):
@@ -67,14 +67,6 @@ def _json_lines(path: str) -> list[Any] | None:
         return None
     is_one_object = len(rows) == 1 and not path.endswith((".jsonl", ".ndjson"))
     return None if is_one_object or not _are_objects(rows) else rows
-
-
-class RowError(Exception):
-    """An annotation that cannot become a row: its outcome in the ledger, and why."""
-
-    def __init__(self, outcome: str, detail: str):
-        super().__init__(detail)
-        self.outcome = outcome
 
 
 def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:
@@ -89,7 +81,7 @@ def expect_keys(annotation: Any, keys: Sequence[str]) -> Row:
 
 
 def expect_id(annotation: Row, key: str) -> str:
-    """A row's id as text: AVQA and MUSIC-AVQA number their questions."""
+    """A row's id as text. AVQA and MUSIC-AVQA have numbers."""
     value = annotation[key]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise RowError(schema.BAD_ANNOTATION, f"expected text or a number as {key}, found {value!r}")
@@ -97,7 +89,7 @@ def expect_id(annotation: Row, key: str) -> str:
 
 
 def expect_text(annotation: Row, key: str) -> str:
-    """Text that is not blank, byte for byte."""
+    """Text that is not blank, unchanged."""
     value = annotation[key]
     if not isinstance(value, str) or not value.strip():
         raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
@@ -105,7 +97,7 @@ def expect_text(annotation: Row, key: str) -> str:
 
 
 def expect_file_name(annotation: Row, key: str) -> str:
-    """The name of a file below a folder, byte for byte: nothing that leads out of it, and no control characters."""
+    """The name of a file below a folder, unchanged. It must not lead out of the folder or hold control characters."""
     name = expect_text(annotation, key)
     parts = re.split(r"[/\\]", name)
     if name != name.strip("/\\") or ".." in parts or WINDOWS_DRIVE.match(name) or CONTROL_CHARACTERS.search(name):
@@ -115,7 +107,7 @@ def expect_file_name(annotation: Row, key: str) -> str:
 
 
 def without_letters(choices: Sequence[str]) -> list[str]:
-    """Choices without the letters before them, where all have their own, in order and in one style: a prompt adds letters."""
+    """Remove the letters before choices, if all have one, in order and in one style. A prompt adds its own letters."""
     found = [LETTERED.match(choice) for choice in choices]
     matches = [match for match in found if match is not None]
     styles = {(match[1], match[2].isupper(), match[3]) for match in matches}
@@ -126,7 +118,7 @@ def without_letters(choices: Sequence[str]) -> list[str]:
 
 
 def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
-    """A list of choices, byte for byte but for letters before all of them; a number is read as its text."""
+    """A list of choices as text, unchanged except for letters before all of them (see `without_letters`)."""
     wanted = str(most) if fewest == most else f"{fewest} to {most}"
     if not isinstance(value, list) or not fewest <= len(value) <= most:
         raise RowError(schema.WRONG_CHOICE_COUNT, f"expected {wanted} choices, found {value!r}")
@@ -137,7 +129,7 @@ def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
 
 
 def optional_label(annotation: Row, key: str) -> str:
-    """A label that some annotations lack; nothing, or null, is the empty text."""
+    """A label that some annotations lack. A missing one, or null, becomes the empty text."""
     value = annotation.get(key)
     if value is not None and not isinstance(value, str):
         raise RowError(schema.BAD_ANNOTATION, f"expected text as {key}, found {value!r}")
@@ -145,21 +137,21 @@ def optional_label(annotation: Row, key: str) -> str:
 
 
 def audio_question(video_question: str) -> str:
-    """R1-AQA's rule: every "video" becomes "audio", nothing else changes."""
+    """R1-AQA's rule: every "video" becomes "audio"."""
     return video_question.replace("video", "audio")
 
 
 def check_text(row: Row) -> None:
-    """Whatever column it stands in: text can be too long for a question, or no text at all."""
+    """Raise `RowError` where text in any column is too long, or cannot be stored as UTF-8."""
     for name, value in row.items():
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 continue
             if len(text) > MAX_TEXT_CHARACTERS:
-                told = f"{name} is {len(text)} characters long, expected at most {MAX_TEXT_CHARACTERS}"
-                raise RowError(schema.BAD_ANNOTATION, told)
+                detail = f"{name} is {len(text)} characters long, expected at most {MAX_TEXT_CHARACTERS}"
+                raise RowError(schema.BAD_ANNOTATION, detail)
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                told = f"{name} holds half of a UTF-16 pair, which no file can store as text"
-                raise RowError(schema.BAD_ANNOTATION, told) from error
+                detail = f"{name} holds half of a UTF-16 pair, which no file can store as text"
+                raise RowError(schema.BAD_ANNOTATION, detail) from error

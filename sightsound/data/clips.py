@@ -1,8 +1,8 @@
 """
-Clips: where they lie, what they are called, and how a media file is opened.
+Clips: find their media files by name, and open a file. `audio.py` and `frames.py` decode them.
 
-`containers` reads their streams, `audio` their sound, `frames` their pictures. Decoding is PyAV's (it brings its own
-ffmpeg) and soundfile's, resampling torchaudio's. torchcodec is not used: it needs a system ffmpeg.
+PyAV (which brings its own ffmpeg) and soundfile decode, torchaudio resamples. torchcodec is not used: it needs a system
+ffmpeg.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.data.schema import CORRUPT_MEDIA
+from sightsound.data.schema import CORRUPT_MEDIA, RowError
 
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-CLIP_DURATION_S = 10.0  # of every AVQA question (VGGSound's clip length)
-# AVQA's names: 11 characters of YouTube's alphabet and the start second.
+CLIP_DURATION_S = 10.0  # of every AVQA clip; they come from VGGSound
+# AVQA's names: a YouTube id (11 characters) and the start second.
 VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})")
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-# Of several files for one clip the first of these wins: a video has sound too, a sound has no video.
+# Of several files for one clip the first of these wins: video files have audio too, audio files have no video.
 _VIDEO_EXTENSIONS = (
     *(".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv", ".f4v", ".3gp", ".3g2", ".ts", ".mts", ".m2ts", ".m2t"),
     *(".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".ogm", ".mxf", ".mj2", ".divx", ".rm", ".rmvb"),
@@ -40,23 +40,13 @@ _AUDIO_EXTENSIONS = (
 MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
-class MediaError(InputError):
-    """
-    A clip cannot be used. It is the outcome of a row where a stage keeps a ledger; elsewhere it ends the script in one line.
-
-    Args:
-        outcome (`str`): The ledger's word for it (see `schema`).
-        message (`str`): What was found in the file.
-    """
-
-    def __init__(self, outcome: str, message: str):
-        super().__init__(message)
-        self.outcome = outcome
+class MediaError(RowError, InputError):
+    """A clip that cannot be used. A stage with a ledger records its outcome; elsewhere it ends the script in one line."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A media file and the part of it that a question is about."""
+    """A media file, and the part of it that a question is about."""
 
     path: str
     start_s: float = 0.0
@@ -65,9 +55,9 @@ class Clip:
 
 def video_name(row: dict[str, Any]) -> str:
     """
-    The name of a row's clip: AVQA's `<id>_<6-digit start>`, or `video_id` itself, the file name of somebody's own clip.
+    The name of a row's clip: AVQA's `<id>_<6-digit start>`, or `video_id` itself, which is then the file name of an own clip.
 
-    A file name can look like a YouTube id. Such a row is AVQA's unless it is longer than a part of a video would be.
+    A file name can look like a YouTube id. Such a row is AVQA's unless its clip is longer than AVQA's clips.
     """
     video_id, start_s = row["video_id"], row["start_s"]
     is_longer = start_s == 0 and row.get("duration_s", 0.0) > CLIP_DURATION_S + 0.1
@@ -75,13 +65,13 @@ def video_name(row: dict[str, Any]) -> str:
 
 
 def without_extension(name: str) -> str:
-    """A name without the extension of a media file; the dots of other names are their own."""
+    """A name without the extension of a media file. Other dots are part of the name."""
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in MEDIA_EXTENSIONS else name
 
 
 def _files(root: str) -> Iterator[tuple[str, str]]:
-    """Folder and name of every file. Links to folders are followed, each folder once, and never to one that holds the root."""
+    """Folder and name of every file. Links to folders are followed: each folder once, and none that contains the root."""
 
     def identity(folder: str | Path) -> tuple[int, int]:
         status = os.stat(folder)
@@ -99,7 +89,7 @@ def _files(root: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _File:
-    """A media file: its folders below the media folder and its name, composed as Unicode's NFC, and where it is."""
+    """A media file: its folders below the media folder and its name, as Unicode NFC, and its path."""
 
     folders: tuple[str, ...]
     stem: str
@@ -113,10 +103,10 @@ def _ends_with(folders: Sequence[str], wanted: Sequence[str]) -> bool:
 
 class MediaFolder:
     """
-    Finds the files of a clip's name; the folder is listed once.
+    Finds the files of a clip by its name. The folder is listed once.
 
-    Names are compared with what the listing found, so an annotation cannot leave the folder. A name may have an extension,
-    and folders in front of it. Letters with accents match however they are encoded: macOS writes them in two parts.
+    Names are compared with the listing, so an annotation cannot name a file outside of the folder. A name may have an
+    extension, and folders in front of it. Accented letters match in both encodings: macOS writes them in two parts.
 
     Args:
         root (`str`): Searched at any depth, through links too.
@@ -132,7 +122,7 @@ class MediaFolder:
             if extension.lower() not in MEDIA_EXTENSIONS:
                 continue
             path = os.path.join(folder, name)
-            if not os.path.isfile(path):  # a link to nothing must not hide the clip in another format
+            if not os.path.isfile(path):  # a broken link must not hide the clip in another format
                 continue
             below = unicodedata.normalize("NFC", os.path.relpath(folder, root))
             folders = () if below == "." else tuple(below.split(os.sep))
@@ -146,13 +136,13 @@ class MediaFolder:
 
     def candidates(self, name: str, sha256: str | None = None) -> list[Clip]:
         """
-        The files of a clip in the order in which they are tried: one that cannot be used gives way to the next.
+        The files of a clip, in the order in which to try them: the first that can be used is the clip.
 
         They are the files of that name; for AVQA's `<id>_<6-digit start>` also `<id>_<start>`, and a part of the video `<id>`.
 
         Args:
             name (`str`): File name, with or without extension and folders.
-            sha256 (`str`, *optional*): Of the file that a row's sound came from; where there are several, it goes first.
+            sha256 (`str`, *optional*): Of the file that a row's audio came from; it goes first.
         """
         clips = [Clip(file.path) for file in self._first_of_each(name)]
         found = VIDEO_NAME.fullmatch(name)
@@ -160,7 +150,7 @@ class MediaFolder:
             video_id, start_s = found.group(1), int(found.group(2))
             clips += [Clip(file.path) for file in self._first_of_each(f"{video_id}_{start_s}")]
             clips += [Clip(file.path, float(start_s), CLIP_DURATION_S) for file in self._first_of_each(video_id)]
-        elif YOUTUBE_ID.fullmatch(name):  # a file of AVQA's first seconds that is longer than AVQA says, see `video_name`
+        elif YOUTUBE_ID.fullmatch(name):  # a longer file of AVQA's first seconds, see `video_name`
             clips += [Clip(file.path) for stem in (f"{name}_000000", f"{name}_0") for file in self._first_of_each(stem)]
         clips = list(dict.fromkeys(clips))
         if sha256 is not None and len(clips) > 1:
@@ -168,14 +158,14 @@ class MediaFolder:
         return clips
 
     def namesakes(self, name: str, clip: Clip) -> list[str]:
-        """Files in other folders that the name means as well as the one that was taken."""
+        """Files in other folders that the name fits as well as the clip that was taken."""
         folders = self._parts(name)[:-1]
         stem, extension = (unicodedata.normalize("NFC", part) for part in os.path.splitext(os.path.basename(clip.path)))
         same = [file for file in self._by_stem.get(stem, []) if file.extension == extension.lower()]
         return [file.path for file in same if file.path != clip.path and _ends_with((*self._above, *file.folders), folders)]
 
     def _first_of_each(self, name: str) -> list[_File]:
-        """Files of a name; of those in several folders that share name and extension the first, for they may differ."""
+        """Files of a name; only the first of those with equal name and extension in several folders."""
         files: dict[tuple[str, str], _File] = {}
         for file in self._named(name):
             files.setdefault((file.stem, file.extension), file)
@@ -193,7 +183,7 @@ class MediaFolder:
         return sorted(files, key=is_second_choice)
 
     def _parts(self, name: str) -> list[str]:
-        """Folders and file name. A name that was written on Windows has backslashes between them."""
+        """Folders and file name. A name from Windows has backslashes between them."""
         name = unicodedata.normalize("NFC", name)
         if without_extension(name) not in self._by_stem:
             name = name.replace("\\", "/")
@@ -202,7 +192,7 @@ class MediaFolder:
 
 def open_media(path: str) -> InputContainer:
     """
-    Open a media file, whatever its tags are written in.
+    Open a media file.
 
     Raises:
         `MediaError`: It is none.
@@ -210,7 +200,7 @@ def open_media(path: str) -> InputContainer:
     import av
 
     try:
-        return av.open(path, metadata_errors="replace")  # tags that are not UTF-8 are no reason to lose the sound
+        return av.open(path, metadata_errors="replace")  # tags need not be UTF-8
     except (av.FFmpegError, OSError) as error:
         raise MediaError(CORRUPT_MEDIA, f"cannot be opened: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What holds sound and pictures: its streams, the clock that they share, the way to a part, and whether it is whole."""
+"""Media files as containers: their streams and common clock, seeking, and a check that a file is complete."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 Kind = Literal["audio", "video"]
 
-# A cut-off file may decode without an error up to where it was cut; whole ones end within a few frames of their header's word.
+# A truncated file may decode without an error. Complete files end within a few frames of the duration in their header.
 MAX_MISSING_S = 0.5
-# Formats that tell each stream's length for certain.
-_TELL_STREAM_LENGTH = ("mov,mp4", "flac", "aiff")
-# What a program writes as the length of a WAV that it pipes on: it cannot know it. Often it is a little less than 2 or 4 GiB.
+# Formats whose headers state the duration of each stream reliably.
+_STATE_DURATION = ("mov,mp4", "flac", "aiff")
+# Programs that write a WAV into a pipe cannot know its length: they write something near 2 or 4 GiB.
 _LENGTH_IS_UNKNOWN = 0x7FFF0000
-# Encoders begin before zero by as much as the decoder needs to warm up, which is no part of the clip.
+# Encoders start before time zero, so that the decoder can warm up. That part is not in the clip.
 _MAX_PRIMING_S = 1.0
-# A part that begins earlier is decoded from the start, which takes no longer than to seek it and is exact with any format.
+# A part that begins earlier is decoded from the start: that is as fast as seeking, and exact with any format.
 MIN_SEEK_S = 20.0
-# A seek may land behind the part, or where no picture can be decoded yet. Then it is tried so much earlier.
+# A seek may land behind the part, or between key frames. Then it is repeated this much earlier.
 _SEEK_BACK_S = (0.0, 5.0, 30.0, 240.0)
 
 
 def streams_of(container: InputContainer, kind: Kind) -> list[AudioStream | VideoStream]:
-    """Streams of a kind, the one that ffmpeg calls best first. A cover picture is no video."""
+    """Streams of a kind, the one that ffmpeg calls best first. Cover pictures are left out."""
     from av.stream import Disposition
 
     best = container.streams.best(kind)
@@ -44,24 +44,24 @@ def streams_of(container: InputContainer, kind: Kind) -> list[AudioStream | Vide
 
 
 def first_of_any(container: InputContainer) -> float:
-    """When the clip begins on the file's own clock, s: the start of its first picture or sound, which is zero to both."""
+    """The start of the clip on the file's own clock, s: its first video frame or audio sample. Clip time counts from there."""
     streams = [*streams_of(container, "audio"), *streams_of(container, "video")]
     starts = [float(s.start_time * s.time_base) for s in streams if s.start_time is not None and s.time_base is not None]
     return min((0.0 if -_MAX_PRIMING_S < start < 0 else start for start in starts), default=0.0)
 
 
 def check_decoder(stream: Stream) -> None:
-    """Raise `MediaError` when ffmpeg knows no decoder for a stream."""
+    """Raise `MediaError` where ffmpeg has no decoder for a stream."""
     if stream.codec_context is None:
         raise MediaError(CORRUPT_MEDIA, f"there is no decoder for the {stream.type} in stream {stream.index}")
 
 
 def all_packets(container: InputContainer, stream_index: int) -> Iterator[Packet]:
     """
-    The packets of one stream, from where the container stands.
+    The packets of one stream, from the container's current position.
 
     Raises:
-        `MediaError`: There is no decoder for it.
+        `MediaError`: There is no decoder for the stream.
     """
     stream = container.streams[stream_index]
     check_decoder(stream)
@@ -71,22 +71,22 @@ def all_packets(container: InputContainer, stream_index: int) -> Iterator[Packet
 
 
 def sought_packets(container: InputContainer, stream_index: int, time_s: float) -> Iterator[Packet]:
-    """The packets of one stream from one at or before a time on (on the file's own clock); none if it cannot be sought."""
+    """The packets of one stream from one at or before a time (on the file's own clock); none if the file cannot be sought."""
     import av
 
     stream = container.streams[stream_index]
     if stream.time_base is None:
         return
-    # Matroska has an index of its pictures alone: a seek by the sound would read the file from its start.
-    by_pictures = "matroska" in container.format.name and stream.type == "audio"
-    unit_s = Fraction(1, av.time_base) if by_pictures else stream.time_base
+    # Matroska has an index of video frames only: a seek by audio would read the file from its start.
+    by_video = "matroska" in container.format.name and stream.type == "audio"
+    unit_s = Fraction(1, av.time_base) if by_video else stream.time_base
     for back_s in _SEEK_BACK_S:
         packets = all_packets(container, stream_index)
         try:
-            container.seek(int(max(0.0, time_s - back_s) / unit_s), stream=None if by_pictures else stream)
+            container.seek(int(max(0.0, time_s - back_s) / unit_s), stream=None if by_video else stream)
             first = _first_to_decode(packets, float(time_s / stream.time_base), is_video=stream.type == "video")
         except (av.FFmpegError, OSError):
-            return  # the file is then read from its start, which tells what is wrong with it
+            return  # the caller decodes from the start, and finds what is wrong with the file
         if first:
             yield from first
             yield from packets
@@ -94,7 +94,7 @@ def sought_packets(container: InputContainer, stream_index: int, time_s: float) 
 
 
 def _first_to_decode(packets: Iterator[Packet], pts: float, is_video: bool) -> list[Packet]:
-    """The packet where decoding has to begin for what is at `pts`, and those that were read behind it; none if it is later."""
+    """The packet where decoding has to begin to reach `pts`, and those read after it; empty if it is later than `pts`."""
     last: list[Packet] = []
     for packet in packets:
         if packet.pts is None or (is_video and not packet.is_keyframe):
@@ -107,21 +107,21 @@ def _first_to_decode(packets: Iterator[Packet], pts: float, is_video: bool) -> l
     return last
 
 
-def check_whole(container: InputContainer, path: str, stream_index: int, ends_s: float) -> None:
+def check_complete(container: InputContainer, path: str, stream_index: int, ends_s: float) -> None:
     """
-    Make sure that a file that was decoded to its end is as long as its header says.
+    Check that a file is as long as its header says.
 
     Args:
         container (`InputContainer`): The open file.
         path (`str`): The same file.
-        stream_index (`int`): Which stream was decoded.
-        ends_s (`float`): Where it ended, on the file's own clock.
+        stream_index (`int`): Of the stream that was decoded to its end.
+        ends_s (`float`): The end of that stream, on the file's own clock.
 
     Raises:
-        `MediaError`: Something is missing. Formats that do not tell their length cannot be checked.
+        `MediaError`: Something is missing. Formats that do not state their length cannot be checked.
     """
     stream, name = container.streams[stream_index], container.format.name
-    if name.startswith(_TELL_STREAM_LENGTH) and stream.duration and stream.time_base is not None:
+    if name.startswith(_STATE_DURATION) and stream.duration and stream.time_base is not None:
         length_s = float(stream.duration * stream.time_base)
         header_s = float((stream.start_time or 0) * stream.time_base) + length_s
         if ends_s < header_s - MAX_MISSING_S:
@@ -133,7 +133,7 @@ def check_whole(container: InputContainer, path: str, stream_index: int, ends_s:
 
 
 def _size_in_header(path: str, format_name: str) -> int | None:
-    """How many bytes a WAV, Matroska, AVI or Ogg file says it has; None where it does not say."""
+    """The size in bytes that a WAV, Matroska, AVI or Ogg file states; None where it states none."""
     with open(path, "rb") as file:
         if "matroska" in format_name:
             return _matroska_size(file)
@@ -149,8 +149,8 @@ def _size_in_header(path: str, format_name: str) -> int | None:
 
 
 def _wav_size(file: BinaryIO) -> int | None:
-    """The end of the samples. ffmpeg takes the size of the file instead where it is less."""
-    if file.read(4) != b"RIFF":  # RF64 is made for lengths that do not fit here
+    """The end of the samples. ffmpeg does not notice a smaller file."""
+    if file.read(4) != b"RIFF":  # RF64 keeps its length elsewhere
         return None
     file.seek(12)
     while len(chunk := file.read(8)) == 8:
@@ -162,7 +162,7 @@ def _wav_size(file: BinaryIO) -> int | None:
 
 
 def _matroska_size(file: BinaryIO) -> int | None:
-    """The end of the segment: after the EBML header comes one element that holds all the rest, and whose size is written."""
+    """The end of the segment, the element after the EBML header that contains the rest of the file."""
 
     def element() -> tuple[bytes, int | None]:
         lead = file.read(1)
@@ -174,7 +174,7 @@ def _matroska_size(file: BinaryIO) -> int | None:
             return name, None
         more = 8 - lead[0].bit_length()
         size = int.from_bytes(bytes([lead[0] & (0x7F >> more)]) + file.read(more))
-        return name, None if size == (1 << 7 * (more + 1)) - 1 else size  # all ones: unknown, the file was written live
+        return name, None if size == (1 << 7 * (more + 1)) - 1 else size  # all ones mean unknown: a live recording
 
     name, size = element()
     if name != b"\x1a\x45\xdf\xa3" or size is None:
@@ -185,7 +185,7 @@ def _matroska_size(file: BinaryIO) -> int | None:
 
 
 def _ogg_size(file: BinaryIO) -> int | None:
-    """The end of the last page: its header tells the length of each of its segments."""
+    """The end of the last page. Its header has the length of each of its segments."""
     longest_page = 27 + 255 + 255 * 255
     start = max(0, file.seek(0, os.SEEK_END) - longest_page)
     file.seek(start)

@@ -1,4 +1,4 @@
-"""The pictures of a clip, as a model is shown them: sampled evenly, upright, small enough, without the sound."""
+"""Decode the video of a clip: `load_frames` samples frames evenly, turns them upright and scales them down."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sightsound.data.clips import Clip, MediaError, open_media
 from sightsound.data.containers import (
     MIN_SEEK_S,
     all_packets,
+    check_complete,
     check_decoder,
-    check_whole,
     first_of_any,
     sought_packets,
     streams_of,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video import VideoStream
 
-# Decoded frames that are held at once, in pixels: AVQA's ten seconds at 640 x 360 fit, MUSIC-AVQA's minute would take 600 MB.
+# Pixels of decoded frames to keep: the ten seconds of AVQA at 640 x 360 fit. MUSIC-AVQA's minute would take 600 MB.
 MAX_PIXELS_HELD = 640 * 640 * 360
-# Outside of this a pixel aspect ratio is a broken header.
+# A pixel aspect ratio beyond this comes from a broken header.
 _MAX_PIXEL_ASPECT = 4
 
 
@@ -43,11 +43,11 @@ class Frames:
 
     def metadata(self) -> dict[str, float]:
         """
-        The `video_metadata` that a Qwen2.5-VL processor gets with the clip.
+        The `video_metadata` for a Qwen2.5-VL processor.
 
-        transformers 5.17 cuts the seconds between two pairs of frames to an integer before it computes their positions:
-        above 2 frames per second every frame would stand at time zero and their order be lost. So faster sampling is
-        declared as 2 frames per second: order and proportions are kept, absolute time is stretched.
+        transformers 5.17 truncates the seconds between two pairs of frames to an integer before it computes positions: above
+        2 frames per second, all frames would be at time zero and lose their order. So faster sampling is declared as 2
+        frames per second. This keeps order and proportions, and stretches absolute time.
         """
         declared_fps = min(self.fps, 2.0)
         num_frames = len(self.pixels)
@@ -56,13 +56,13 @@ class Frames:
 
 def frames_of_first(clips: Sequence[Clip], num_frames: int, max_pixels: int) -> Frames:
     """
-    Frames of the first file of a clip that has any; for the other arguments see `load_frames`.
+    Frames of the first file that has any; for the other arguments see `load_frames`.
 
     Args:
         clips (`Sequence[Clip]`): At least one, from `MediaFolder.candidates`.
 
     Raises:
-        `MediaError`: None of them has a video that can be decoded.
+        `MediaError`: No file has a video that can be decoded.
     """
     failures: list[MediaError] = []
     for clip in clips:
@@ -70,7 +70,7 @@ def frames_of_first(clips: Sequence[Clip], num_frames: int, max_pixels: int) -> 
             return load_frames(clip.path, num_frames, max_pixels, clip.start_s, clip.max_duration_s)
         except MediaError as error:
             failures.append(error)
-    # Of a broken video and a sound beside it, the video is what has to be mended.
+    # A broken video is a better reason than an audio file that has no video.
     raise next((failure for failure in failures if failure.outcome != NO_VIDEO), failures[0])
 
 
@@ -78,14 +78,14 @@ def load_frames(
     path: str, num_frames: int, max_pixels: int, start_s: float = 0.0, max_duration_s: float | None = None
 ) -> Frames:
     """
-    Sample frames uniformly over a clip; the sound is not read.
+    Sample frames uniformly over a clip, without reading its audio.
 
-    A video stream that cannot be decoded gives way to another one. Time counts from the first picture or sound of the file,
-    as in `audio.load_clip`.
+    If a video stream cannot be decoded, the next one is tried. Time counts from the first video frame or audio sample of the
+    file, as in `audio.load_clip`.
 
     Args:
         path (`str`): Local video file.
-        num_frames (`int`): At most this many; a shorter clip gives all it has, less one if odd (Qwen2.5-VL pairs frames).
+        num_frames (`int`): At most this many, and an even number (Qwen2.5-VL pairs frames). A short clip has fewer.
         max_pixels (`int`): Larger frames are scaled down to this area, keeping the aspect ratio.
         start_s (`float`): Seconds to skip at the beginning.
         max_duration_s (`float`, *optional*): Seconds to sample from.
@@ -112,7 +112,7 @@ def load_frames(
 
 @dataclass(frozen=True)
 class _Video:
-    """One video stream of a file, and where the clip begins on its clock."""
+    """One video stream of a file; `begins_s` is the start of the clip on its clock."""
 
     container: InputContainer
     path: str
@@ -145,7 +145,7 @@ class _Video:
             if time_s >= start_s:
                 yield time_s, frame
             ends_s = time_s + max(1 / self.rate(), float((frame.duration or 0) * (frame.time_base or 0)))
-        check_whole(self.container, self.path, self.stream.index, ends_s + self.begins_s)
+        check_complete(self.container, self.path, self.stream.index, ends_s + self.begins_s)
 
     def _decoded(self, packets: Iterator[Packet]) -> Iterator[tuple[float, VideoFrame]]:
         import av
@@ -156,7 +156,7 @@ class _Video:
                 for frame in packet.decode():
                     last_s = time_s
                     time_s = max(0.0, last_s + 1 / self.rate()) if frame.time is None else frame.time - self.begins_s + clock_s
-                    if time_s < last_s:  # the clock was set anew (files that were joined)
+                    if time_s < last_s:  # the clock was reset where files were joined
                         clock_s += last_s + 1 / self.rate() - time_s
                         time_s = last_s + 1 / self.rate()
                     yield time_s, frame
@@ -187,28 +187,28 @@ def _sampled(video: _Video, num_frames: int, max_pixels: int, start_s: float, en
     if held:
         pixels = {i: upright(held[i]) for i in set(chosen)}
     else:
-        with open_media(video.path) as container:  # of a long one it is known only now which frames are wanted
+        with open_media(video.path) as container:  # a second pass: only now are the wanted frames known
             again = replace(video, container=container).between(start_s, end_s)
             pixels = {i: upright(frame) for i, (_, frame) in enumerate(again) if i in set(chosen)}
     return Frames(np.stack([pixels[i] for i in chosen]), fps=count / duration_s)
 
 
 def _evenly(times: np.ndarray, count: int, rate: float) -> tuple[list[int], float]:
-    """Which frames to take of those at these times, and how long they all last."""
+    """Indices of the frames to take, given the times of all, and their total duration in seconds."""
     total = len(times)
     chosen = np.linspace(0, total - 1, count).round().astype(int)
     duration_s = total / rate
     gap_s = (times[-1] - times[0]) / max(1, total - 1)
     stray_s = np.abs(times - np.linspace(times[0], times[-1], total)).max()
     if total > 1 and gap_s > 0 and (stray_s > gap_s or not 0.9 < gap_s * rate < 1.1):
-        # A variable frame rate, as of telephones and screen recordings: what is shown at evenly spaced times.
+        # A variable frame rate, as from telephones and screen recordings: take what is shown at evenly spaced times.
         shown = np.searchsorted(times, np.linspace(times[0], times[-1], count) + gap_s / 1000, side="right") - 1
         chosen, duration_s = (chosen if stray_s <= gap_s else shown), times[-1] - times[0] + gap_s
     return chosen.tolist(), float(duration_s)
 
 
 def _size(stream: VideoStream, max_pixels: int) -> tuple[int, int]:
-    """Width and height of the frames as given to the model, before they are turned: pixels are square there."""
+    """Width and height to scale a frame to, with square pixels, before it is turned."""
     aspect = float(stream.sample_aspect_ratio or 1)
     if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         aspect = 1.0
@@ -219,7 +219,7 @@ def _size(stream: VideoStream, max_pixels: int) -> tuple[int, int]:
 
 
 def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """A frame the way it is shown: telephones store what their sensor sees, and a matrix that turns or mirrors it."""
+    """A frame as a player shows it: telephones store the sensor's image, and a matrix that turns or mirrors it."""
     data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return pixels

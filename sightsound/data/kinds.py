@@ -1,4 +1,4 @@
-"""The kinds of dataset that a stage reads, and whether an input is of the expected kind."""
+"""The kinds of dataset that the stages read, and the check that an input is of the expected kind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kind:
     """
-    A kind of dataset that a stage reads.
+    A kind of dataset.
 
     Args:
-        name (`str`): What it holds.
-        columns (`tuple`): Those that are read, of the types that `schema` gives for avqa-audio and traces.
-        made_by (`str`): Where users get it.
+        name (`str`): As errors call it.
+        columns (`tuple`): The columns that are read, with the types that `schema` gives for avqa-audio and traces.
+        made_by (`str`): What users give to have one.
     """
 
     name: str
@@ -29,35 +29,28 @@ class Kind:
     made_by: str
 
 
-_ASKED = ("id", "question", "choices", "media_sha256")
-
+_SHARED = ("id", "question", "choices", "media_sha256")
 
 CLIPS = Kind(
     "clips with questions (avqa-audio)",
-    (*_ASKED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
+    (*_SHARED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
     "the output folder of a builder such as dataset_builders/avqa_audio.py, or its Hub id",
 )
-
-
 TRACES = Kind(
     "teacher traces",
-    (*_ASKED, "traces", "teacher_answer", "unanimous", "outcome"),
+    (*_SHARED, "traces", "teacher_answer", "unanimous", "outcome"),
     "the output folder of dataset_builders/traces.py",
 )
-
-
 VERDICTS = Kind(
     "traces with verdicts", (*TRACES.columns, "checker", "verdict_mode"), "the output folder of dataset_builders/verdicts.py"
 )
-
-
 CORPUS = Kind(
     "a corpus with the config `traces`", TRACES.columns, "the output folder of dataset_builders/cot_corpus.py, or its Hub id"
 )
 
 
 def _is_like(found: Any, expected: Any) -> bool:
-    """Whether a column has the type that is expected, whatever its width: `int64` is like `int32`."""
+    """Whether a column has the expected type, apart from its width: `int64` is like `int32`."""
     from datasets import Audio, List, Value
 
     if isinstance(expected, Audio):
@@ -74,8 +67,10 @@ def _is_like(found: Any, expected: Any) -> bool:
 
 def check_kind(features: Features, source: str, kind: Kind) -> None:
     """
+    Refuse a dataset of another kind.
+
     Raises:
-        `InputError`: A column is missing, or of another type.
+        `InputError`: A column is missing, or has another type.
     """
     expected = {**schema.avqa_audio_features(), **schema.traces_features()}
     missing = [name for name in kind.columns if name not in features]
@@ -96,7 +91,7 @@ def _shown_type(feature: Any) -> str:
 
 def open_input(source: str, split: str, kind: Kind, config: str | None = None) -> Dataset:
     """
-    A split of a dataset of the expected kind, audio left encoded.
+    Open a split of a dataset of the expected kind. Its audio stays encoded.
 
     Args:
         source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.data import parquet
+from sightsound.data.schema import SAMPLING_RATE, ledger_features
 from sightsound.data.sources import COMMIT, split_revision
 from sightsound.locks import NO_FLOCK
 
@@ -18,30 +18,24 @@ from sightsound.locks import NO_FLOCK
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from pyarrow import Table
-from sightsound.data.schema import SAMPLING_RATE, ledger_features
-
 
 ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
-
-
-# Rows with sound that are Python objects at a time; the rest of a row group waits as Arrow tables, which is one copy less.
+# Rows with audio that are Python objects at the same time; the rest of a row group waits as Arrow tables: one copy less.
 AUDIO_CHUNK_ROWS = 10
-
-
-# Columns of `traces_features` that older files lack; they are written as None where a row comes from such a file.
+# Columns of `traces_features` that older files lack; for rows from such a file they are written as None.
 LATER_COLUMNS = ("sampling", "checker_sampling")
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path) -> None:
     """
-    Write rows with the features in the file's metadata, atomically and with no more than one row group in memory.
+    Write rows atomically, with the features in the file's metadata and at most one row group in memory.
 
-    Audio is given as `{"bytes", "path"}` and stored as such: `Dataset.to_parquet` would keep local paths of anything else,
-    and encoding through the feature would need torchcodec and a system ffmpeg.
+    Audio is stored as it is given, `{"bytes", "path"}`. `Dataset.to_parquet` would store local paths, and encoding through the
+    feature would need torchcodec and a system ffmpeg.
 
     Args:
-        rows (`Iterable[dict]`): Read as they are written, so that a generator's rows need not be in memory together.
-        features (`Features`): Every one of them but `LATER_COLUMNS` is a key of every row; further keys are left out.
+        rows (`Iterable[dict]`): Read as they are written, so a generator's rows are not in memory together.
+        features (`Features`): Each row has a key for each feature except `LATER_COLUMNS`; further keys are left out.
         path (`Path`): Its folder is created when missing.
     """
     import pyarrow as pa
@@ -54,12 +48,12 @@ def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path
     remaining = iter(rows)
     try:
         with pq.ParquetWriter(temporary, _to_table([], features).schema) as writer:
-            # `datasets` cannot read an empty row group, but a file without any.
+            # `datasets` cannot read an empty row group, but it can read a file without row groups.
             while group := list(_tables(islice(remaining, ROW_GROUP_ROWS), features, chunk_rows)):
                 writer.write_table(pa.concat_tables(group), row_group_size=ROW_GROUP_ROWS)
-                group.clear()  # or it would be kept until the next one is complete
+                group.clear()  # else it stays in memory until the next one is complete
         with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # before what says that the file is done
+            os.fsync(written.fileno())  # on the disk before its name says that it is complete
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -91,9 +85,9 @@ def write_ledger(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
     """
-    Open a split of a local dataset folder or of a Hub dataset, audio left encoded (`media.decode_audio` decodes it).
+    Open a split of a local dataset folder or of a Hub dataset. Audio stays encoded; `audio.decode_audio` decodes it.
 
-    A local folder has to carry a card by `hub.write_dataset_card`: see there for what `datasets` caches otherwise.
+    A local folder needs a card by `hub.cards.write_dataset_card`, which keeps `datasets` from reading an outdated cache.
 
     Raises:
         `InputError`: There is no such dataset, config or split.
@@ -110,7 +104,7 @@ def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
     except (OSError, ValueError, DatasetsError, ArrowException, NotImplementedError) as error:
         raise InputError(f"cannot open split '{split}' of {source} ({_reason(error)}); {_remedy(error)}") from error
     if COMMIT.fullmatch(revision or "") and (found := commit_of(dataset)) not in (None, revision):
-        # Offline, and where the token is refused, `datasets` silently takes whichever commit is in its cache.
+        # Offline, or with a refused token, `datasets` silently takes any commit that is in its cache.
         raise InputError(f"{source} cannot be read: the cache has commit {found} only; unset HF_HUB_OFFLINE, check HF_TOKEN")
     for name, feature in dataset.features.items():
         if isinstance(feature, Audio):
@@ -121,7 +115,7 @@ def open_dataset(source: str, split: str, config: str | None = None) -> Dataset:
 
 
 def _check_paths(dataset: Dataset, column: str, source: str) -> None:
-    """Raise `InputError` when a published dataset names sound files that did not come with it: it could name any file here."""
+    """Raise `InputError` when a published dataset names audio files outside of its download: it could name any file here."""
     import pyarrow.compute as pc
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -132,13 +126,13 @@ def _check_paths(dataset: Dataset, column: str, source: str) -> None:
     for path in paths.to_pylist():
         if path and not any(Path(path).resolve().is_relative_to(folder) for folder in downloads):
             raise InputError(
-                f"{source} holds no sound in '{column}' but the path {path}, which is no file of that dataset; ask its author "
-                "to publish it with `push_to_hub`, which embeds the sound"
+                f"{source} holds no audio in '{column}' but the path {path}, which is no file of that dataset; ask its author "
+                "to publish it with `push_to_hub`, which embeds the audio"
             )
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom: `datasets` wraps it."""
+    """The first line of the underlying error, which `datasets` wraps."""
     root = error.__cause__ if type(error).__name__.startswith("DatasetGeneration") and error.__cause__ else error
     return next(iter(str(root).splitlines()), type(root).__name__)
 
@@ -150,14 +144,14 @@ def _remedy(error: BaseException) -> str:
 
 
 def commit_of(rows: Dataset) -> str | None:
-    """The commit of a dataset that came from the Hub: `datasets` keeps each in a folder of that name, online and offline."""
+    """The commit of a dataset from the Hub. `datasets` caches each commit in a folder of that name."""
     folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
     return next((name for name in folders if COMMIT.fullmatch(name)), None)
 
 
 def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: str) -> None:
     """
-    Make sure that traces were written about the clips of this dataset: ids alone may repeat across splits and datasets.
+    Check that traces were written about the clips of this dataset. Ids alone are not enough: datasets can share them.
 
     Args:
         rows (`Iterable[dict]`): With `id` and `media_sha256`.
@@ -178,7 +172,7 @@ def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: s
 
 class AudioById:
     """
-    The audio column of an avqa-audio split, looked up by row id; a cell is read when it is asked for.
+    The audio column of an avqa-audio split by row id. A cell is read when it is looked up.
 
     Args:
         dataset (`Dataset`): Opened with `open_dataset`.
@@ -210,12 +204,12 @@ def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = No
     import pyarrow.parquet as pq
 
     for file in map(str, files):
-        # Arrow's threads would need the interpreter for a file of fsspec's, and abort the process that ends meanwhile: a file
-        # here is opened without it, one on the Hub read without threads.
+        # Arrow's threads call the interpreter for an fsspec file, and abort a process that ends meanwhile. So local files are
+        # opened without fsspec, and files on the Hub are read without threads.
         source = fsspec.open(file, "rb") if "://" in file else nullcontext(file)
         with source as opened, pq.ParquetFile(opened) as content:
-            # Not `iter_batches`: it holds on to what it has read, until the file is closed.
+            # Not `iter_batches`: it keeps what it has read in memory until the file is closed.
             for group in range(content.num_row_groups):
                 table = content.read_row_group(group, columns=columns, use_threads=False)
-                for batch in table.to_batches(parquet.ROW_GROUP_ROWS):
+                for batch in table.to_batches(ROW_GROUP_ROWS):
                     yield from batch.to_pylist()

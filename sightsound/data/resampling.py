@@ -1,4 +1,4 @@
-"""One sampling rate for every clip, in bounded memory: torchaudio's resampler, or ffmpeg's for rates that suit it badly."""
+"""Resample audio in bounded memory: with torchaudio, or with ffmpeg for rates that torchaudio handles badly."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from av import AudioFrame
 
 
-# The filter of ffmpeg's own resampler (libswresample's defaults: 32 taps, cutoff 0.97, Kaiser window with beta 9): mono and
-# stereo sound as what others extract with ffmpeg (of more channels it weights each by its place). torchaudio's default lets
-# more of the upper band through.
+# The filter of ffmpeg's resampler (libswresample's defaults: 32 taps, cutoff 0.97, Kaiser window with beta 9), so that mono and
+# stereo audio is what others extract with ffmpeg. (ffmpeg weights more channels by their place.) torchaudio's default filter
+# lets more of the upper band through.
 _TAPS_WIDTH = 16
 _ROLLOFF = 0.97
 _LIKE_FFMPEG = {
@@ -26,20 +26,20 @@ _LIKE_FFMPEG = {
     "beta": 9.0,
 }
 # torchaudio computes one filter for every phase between the two rates: 85,000 numbers from 44,100 Hz to 16,000 Hz, but 700
-# million from 44,099 Hz, which share no divisor.
+# million from 44,099 Hz, because the rates share no divisor.
 _MAX_KERNEL_SIZE = 4_000_000
-# A clip up to this long is resampled in one piece; of a longer one no more than this is held at its own rate.
+# A clip up to this long is resampled in one piece, a longer one in blocks of this length.
 _BLOCK_S = 300
 
 
 def resample(chunks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> np.ndarray:
     """
-    Resample mono sound.
+    Resample mono audio.
 
     Args:
-        chunks: Its samples in order, float32.
-        rate (`int`): Of the samples, Hz.
-        sampling_rate (`int`): Of the result, Hz.
+        chunks (`Iterable[np.ndarray]`): The samples in order, float32.
+        rate (`int`): Rate of the samples, Hz.
+        sampling_rate (`int`): Rate of the result, Hz.
     """
     if rate == sampling_rate:
         return _joined(chunks)
@@ -56,7 +56,7 @@ def _joined(chunks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _with_torchaudio(chunks: Iterable[np.ndarray], old: int, new: int, width: int, block: int) -> Iterator[np.ndarray]:
-    """Blocks of `block * old` samples become `block * new`; each is given as much of its neighbours as the filter reaches."""
+    """`block * old` samples become `block * new`. Each block includes as much of its neighbours as the filter reaches."""
     import torch
     from torchaudio.functional import resample as resample_whole
 
@@ -79,7 +79,7 @@ def _with_torchaudio(chunks: Iterable[np.ndarray], old: int, new: int, width: in
 
 
 def _with_ffmpeg(chunks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
-    """libswresample keeps one table of phases and interpolates between them, whatever the rates."""
+    """libswresample interpolates between the phases of one table, whatever the rates."""
     import av
     from av.filter import Graph
 

@@ -1,7 +1,7 @@
 """
-What every published dataset and every stage's output looks like: features, outcome words, reading and writing.
+The columns of every published dataset and every stage's output, and the outcome words of the ledgers.
 
-Changing a column here is a breaking change for people who call `load_dataset`.
+Changing a column is a breaking change for people who call `load_dataset`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from datasets import Features
 
 SAMPLING_RATE = 16_000  # Hz, of every audio column; the rate of Whisper's feature extractor, which the students use
+
+
+class RowError(Exception):
+    """
+    An input that cannot become a row of the output.
+
+    Args:
+        outcome (`str`): The word for it in the ledger; one of those below.
+        detail (`str`): What was expected and what was found.
+    """
+
+    def __init__(self, outcome: str, detail: str):
+        super().__init__(detail)
+        self.outcome = outcome
 
 
 # Outcome of an annotation row in avqa-audio and the benchmarks: built, or why not.
@@ -34,20 +48,20 @@ BUILD_OUTCOMES = {
     MISSING_MEDIA: "no clip of that name in the media folder",
     CORRUPT_MEDIA: "the clip cannot be decoded",
     NO_AUDIO: "the clip has no audio stream",
-    SILENT: "the audio stream carries nothing",
-    TOO_SHORT: "less sound remains of the clip than is needed, or the video ends before the question's seconds",
-    DECODER_CRASHED: "the process that decoded the clip died, also when it was decoded alone",
-    BAD_ANNOTATION: "the annotation lacks something, or holds what cannot be used",
-    DUPLICATE_ID: "the id stands in an earlier row",
+    SILENT: "the audio stream is silent",
+    TOO_SHORT: "less audio remains of the clip than is needed, or the video ends before the question's part",
+    DECODER_CRASHED: "the process that decoded the clip crashed, also when it decoded nothing else",
+    BAD_ANNOTATION: "the annotation lacks a field, or a field cannot be used",
+    DUPLICATE_ID: "an earlier row has the same id",
     WRONG_CHOICE_COUNT: "not the number of choices that the benchmark has",
     ANSWER_OUT_OF_RANGE: "the answer is no index into the choices",
     ANSWER_NOT_A_CHOICE: "the answer is none of the choices",
 }
 
-# Outcome of a request that a server did not answer with completions.
-REFUSED = "refused"  # by the server, for good: its content policy, or longer than the model takes
-BAD_RESPONSE = "bad_response"  # time after time what came was no chat completion
-SERVER_ERROR = "server_error"  # time after time the server failed at this request, and not at others
+# Outcome of a request to which a server gave no completions.
+REFUSED = "refused"  # for good: its content policy, or the request is longer than the model's context
+BAD_RESPONSE = "bad_response"  # every reply was something else than a chat completion
+SERVER_ERROR = "server_error"  # the server failed every time, and answered other requests
 
 # Outcome of a question in the traces corpus: accepted, or why not.
 ACCEPTED = "accepted"
@@ -112,8 +126,8 @@ def traces_features() -> Features:
     """
     The whole ledger of the corpus: one row per question, without audio (join by `id`).
 
-    `sampling` is JSON: every field of the teacher's request that decides a draw (see `sampling.effective`), null for one that
-    its server was not sent. `checker_sampling` is a JSON list of such objects, one for each way in which the checker was asked.
+    `sampling` is JSON: every field of the teacher's request that decides a draw (see `sampling.effective`), null for a field
+    that was not sent to its server. `checker_sampling` is a JSON list of such objects, one per kind of request to the checker.
     """
     from datasets import Features, List, Value
 
@@ -153,7 +167,7 @@ def traces_features() -> Features:
 
 
 def verified_features() -> Features:
-    """Accepted questions only, ready for training: `prompt` (messages), every accepted trace as a completion."""
+    """Accepted questions only, ready for training: `prompt` (messages), and each accepted trace as a completion."""
     from datasets import Audio, Features, List, Value
 
     return Features(
@@ -172,7 +186,7 @@ def predictions_features() -> Features:
     """
     One row per benchmark question and control of one evaluation run.
 
-    `output` is None where no answer came; `in_paper` is MUSIC-AVQA's, None for benchmarks that are averaged over all questions.
+    `output` is None without an answer. `in_paper` is MUSIC-AVQA's; it is None for benchmarks that are averaged over all rows.
     """
     from datasets import Features, List, Value
 
@@ -208,7 +222,7 @@ def ledger_features() -> Features:
 
 
 def build_ledger_features() -> Features:
-    """One row per annotation of an audio dataset: ids of two splits may be the same."""
+    """One row per annotation of an audio dataset. Two splits may have the same ids."""
     from datasets import Features, Value
 
     return Features({**ledger_features(), "split": Value("string")})

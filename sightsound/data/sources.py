@@ -7,8 +7,6 @@ from pathlib import Path
 
 
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-
-
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -19,13 +17,13 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it has the form of a repository's id, with or without a revision, and is nothing on this machine."""
+    """Whether it has the form of a repository id, with or without a revision, and is no path on this machine."""
     name, _ = split_revision(source)
     return REPO_ID.fullmatch(name) is not None and not source.startswith(".") and not Path(source).exists()
 
 
 def shown_source(source: str) -> str:
-    """A Hub id or a server's name as it is; of a folder its name: where it lies on this machine is nobody's business."""
+    """A source for a card: a Hub id or a server's name unchanged, a folder without the path above it."""
     path = Path(source)
     if is_hub_id(source) or (len(path.parts) == 1 and not path.exists()):
         return source

@@ -1,8 +1,8 @@
 """
-Ask a model: n completions per request, from an in-process transformers model or an OpenAI-compatible server.
+What a request to a model is, what its result is, and what an engine has to do: n completions per request.
 
-Both engines take the same `ChatRequest` and give the same `ChatResult`, so a stage does not know which one it talks to.
-`run_requests` drives either, journals what is finished and continues after a kill.
+All engines take the same `ChatRequest` and give the same `ChatResult`, so that a stage works with any of them. `run_requests`
+(`runner.py`) drives an engine, journals what is finished and continues after a kill. `engines/__init__.py` says how to add one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from sightsound.data.frames import Frames
+from sightsound.data.schema import RowError
+from sightsound.engines.request_fields import RequestOptions
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ChatRequest:
         text (`str`): The user's text.
         audio (`np.ndarray`, *optional*): `(num_samples,)` at 16 kHz, already cut to the engine's `window_s`.
         video (`Frames`, *optional*): Frames of a silent video.
-        note (`dict`): Anything the stage wants back with the result; journaled, never sent.
+        note (`dict`): Journaled with the result, never sent.
     """
 
     key: str
@@ -42,10 +45,15 @@ class ChatRequest:
         """The kinds of its clips, in the order in which they come before the text."""
         return tuple(kind for kind, clip in (("audio", self.audio), ("video", self.video)) if clip is not None)
 
+    @property
+    def fps(self) -> float | None:
+        """Frame rate of its video."""
+        return None if self.video is None else self.video.metadata()["fps"]
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """`n` completions at `temperature` (0 is greedy) of at most `max_tokens` tokens; `seed` fixes the draw."""
+    """`n` completions at `temperature` (0 is greedy) of at most `max_tokens` tokens each; `seed` fixes what is drawn."""
 
     n: int
     temperature: float
@@ -55,7 +63,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is `"stop"`; `"length"` when the token limit cut the text; a server has more, such as `"refusal"`."""
+    """`finish_reason` is `"stop"`, `"length"` when the token limit cut the text, or another word of a server (`"refusal"`)."""
 
     text: str
     finish_reason: str
@@ -63,7 +71,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request as the server counts them; `cached_tokens` came from its cache (None: not reported)."""
+    """Tokens of one request as the engine counts them; `cached_tokens` came from the server's cache (None: not reported)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -73,9 +81,12 @@ class Usage:
 @dataclass(frozen=True)
 class ChatResult:
     """
-    The completions of one request and the exact prompt that they answer; or an `outcome` that says why there are none, with
-    what was seen in `detail`. `was_sent` is False when the clip could not be read. `sampling` is what `sampling.effective`
-    records of the request; None where nothing was drawn.
+    The completions of one request and the exact prompt that they answer, or the reason why there are none.
+
+    Args:
+        outcome (`str`, *optional*), detail (`str`, *optional*): Of the `RowError`: the ledger's word, and what was seen.
+        was_sent (`bool`): False when the clip could not be read.
+        sampling (`dict`, *optional*): From `sampling.effective`; None where nothing was drawn.
     """
 
     key: str
@@ -87,13 +98,57 @@ class ChatResult:
     was_sent: bool = True
     sampling: dict[str, Any] | None = None
 
+    @classmethod
+    def without_clip(cls, key: str, error: RowError) -> ChatResult:
+        """Of a request that was not built, because its clip cannot be read."""
+        return cls(key, "", [], error.outcome, str(error), was_sent=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """
+    What the flags of a command say about its engine.
+
+    Args:
+        model (`str`): Local folder or Hub id, or the name under which `base_url` serves the model.
+        sampling (`Sampling`): Of the command's first requests.
+        base_url (`str` or `Sequence[str]`, *optional*): Servers of the model; None for a model in this process.
+        batch_size (`int`): Sequences generated at once in this process.
+        concurrency (`int`): Requests in flight at the servers.
+        timeout_s (`float`, *optional*): Of a request, seconds.
+        prime (`bool`): See `OpenAIEngine`.
+        batches (`Path`, *optional*): The record of batches, for a command that uses the Batch API.
+        options (`RequestOptions`): Fields that the servers need changed.
+        revision (`str`, *optional*): Commit of a model on the Hub.
+        base_model (`str`, *optional*): Where the base of a LoRA is now, if it was moved.
+    """
+
+    model: str
+    sampling: Sampling
+    base_url: str | Sequence[str] | None = None
+    batch_size: int = 1
+    concurrency: int = 1
+    timeout_s: float | None = None
+    prime: bool = False
+    batches: Path | None = None
+    options: RequestOptions = field(default_factory=RequestOptions)
+    revision: str | None = None
+    base_model: str | None = None
+
+    @property
+    def base_urls(self) -> list[str]:
+        return [self.base_url] if isinstance(self.base_url, str) else list(self.base_url or [])
+
 
 class Engine(Protocol):
     """
-    What `run_requests` needs.
+    What `run_requests` needs. What a request draws may depend on the other requests of its call, so a call is always repeated
+    with the same members.
 
-    `window_s`: longer sounds must be cut by the caller; None when the engine says nothing. What a request draws may depend on
-    the others of its call, so a call is only ever made with all its members: `requests_per_call` of them.
+    Attributes:
+        requests_per_call (`int`): Members of a call.
+        window_s (`float`, *optional*): The caller cuts longer sounds to it, seconds; None for no limit.
+        revision (`str`): What the model is, for the rows.
     """
 
     requests_per_call: int
@@ -106,10 +161,10 @@ class Engine(Protocol):
 @runtime_checkable
 class StreamingEngine(Protocol):
     """
-    An engine that answers each request by itself and has requests built when it can send them.
+    An engine that answers each request independently, and builds requests when it can send them.
 
-    `stream` takes keys in groups that share a clip, and yields results as they are finished. A result that was yielded is
-    journaled before the next one is asked for.
+    `stream` takes keys in groups that share a clip, and yields results as they are finished. The caller journals what was
+    yielded before it takes the next results.
     """
 
     num_retries: int
@@ -120,5 +175,5 @@ class StreamingEngine(Protocol):
 
 
 def seed_of(seed: int, keys: Sequence[str]) -> int:
-    """A seed for these requests alone, so that a batch draws the same completions whenever it is (re)run."""
+    """A seed for these requests, so that they draw the same completions whenever they are made again together."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()[:4], "big")

@@ -1,17 +1,17 @@
 """
-Ask through OpenAI's Batch API: half the price, answers within a day, and nothing paid twice.
+Make requests through OpenAI's Batch API: half the price, answers within a day, and nothing is paid twice.
 
-Requests are written into input files, each file is uploaded and a batch made of it, and the answers are read when the batch
-has ended. What becomes of a request:
+The requests are written into input files. Each file is uploaded, a batch is made of it, and its answers are read when the batch
+has ended. What happens to a request:
 
-- Its answer is read as `OpenAIEngine` reads one; 400, 413 and 422 refuse this request and not the next: its outcome at once.
-  One that names a sampling field is asked again without such fields. Of these only OpenAI's own are sent, since the API is.
-- Another failure, or no line at all, is asked again in a further batch, up to `TRIES` batches; then it is the request's
-  outcome, or the end of the run where it would be that to `OpenAIEngine` too (401, 404, or 429 and no answers).
-- A batch that expired or was cancelled keeps what it has answered. The rest of an expired one is submitted again; after a
-  cancelled one the run stops, and a rerun submits the rest.
-- A batch that failed its validation was not begun: the run stops with the server's reason. Where that is the account's limit
-  of enqueued tokens, fewer or smaller batches are submitted instead.
+- Its answer is read as `OpenAIEngine` reads one. 400, 413 and 422 refuse this request alone: that is its outcome. The exception
+  is a refusal that names a sampling field: the request is made again without such fields. Only OpenAI's own fields are sent.
+- After any other failure, or when both result files lack the request, it goes into another batch, up to `TRIES` batches. Then
+  the failure is its outcome, or stops the run where it would stop `OpenAIEngine` too (401, 404, or 429 and no answers).
+- A batch that expired or was cancelled keeps the answers that it has. The rest of an expired batch is submitted again. After a
+  cancelled batch the run stops, and a rerun submits the rest.
+- A batch that fails its validation is never begun: the run stops with the server's reason. Where the reason is the account's
+  limit of enqueued tokens, fewer or smaller batches are submitted instead.
 
 A rerun reads the batches of the runs before it, and submits what is in none of them; see `openai_account`.
 """
@@ -19,12 +19,12 @@ A rerun reads the batches of the runs before it, and submits what is in none of 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,29 +32,28 @@ from typing import Any
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
 from sightsound.data.schema import SERVER_ERROR
-from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, Usage
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, EngineFlags, Sampling, Usage
 from sightsound.engines.openai import TIMEOUT_S, OpenAIEngine
 from sightsound.engines.openai_account import ENDPOINT, BatchAccount
 from sightsound.engines.openai_protocol import RequestFailure, content_of, failure_of_reported, request_body
 from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.request_fields import RequestOptions
-from sightsound.engines.runner import MAX_UNANSWERED
 from sightsound.engines.sampling import NEUTRAL, OPENAI_FIELDS, effective, named_fields
+from sightsound.stage import Journal
 
 
 BATCHES_FILE = "batches.jsonl"
 
-# OpenAI's API reference, batches/create, `input_file_id`: "up to 50,000 requests, and can be up to 200 MB in size". Such files
-# go by themselves after 30 days (files/create, `expires_after`).
+# OpenAI's API reference, batches/create, `input_file_id`: "up to 50,000 requests, and can be up to 200 MB in size". OpenAI
+# deletes such files after 30 days (files/create, `expires_after`).
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
-# A file holds some hundred clips: enough of them at once that a large corpus does not wait for one day after the other.
+# A file holds some hundred clips. With many batches at once a large corpus does not wait for one day after the other.
 MAX_OPEN = 100
 TRIES = 3  # each may take a day
 LONGEST_CUSTOM_ID = 64  # not documented by OpenAI, but the limit of servers that speak its protocol
-RESULTS_PER_YIELD = 500
 
 ENDED = ("completed", "expired", "cancelled", "failed")
-# API reference, the batch's error file, `error.code`: these two were not begun; the third, `request_timeout`, was.
+# API reference, the batch's error file, `error.code`. The third code, `request_timeout`, is of a request that was begun.
 NOT_BEGUN = ("batch_expired", "batch_cancelled")
 TOO_MUCH_AT_ONCE = "token_limit_exceeded"  # https://github.com/openai/openai-python/issues/2084
 
@@ -62,59 +61,55 @@ Answer = tuple[list[Completion], Usage | None]
 
 
 @dataclass
-class _Open:
+class _Batch:
     """A batch that is yet to be read. `is_old`: it had ended before this run first looked at it."""
 
-    batch_id: str
+    id: str
     keys: list[str]
     is_old: bool | None = None
 
 
 @dataclass
 class _Run:
-    """One call of `stream`: `wanted` are the keys without a result, `todo` those of them that are in no open batch."""
+    """One call of `stream`. `wanted` are the keys that have no result yet."""
 
     sampling: Sampling
     build: Callable[[str], ChatRequest]
-    asked: str
     wanted: dict[str, None]
+    account: BatchAccount
     max_requests: int
-    options: RequestOptions
     most_open: int = MAX_OPEN
-    todo: deque[str] = field(default_factory=deque)
-    opened: list[_Open] = field(default_factory=list)
+    open: list[_Batch] = field(default_factory=list)
     tries: Counter[str] = field(default_factory=Counter)
     prompts: dict[str, str] = field(default_factory=dict)
     neutral: dict[str, float] = field(default_factory=lambda: {name: NEUTRAL[name] for name in OPENAI_FIELDS})
     num_polls: int = 0
     has_answers: bool = False
-    told: str = ""
+    message: str = ""
 
-    def elsewhere(self) -> set[str]:
-        return {key for each in self.opened for key in each.keys}
-
-    def put_back(self, keys: Iterable[str]) -> None:
-        """To be submitted (again), unless they have a result or another batch may give them one."""
-        elsewhere = self.elsewhere()
-        self.todo.extend(key for key in keys if key in self.wanted and key not in elsewhere)
+    def submitted(self) -> set[str]:
+        """Keys that an open batch may still answer."""
+        return {key for batch in self.open for key in batch.keys}
 
 
 class OpenAIBatchEngine(OpenAIEngine):
     """
-    One OpenAI-compatible server that has the Batch API; the requests and their results are those of `OpenAIEngine`.
+    One OpenAI-compatible server that has the Batch API. The requests and their results are those of `OpenAIEngine`; the
+    answers of one batch are in memory at a time.
 
     Args:
         model (`str`): The name under which the server serves the model.
         base_url (`str`): Such as `https://api.openai.com/v1`. The key comes from `OPENAI_API_KEY`.
         record (`Path`): Where to keep what was submitted: `BATCHES_FILE` beside the journal, to be deleted when the stage is
-            finished. Input and output files are put beside it meanwhile.
-        poll_s (`tuple[float, float]`): First and longest time between two looks at the batches, seconds; each is half as long
-            again as the one before.
+            finished. The input file is put beside it meanwhile.
+        poll_s (`tuple[float, float]`): First and longest time between two looks at the batches, seconds. Each wait is half as
+            long again as the one before.
         settle_s (`float`): How long a batch may take to appear in the account's list, seconds.
-        max_requests (`int`): In one input file.
-        max_bytes (`int`): In one input file.
-        options (`RequestOptions`): What the server wants otherwise.
+        max_requests (`int`), max_bytes (`int`): Of one input file.
+        options (`RequestOptions`): Fields that the server needs changed.
     """
+
+    keeps_records = True  # a rerun has to send the same requests
 
     def __init__(
         self,
@@ -130,14 +125,10 @@ class OpenAIBatchEngine(OpenAIEngine):
     ):
         super().__init__(model, base_url, concurrency=1, timeout_s=timeout_s, options=options)
         replica = self._replicas.take(None, None)
-        self._url = replica.url
-        self.keeps_records = True  # of batches, so that a rerun has to send the same requests
-        self._account = BatchAccount(replica.client, replica.url, timeout_s, record, settle_s)
-        self._poll_s, self._max_requests, self._max_bytes = poll_s, max_requests, max_bytes
-        path = Path(record)
-        self._input, self._output, self._errors = (
-            path.with_name(f".{path.name}.{name}") for name in ("input", "output", "errors")
-        )
+        self._url, self._client = replica.url, replica.client
+        self._record, self._settle_s, self._poll_s = Path(record), settle_s, poll_s
+        self._max_requests, self._max_bytes = max_requests, max_bytes
+        self._input = self._record.with_name(f".{self._record.name}.input")
 
     def stream(
         self, groups: Iterable[Sequence[str]], build: Callable[[str], ChatRequest], sampling: Sampling
@@ -146,57 +137,58 @@ class OpenAIBatchEngine(OpenAIEngine):
         Submit what no earlier batch has answered or may answer, and read batches as they end; see `StreamingEngine`.
 
         Args:
-            build (`Callable`): Called when a request is written, or its answer found in a batch of an earlier process.
+            build (`Callable`): Called when a request is written, or when its answer is found in a batch of an earlier process.
 
         Raises:
             `InputError`: The server cannot be used, or no longer, or a batch failed or was cancelled.
         """
         asked = hashlib.sha256(json.dumps([self.model, asdict(sampling)]).encode()).hexdigest()
-        wanted = dict.fromkeys(key for group in groups for key in group)
-        run = _Run(sampling, build, asked, wanted, self._max_requests, self._options)
+        if not (wanted := dict.fromkeys(key for group in groups for key in group)):
+            return
         try:
-            with self._account:
-                for batch_id, keys in self._account.recorded(asked):
-                    if not run.wanted.keys().isdisjoint(keys):
-                        run.opened.append(_Open(batch_id, keys))
-                run.put_back(run.wanted)
-                while run.todo or run.opened:
+            with closing(Journal(self._record)) as record:
+                account = BatchAccount(
+                    self._client, self._url, timeout_s=self._timeout_s, record=record, asked=asked, settle_s=self._settle_s
+                )
+                run = _Run(sampling, build, wanted, account, self._max_requests)
+                run.open = [_Batch(*each) for each in run.account.recorded() if not wanted.keys().isdisjoint(each[1])]
+                while run.wanted:
                     yield from self._submit(run)
                     yield from self._collect(run)
+        except RequestFailure as failure:
+            raise InputError(f"{failure}; finished requests are kept, rerun to continue") from failure
         finally:
-            for path in (self._input, self._output, self._errors):
-                path.unlink(missing_ok=True)
+            self._input.unlink(missing_ok=True)
 
     def _submit(self, run: _Run) -> Iterator[list[ChatResult]]:
-        while run.todo and len(run.opened) < run.most_open:
-            keys, digest, unread = self._write_input(run)
+        submitted = run.submitted()
+        todo = deque(key for key in run.wanted if key not in submitted)
+        while todo and len(run.open) < run.most_open:
+            keys, digest, unread = self._write_input(run, todo)
             if unread:
                 yield unread
-            if keys and (adopted := self._account.adopt(digest, run.asked, keys)):
-                run.opened.append(_Open(adopted, keys))
+            if keys and (adopted := run.account.adopt(digest, keys)):
+                run.open.append(_Batch(adopted, keys))
             elif keys:
                 self._look_up()
-                made = self._account.make(self._input, digest, run.asked, keys)
-                run.opened.append(_Open(made, keys, is_old=False))
+                run.open.append(_Batch(run.account.make(self._input, digest, keys), keys, is_old=False))
             run.num_polls = 0
 
-    def _write_input(self, run: _Run) -> tuple[list[str], str, list[ChatResult]]:
-        """One input file, row by row: its keys, its digest, and the requests whose clip cannot be read."""
+    def _write_input(self, run: _Run, todo: deque[str]) -> tuple[list[str], str, list[ChatResult]]:
+        """Write one input file, row by row: its keys, its digest, and the requests whose clip cannot be read."""
         keys: list[str] = []
         unread: list[ChatResult] = []
         digest, num_bytes = hashlib.sha256(), 0
         with open(self._input, "wb") as file:
-            while run.todo and len(keys) < run.max_requests:
-                key = run.todo[0]
+            while todo and len(keys) < run.max_requests:
+                key = todo[0]
                 try:
                     request = run.build(key)
                 except MediaError as error:
-                    unread.append(_unread(run.todo.popleft(), error))
-                    del run.wanted[key]
+                    unread.append(ChatResult.without_clip(key, error))
+                    del run.wanted[todo.popleft()]
                     continue
-                fps = None if request.video is None else request.video.metadata()["fps"]
-                content = content_of(request, self._options)
-                body = request_body(self.model, content, fps, run.sampling, key, self._options, run.neutral)
+                body = self._body(key, run, content_of(request, self._options), request.fps)
                 line = json.dumps({"custom_id": _custom_id(key), "method": "POST", "url": ENDPOINT, "body": body})
                 encoded = line.encode() + b"\n"
                 num_bytes += len(encoded)
@@ -204,132 +196,108 @@ class OpenAIBatchEngine(OpenAIEngine):
                     break  # it opens the next file
                 file.write(encoded)
                 digest.update(encoded)
-                keys.append(run.todo.popleft())
+                keys.append(todo.popleft())
                 run.prompts[key] = request.text
         return keys, digest.hexdigest(), unread
 
+    def _body(self, key: str, run: _Run, content: list[Any], fps: float | None = None) -> dict[str, Any]:
+        return request_body(self.model, content, fps, run.sampling, key, self._options, run.neutral)
+
     def _collect(self, run: _Run) -> Iterator[list[ChatResult]]:
         """Look at every open batch once, and read those that have ended; wait where none has."""
-        batches = []
-        for each in list(run.opened):
-            batch = self._account.retrieve(each.batch_id)
-            batches.append(batch)
-            if each.is_old is None:
-                each.is_old = batch.status in ENDED
-            if batch.status in ENDED:
-                run.opened.remove(each)
-                yield from self._read(each, batch, run) if batch.status != "failed" else self._fail(each, batch, run)
-        self._tell(batches, run)
-        if len(run.opened) == len(batches) > 0:
+        from tqdm import tqdm
+
+        looks = []
+        for batch in list(run.open):
+            looks.append(look := run.account.retrieve(batch.id))
+            if batch.is_old is None:
+                batch.is_old = look.status in ENDED
+            if look.status in ENDED:
+                run.open.remove(batch)
+                if look.status == "failed":
+                    self._react_to_failed(batch, look, run)
+                else:
+                    yield from self._read(batch, look, run)
+        counts = [look.request_counts for look in looks if look.request_counts]
+        num_done, total = sum(c.completed + c.failed for c in counts), sum(c.total for c in counts)
+        statuses = ", ".join(f"{num} {status}" for status, num in Counter(look.status for look in looks).items())
+        message = f"batches at {self._url}: {statuses}; {num_done} of {total} requests done"
+        if looks and message != run.message:
+            run.message = message
+            tqdm.write(message, file=sys.stderr)  # above the progress bar
+        if len(run.open) == len(looks) > 0:
             shortest, longest = self._poll_s
             time.sleep(min(longest, shortest * 1.5 ** min(run.num_polls, 50)))
             run.num_polls += 1
 
-    def _tell(self, batches: list[Any], run: _Run) -> None:
-        """A line above the progress bar, whenever there is something new."""
-        from tqdm import tqdm
+    def _react_to_failed(self, batch: _Batch, look: Any, run: _Run) -> None:
+        """A failed batch was never begun and is not paid. Of an old one the user may have mended the reason since."""
+        errors = (look.errors.data if look.errors else None) or []
+        lines = (f"line {e.line}: {e.message}" if e.line else str(e.message) for e in errors[:3])
+        reason = " ".join("; ".join(lines).split())[:300] or "it gave no reason"
+        message = f"{self._url} did not accept batch {batch.id}: {reason}"
+        if batch.is_old:
+            return
+        if not any(error.code == TOO_MUCH_AT_ONCE for error in errors):
+            raise InputError(f"{message}; does {self.model} take batches? Finished requests are kept, rerun to continue")
+        if run.open:
+            run.most_open = len(run.open)
+        elif len(batch.keys) > 1:
+            run.max_requests = len(batch.keys) // 2
+        else:
+            raise RequestFailure("", message)
 
-        counts = [batch.request_counts for batch in batches if batch.request_counts]
-        num_done, total = sum(c.completed + c.failed for c in counts), sum(c.total for c in counts)
-        statuses = ", ".join(f"{num} {status}" for status, num in Counter(batch.status for batch in batches).items())
-        told = f"batches at {self._url}: {statuses}; {num_done} of {total} requests done"
-        if batches and told != run.told:
-            run.told = told
-            tqdm.write(told, file=sys.stderr)
-
-    def _fail(self, each: _Open, batch: Any, run: _Run) -> Iterator[list[ChatResult]]:
-        """Nothing of it was begun or will be paid."""
-        errors = (batch.errors.data if batch.errors else None) or []
-        told = "; ".join(f"line {e.line}: {e.message}" if e.line else str(e.message) for e in errors[:3]) or "it gave no reason"
-        told = f"{self._url} did not accept batch {batch.id}: {' '.join(told.split())[:300]}"
-        if any(error.code == TOO_MUCH_AT_ONCE for error in errors) and not each.is_old:
-            if run.opened:
-                run.most_open = len(run.opened)
-            elif len(each.keys) > 1:
-                run.max_requests = len(each.keys) // 2
-            else:
-                raise InputError(f"{told}; finished requests are kept, rerun to continue")
-        elif not each.is_old:
-            raise InputError(f"{told}; does {self.model} take batches? Finished requests are kept, rerun to continue")
-        run.put_back(each.keys)
-        yield from ()
-
-    def _read(self, each: _Open, batch: Any, run: _Run) -> Iterator[list[ChatResult]]:
-        """Answers in the order of the output file, outcomes between them; what has neither is put back."""
-        self._account.download(batch.output_file_id, self._output)
-        self._account.download(batch.error_file_id, self._errors)
-        answered: set[str] = set()
-        failures: dict[str, RequestFailure] = {}
-        for key, found in self._lines(each, run):
-            if isinstance(found, RequestFailure):
-                failures[key] = found
-            else:
-                answered.add(key)
-        run.has_answers = run.has_answers or bool(answered)
-        settled, stop = self._settle(each, batch, answered, failures, run)
-        # Among the answers: so many outcomes in a row would be taken for a server that answers nobody.
-        num_pauses = -(-len(settled) // MAX_UNANSWERED)
-        size = min(RESULTS_PER_YIELD, -(-len(answered) // (num_pauses + 1)))
-        answers = (
-            _result(key, run, *found)
-            for key, found in self._lines(each, run)
-            if not isinstance(found, RequestFailure) and key in run.wanted
-        )
-        outcomes = (_result(key, run, [], None, failure) for key, failure in settled.items())
-        while part := list(itertools.islice(answers, size)):
-            yield part
-            if between := list(itertools.islice(outcomes, MAX_UNANSWERED)):
-                yield between
-        yield from iter(lambda: list(itertools.islice(outcomes, MAX_UNANSWERED)), [])
+    def _read(self, batch: _Batch, look: Any, run: _Run) -> Iterator[list[ChatResult]]:
+        """Yield the outcomes, then the answers. What has neither stays wanted, and is submitted again."""
+        results = dict(self._results(batch, look, run))
+        answers = {key: found for key, found in results.items() if not isinstance(found, RequestFailure)}
+        unanswered = [key for key in batch.keys if key in run.wanted and key not in answers]
+        run.has_answers = run.has_answers or bool(answers)
+        submitted, stop = run.submitted(), None
+        outcomes: dict[str, RequestFailure] = {}
+        for key in unanswered:
+            failure = results.get(key)
+            if failure is None and look.status == "completed":
+                failure = RequestFailure(SERVER_ERROR, f"the results of batch {batch.id} at {self._url} lack a request")
+            elif failure is None and not answers:
+                failure = RequestFailure("", f"batch {batch.id} at {self._url} {look.status} without an answer")
+            # An old batch without any answer is no reason to fail again: the user may have mended the reason since.
+            if not isinstance(failure, RequestFailure) or (batch.is_old and not answers):
+                continue
+            run.tries[key] += 1
+            if key in submitted or not (failure.is_final or run.tries[key] >= TRIES):
+                continue
+            if failure.outcome and (run.has_answers or not failure.is_busy):
+                outcomes[key] = failure
+            elif not batch.is_old:
+                stop = stop or failure
+        num_again = len(unanswered) - len(outcomes)
+        self.num_retries += num_again
+        if look.status == "cancelled" and num_again and not batch.is_old:
+            stop = RequestFailure("", f"batch {batch.id} at {self._url} was cancelled")
+        # Outcomes first: `run_requests` would take many of them after the last answer for a server that answers nothing.
+        for part in (outcomes, answers):
+            if part:
+                yield [self._result(key, found, run) for key, found in part.items()]
         if stop is not None:
-            raise InputError(f"{stop}; finished requests are kept, rerun to continue")
+            raise stop
 
-    def _settle(
-        self, each: _Open, batch: Any, answered: set[str], failures: dict[str, RequestFailure], run: _Run
-    ) -> tuple[dict[str, RequestFailure], RequestFailure | None]:
-        """What becomes of the requests without an answer: which have an outcome, and what stops the run. The rest goes back."""
-        settled: dict[str, RequestFailure] = {}
-        stop: RequestFailure | None = None
-        again, elsewhere = [], run.elsewhere()
-        for key in (key for key in each.keys if key in run.wanted and key not in answered):
-            failure = failures.get(key)
-            if failure is None and batch.status == "completed":
-                failure = RequestFailure(f"{self._url} told nothing of a request of batch {batch.id}", SERVER_ERROR)
-            elif failure is None and not answered:
-                failure = RequestFailure(f"batch {batch.id} at {self._url} {batch.status} without an answer")
-            # An old batch that has nothing but failures to say is no reason to fail again: the user has seen to it since.
-            counts = failure is not None and (bool(answered) or not each.is_old)
-            run.tries[key] += counts
-            if failure is None or not counts or key in elsewhere or not (failure.is_final or run.tries[key] >= TRIES):
-                again.append(key)
-            elif failure.outcome is not None and (run.has_answers or not failure.is_busy):
-                settled[key] = failure
-            else:
-                stop = stop or (None if each.is_old else failure)
-                again.append(key)
-        if batch.status == "cancelled" and again and not each.is_old:
-            stop = RequestFailure(f"batch {batch.id} at {self._url} was cancelled")
-        self.num_retries += len(again)
-        run.put_back(again)
-        return settled, stop
+    def _results(self, batch: _Batch, look: Any, run: _Run) -> Iterator[tuple[str, Answer | RequestFailure]]:
+        """What the result files say of wanted requests: failures, then answers. Lines of another form are skipped."""
+        keys = {_custom_id(key): key for key in batch.keys if key in run.wanted}
+        for file_id in (look.error_file_id, look.output_file_id):
+            for line in run.account.download(file_id).splitlines():
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                key = keys.get(str(entry.get("custom_id"))) if isinstance(entry, dict) else None
+                if key is not None and (found := self._parse(entry, run)) is not None:
+                    yield key, found
 
-    def _lines(self, each: _Open, run: _Run) -> Iterator[tuple[str, Answer | RequestFailure]]:
-        """What the files say of wanted requests. Lines about others, and what is no line of the protocol, are passed over."""
-        keys = {_custom_id(key): key for key in each.keys if key in run.wanted}
-        for path in (self._output, self._errors):
-            with open(path, "rb") as file:
-                for line in file:
-                    try:
-                        told = json.loads(line)
-                    except (ValueError, RecursionError):
-                        continue
-                    key = keys.get(str(told.get("custom_id"))) if isinstance(told, dict) else None
-                    if key is not None and (found := self._parse(told, run)) is not None:
-                        yield key, found
-
-    def _parse(self, told: dict[str, Any], run: _Run) -> Answer | RequestFailure | None:
-        """One line; None for a request that was not begun."""
-        response, error = told.get("response"), told.get("error")
+    def _parse(self, entry: dict[str, Any], run: _Run) -> Answer | RequestFailure | None:
+        """One line of a result file; None for a request that was not begun."""
+        response, error = entry.get("response"), entry.get("error")
         if isinstance(response, dict):
             status, body = response.get("status_code"), response.get("body")
         elif isinstance(error, dict) and error.get("code") in NOT_BEGUN:
@@ -344,30 +312,27 @@ class OpenAIBatchEngine(OpenAIEngine):
         status = status if isinstance(status, int) and 300 <= status < 600 else 500
         refused = failure_of_reported(status, body.get("error", body) if isinstance(body, dict) else None, self._url)
         if refused.__cause__ is not None and named_fields(refused.__cause__, OPENAI_FIELDS):
-            run.neutral, refused.is_final = {}, False  # all at once: another one would cost another day
+            run.neutral, refused.is_final = {}, False  # all fields at once: to try them one by one would cost days
         return refused
+
+    def _result(self, key: str, found: Answer | RequestFailure, run: _Run) -> ChatResult:
+        del run.wanted[key]
+        prompt = run.prompts.pop(key, None)
+        if prompt is None:  # written by another process: building it again also sets the request's note
+            try:
+                prompt = run.build(key).text
+            except MediaError as error:
+                return ChatResult.without_clip(key, error)
+        if isinstance(found, RequestFailure):
+            return ChatResult(key, prompt, [], found.outcome, str(found))
+        return ChatResult(key, prompt, found[0], usage=found[1], sampling=effective(self._body(key, run, [])))
 
 
 def _custom_id(key: str) -> str:
     return key if len(key) <= LONGEST_CUSTOM_ID else hashlib.sha256(key.encode()).hexdigest()
 
 
-def _unread(key: str, error: MediaError) -> ChatResult:
-    return ChatResult(key, "", [], error.outcome, str(error), was_sent=False)
-
-
-def _result(
-    key: str, run: _Run, completions: list[Completion], usage: Usage | None, failure: RequestFailure | None = None
-) -> ChatResult:
-    del run.wanted[key]
-    prompt = run.prompts.pop(key, None)
-    if prompt is None:  # written by another process; building it again tells the request's note too
-        try:
-            prompt = run.build(key).text
-        except MediaError as error:
-            return _unread(key, error)
-    if failure is not None:
-        return ChatResult(key, prompt, [], failure.outcome, str(failure))
-    sampling = run.sampling
-    asked = {"n": sampling.n, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "seed": 0, **run.neutral}
-    return ChatResult(key, prompt, completions, usage=usage, sampling=effective(run.options.apply(asked)))
+def make(flags: EngineFlags) -> OpenAIBatchEngine:
+    assert flags.batches is not None
+    timeout_s = flags.timeout_s or TIMEOUT_S
+    return OpenAIBatchEngine(flags.model, flags.base_urls[0], flags.batches, timeout_s, options=flags.options)

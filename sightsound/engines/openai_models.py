@@ -1,13 +1,12 @@
 r"""
-Look up a model at its server before hours of work are spent on it.
+The servers of one model: look the model up there before hours of work are spent on it, and choose where a request goes.
 
     python -m sightsound.engines.openai_models --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8001/v1
 
-`GET /v1/models` lists the models of an OpenAI-compatible server. A name that is not listed is an error, since the first request
-would be answered with a 404, or by another model than the one that the rows record. Where a list says less than the server
-serves, a name that is missing is no error: variants (`NAME:free`), tags (`NAME` for `NAME:latest`), prefixes (`models/NAME`),
-wildcards, pages, a model that the server knows by `GET /v1/models/NAME` alone, and deployments of Azure. Neither is a server
-without such a list.
+`GET /v1/models` lists the models of an OpenAI-compatible server. A name that is not listed is an error: the first request would
+be answered with a 404, or by another model than the one that the rows record. A missing name is no error where the list may be
+shorter than what is served: variants (`NAME:free`), tags (`NAME` for `NAME:latest`), prefixes (`models/NAME`), wildcards, lists
+of several pages, models that only `GET /v1/models/NAME` knows, and deployments of Azure. A server without a list is no error.
 """
 
 from __future__ import annotations
@@ -15,7 +14,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
@@ -23,23 +26,26 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.engines.openai_protocol import encodable
+from sightsound.engines.openai_protocol import delay_s, encodable
+from sightsound.engines.sampling import NeutralFields
 
 
 TIMEOUT_S = 10.0
 MOST_NAMES = 5
+# After so many failures in a row a replica gets no requests for a while, then a single one, if there are other replicas.
+FAILURES_BEFORE_REST = 3
 
-# When a model ends: `shutdown_date` of OpenAI, `expiration_date` of OpenRouter; the others in the same sense.
+# The day on which a model is shut down: `shutdown_date` of OpenAI, `expiration_date` of OpenRouter, and synonyms.
 _ENDS = ("shutdown_date", "shutdown_at", "sunset_date", "retirement_date", "expiration_date")
-# When its makers no longer recommend it (LiteLLM, Mistral, Azure): it may go on for a while.
+# The day from which its makers no longer recommend it (LiteLLM, Mistral, Azure): it may be served longer.
 _DEPRECATED = ("deprecation_date", "deprecation", "deprecated_at")
 
-# Azure lists what could be deployed, and serves deployments, whose names are the user's own.
+# Azure lists the models that could be deployed. It serves deployments, whose names the user chooses.
 _AZURE = (".azure.com", ".azure.us", ".azure.cn", ".azure-api.net")
 
 
 class NotAnswered(Exception):
-    """A server did not give a list; the message says why. `is_unusable`: it would not answer other requests either."""
+    """A server did not give a list; the message says why. `is_unusable`: other requests would fail too."""
 
     def __init__(self, message: str, is_unusable: bool = False):
         super().__init__(message)
@@ -51,7 +57,7 @@ def look_up(model: str, client: Any, url: str) -> str | None:
     Find a model in its server's list.
 
     Args:
-        client (`openai.OpenAI`): Without retries of its own.
+        client (`openai.OpenAI`): From `make_client`.
         url (`str`): Of the server, for messages.
 
     Returns:
@@ -108,16 +114,19 @@ def look_up_all(model: str, base_urls: Sequence[str], is_needed: bool = False) -
 
 def make_client(url: str, timeout_s: float) -> Any:
     """
-    The `openai` client of one server, without retries of its own.
+    The `openai` client of one server.
+
+    It makes no retries of its own: the engines know more about when to retry (for minutes, at another replica, after the other
+    requests, without a field that the server refuses), and a batch must not be made twice.
 
     Raises:
-        `InputError`: The key is none.
+        `InputError`: `OPENAI_API_KEY` cannot be a key.
     """
     import httpx2 as httpx  # what the openai client is built on
     from openai import OpenAI
 
-    key = os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY"  # servers of one's own want none
-    if not (key.isascii() and key.isprintable()):  # the client would quote it in its error
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY"  # a server of one's own needs none
+    if not (key.isascii() and key.isprintable()):  # the client's error would show the key
         raise InputError("OPENAI_API_KEY holds characters that no key has, such as a line break; set it to the key alone")
     return OpenAI(base_url=url, api_key=key, max_retries=0, timeout=httpx.Timeout(timeout_s, connect=TIMEOUT_S))
 
@@ -148,7 +157,7 @@ def _get(client: Any, path: str) -> Any:
 
 
 def _entries(answer: Any) -> tuple[list[dict[str, Any]], bool]:
-    """What a list of models holds, and whether that is all of it. OpenAI's `data`, Ollama's `models`, or a list alone."""
+    """The entries of a list of models, and whether it is complete. OpenAI's `data`, Ollama's `models`, or a plain list."""
     listed = answer.get("data") or answer.get("models") if isinstance(answer, dict) else answer
     entries = [{"id": each} if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else []
     is_whole = not (isinstance(answer, dict) and (answer.get("has_more") or answer.get("nextPageToken")))
@@ -163,7 +172,7 @@ def _names(entry: dict[str, Any]) -> list[str]:
 
 
 def _is_called(entry: dict[str, Any], model: str) -> bool:
-    """By its name, without a variant (`NAME:free`), tag or prefix."""
+    """Whether an entry is of the model, apart from a variant (`NAME:free`), tag or prefix."""
     model = model.removeprefix("models/")
     wanted = {model, f"{model}:latest", model.rpartition(":")[0]} - {""}
     names = [name.removeprefix("models/") for name in _names(entry)]
@@ -171,7 +180,7 @@ def _is_called(entry: dict[str, Any], model: str) -> bool:
 
 
 def _retrieved(client: Any, model: str) -> dict[str, Any] | None:
-    """The model's own entry, which some servers have of models that they do not list."""
+    """The model's own entry, which some servers have for models that they do not list."""
     try:
         answer = _get(client, f"/models/{quote(model, safe='/')}")
     except NotAnswered:
@@ -192,7 +201,7 @@ def _end_of(entry: dict[str, Any], model: str, url: str) -> str | None:
 
 
 def _dates(values: Iterable[Any]) -> Iterator[date]:
-    """Of ISO dates, and of seconds since 1970; Azure has several of them in a dictionary, of which inference counts."""
+    """Read ISO dates and seconds since 1970. Azure has a dictionary of several dates, of which `inference` counts."""
     for value in values:
         day = value.get("inference") if isinstance(value, dict) else value
         try:
@@ -200,7 +209,7 @@ def _dates(values: Iterable[Any]) -> Iterator[date]:
                 yield date.fromisoformat(day[:10])
             elif isinstance(day, int | float) and day > 1:  # True is 1
                 yield datetime.fromtimestamp(day, UTC).date()
-        except (ValueError, OverflowError, OSError):  # in words, or no date at all
+        except (ValueError, OverflowError, OSError):  # words, or no date
             continue
 
 
@@ -211,6 +220,65 @@ def _nearest(model: str, entries: list[dict[str, Any]]) -> str:
     ordered = sorted(likeness, key=lambda name: -likeness[name])
     more = len(ordered) - MOST_NAMES
     return ", ".join(ordered[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+@dataclass
+class Replica:
+    """One server, and how it has been doing."""
+
+    url: str
+    client: Any
+    neutral: NeutralFields = field(default_factory=NeutralFields)
+    in_flight: int = 0
+    failures: int = 0
+    rests_until: float = 0.0
+
+
+class Replicas:
+    """The servers of one model. The least loaded one gets a request; one that keeps failing gets none for a while."""
+
+    def __init__(self, urls: Sequence[str], timeout_s: float):
+        self._all = [Replica(url, make_client(url, timeout_s)) for url in urls]
+        self._lock = threading.Lock()
+
+    def look_up(self, model: str) -> None:
+        """
+        Find the model at each server that lists its models, and say on stderr when it ends.
+
+        Raises:
+            `InputError`: A server does not serve it.
+        """
+        for replica in self._all:
+            with suppress(NotAnswered):
+                if warning := look_up(model, replica.client, replica.url):
+                    print(f"warning: {warning}", file=sys.stderr)
+
+    def take(self, preferred: Replica | None, avoided: Replica | None) -> Replica:
+        """
+        Choose a server; `done` gives it back.
+
+        Args:
+            preferred (`Replica`, *optional*): Has the clip in its cache.
+            avoided (`Replica`, *optional*): Just failed this request: only chosen if there is no other.
+        """
+        with self._lock:
+            now = time.monotonic()
+            fit = [r for r in self._all if r.failures < FAILURES_BEFORE_REST or (now >= r.rests_until and not r.in_flight)]
+            if preferred in fit and preferred is not avoided:
+                fit = [preferred]
+            chosen = min(fit or self._all, key=lambda replica: (replica is avoided, replica.in_flight))
+            chosen.in_flight += 1
+            return chosen
+
+    def done(self, replica: Replica, is_well: bool | None) -> None:
+        """Give a server back. `is_well`: whether it works; None where its answer does not show that."""
+        with self._lock:
+            replica.in_flight -= 1
+            if is_well:
+                replica.failures = 0
+            elif is_well is not None:
+                replica.failures += 1
+                replica.rests_until = time.monotonic() + delay_s(max(0, replica.failures - FAILURES_BEFORE_REST))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What travels to an OpenAI-compatible server, and what its answers mean: completions, or a failure of a known kind."""
+"""The requests to an OpenAI-compatible server, and what its HTTP errors mean for them."""
 
 from __future__ import annotations
 
@@ -13,84 +13,87 @@ from typing import Any
 import numpy as np
 
 from sightsound.data.audio import encode_wav
-from sightsound.data.schema import REFUSED, SERVER_ERROR
+from sightsound.data.schema import REFUSED, SERVER_ERROR, RowError
 from sightsound.engines.base import ChatRequest, Sampling, seed_of
 from sightsound.engines.request_fields import IMAGES, LEAVES_OUT, SENDS_IMAGES, VIDEO, RequestOptions
 from sightsound.engines.sampling import NEUTRAL
 
 
 BUSY = 429
-DOWN = (502, 503, 504)  # what stands before a server that is not there, or not yet
+DOWN = (502, 503, 504)  # a proxy whose server is not there, or not yet
 REFUSALS = (400, 413, 422)
 PASSING = (408, 409, 425)  # and 5xx
 LONGEST_RETRY_AFTER_S = 600.0
 LARGEST_SEED = 2**31 - 1  # Gemini and llama.cpp take a signed 32-bit integer
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
-# Quoted, as in "Unsupported parameter: 'max_tokens'": the words stand in many other sentences.
+# In quotes, as in "Unsupported parameter: 'max_tokens'": without quotes the words are in many other sentences.
 _REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|video_url)[\"'`]")
-# Without quotes `n` is a letter: only what limits it to one is about the field.
+# Without quotes `n` is any letter n: only a sentence that limits it to one is about the field.
 _REFUSED_N = re.compile(r"\bn must (?:be |equal )+(?:to )?(?:1|one)\b|\bonly n ?==? ?1\b|\bn ?(?:>|!=|<=) ?1\b", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def delay_s(attempt: int) -> float:
-    """Seconds to wait after a try that failed; `attempt` counts from 0. Spread, so that clients do not all return at once."""
+    """Seconds to wait after failed attempt number `attempt` (from 0). Random, so that clients do not all come back at once."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.5)
 
 
-class RequestFailure(Exception):
+class RequestFailure(RowError):
     """
-    A try that gave no completions.
+    An attempt that gave no completions.
 
-    `outcome` is what becomes of the request if it cannot be answered: None where the run has to stop instead.
-    `is_final`: the same would happen again. `is_busy`: the server asks for patience. `is_down`: it did not answer this, and
-    perhaps nothing. `is_unreachable`: nothing listens there.
+    Args:
+        outcome (`str`): The request's outcome if no other attempt succeeds; "" where the run has to stop instead.
+        detail (`str`): What was seen.
+        is_final (`bool`): Another attempt would fail in the same way.
+        is_busy (`bool`): The server asks to wait.
+        is_down (`bool`): The server did not answer this request, and may answer none.
+        is_unreachable (`bool`): Nothing listens at the address.
+        retry_after_s (`float`, *optional*): How long the server asks to wait, seconds.
     """
 
     def __init__(
         self,
-        message: str,
-        outcome: str | None = None,
+        outcome: str,
+        detail: str,
+        *,
         is_final: bool = False,
         is_busy: bool = False,
         is_down: bool = False,
         is_unreachable: bool = False,
         retry_after_s: float | None = None,
     ):
-        super().__init__(encodable(message))
-        self.outcome, self.is_final, self.is_busy = outcome, is_final, is_busy
+        super().__init__(outcome, encodable(detail))
+        self.is_final, self.is_busy = is_final, is_busy
         self.is_down, self.is_unreachable, self.retry_after_s = is_down, is_unreachable, retry_after_s
 
 
-def _compressed(pixels: np.ndarray) -> bytes:
-    """Lossless WebP at its quickest: smaller than PNG, made in a tenth of the time, and any server with Pillow reads it."""
+# Lossless WebP at its quickest: smaller than PNG, made in a tenth of the time, and any server with Pillow reads it.
+WEBP = {"format": "WEBP", "lossless": True, "method": 0, "quality": 0}
+# Lossless too, and read by every server that takes images.
+PNG = {"format": "PNG", "compress_level": 1}
+
+
+def _encoded(pixels: np.ndarray, image_format: dict[str, Any]) -> str:
+    """One frame as base64 of a file."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, method=0, quality=0)
-    return buffer.getvalue()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Lossless, and read by every server that takes images; the quickest compression is still smaller than the pixels."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    Image.fromarray(pixels).save(buffer, **image_format)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def content_of(request: ChatRequest, options: RequestOptions) -> list[dict[str, Any]]:
-    """The clip before the text, so that requests about the same clip begin alike."""
+    """The message: the clip comes before the text, so that requests about one clip share a prefix in the server's cache."""
     parts: list[dict[str, Any]] = []
     if request.audio is not None:
         data = base64.b64encode(encode_wav(request.audio)).decode()
         parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
     if request.video is not None and options.frames == IMAGES:
-        images = (base64.b64encode(_png(frame)).decode() for frame in request.video.pixels)
-        parts += [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in images]
+        urls = (f"data:image/png;base64,{_encoded(frame, PNG)}" for frame in request.video.pixels)
+        parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     elif request.video is not None:
-        frames = ",".join(base64.b64encode(_compressed(frame)).decode() for frame in request.video.pixels)
+        frames = ",".join(_encoded(frame, WEBP) for frame in request.video.pixels)
         parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
     return [*parts, {"type": "text", "text": request.text}]
 
@@ -111,8 +114,8 @@ def request_body(
         content (`list[dict]`): From `content_of`.
         fps (`float`, *optional*): Frame rate of the request's video.
         key (`str`): Of the request; together with `sampling.seed` it fixes the draw.
-        options (`RequestOptions`): What the server wants otherwise.
-        neutral (`Mapping`): The fields of `sampling.NEUTRAL` that the server takes.
+        options (`RequestOptions`): Fields that the server needs changed.
+        neutral (`Mapping`): The fields of `sampling.NEUTRAL` that the server accepts.
     """
     body = {
         "model": model,
@@ -124,13 +127,13 @@ def request_body(
         **neutral,
     }
     if fps is not None and options.frames == VIDEO:
-        # vLLM would take 32 frames at most, and believe that they are a second apart.
+        # Without it vLLM takes 32 frames at most, as if they were a second apart.
         body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": fps}}
     return options.apply(body)
 
 
 def encodable(text: str) -> str:
-    """Half a surrogate pair, which no file can hold, becomes U+FFFD."""
+    """Half a surrogate pair, which cannot be written as UTF-8, becomes U+FFFD. Neither `json` nor pydantic replaces it."""
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -145,40 +148,41 @@ def failure_of_reported(status: int, error: Any, url: str) -> RequestFailure:
 
     seen = httpx.Response(status, request=httpx.Request("POST", url))
     reason = error.get("message") or error.get("code") if isinstance(error, dict) else error
-    told = f"Error code: {status}" + (f" - {reason}" if reason else "")
-    cause = APIStatusError(told, response=seen, body=error)
+    message = f"Error code: {status}" + (f" - {reason}" if reason else "")
+    cause = APIStatusError(message, response=seen, body=error)
     failure = failure_of_status(cause, url)
     failure.__cause__ = cause
     return failure
 
 
 def failure_of_status(error: Any, url: str) -> RequestFailure:
+    """What an `APIStatusError` means for its request."""
     status = error.status_code
-    told = f"{url} answered {status}: {_one_line(error.message)}"
+    detail = f"{url} answered {status}: {_one_line(error.message)}"
     metadata = error.body.get("metadata") if isinstance(error.body, dict) else None
-    if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter: what the provider behind it said
-        told += f" ({_one_line(metadata['raw'])})"
+    if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter: the message of the provider behind it
+        detail += f" ({_one_line(metadata['raw'])})"
     if status in REFUSALS:
-        return RequestFailure(told + _remedy(error.message), REFUSED, is_final=True)
-    if error.code == "insufficient_quota":  # OpenAI's 429 that no waiting helps against
-        return RequestFailure(told, is_final=True)
+        return RequestFailure(REFUSED, detail + _remedy(error.message), is_final=True)
+    if error.code == "insufficient_quota":  # OpenAI's 429 that does not pass
+        return RequestFailure("", detail, is_final=True)
     retry_after_s = _retry_after_s(error.response.headers)
     if status == BUSY:
-        return RequestFailure(told, SERVER_ERROR, is_busy=True, retry_after_s=retry_after_s)
+        return RequestFailure(SERVER_ERROR, detail, is_busy=True, retry_after_s=retry_after_s)
     if status in DOWN:
-        return RequestFailure(told, SERVER_ERROR, is_down=True, retry_after_s=retry_after_s)
+        return RequestFailure(SERVER_ERROR, detail, is_down=True, retry_after_s=retry_after_s)
     if status in PASSING or status >= 500:
-        return RequestFailure(told, SERVER_ERROR)
+        return RequestFailure(SERVER_ERROR, detail)
     if status in (401, 403):
         is_set = bool(os.environ.get("OPENAI_API_KEY"))
-        told += "; check OPENAI_API_KEY" if is_set else "; OPENAI_API_KEY is not set: set it to a key of that server"
+        detail += "; check OPENAI_API_KEY" if is_set else "; OPENAI_API_KEY is not set: set it to a key of that server"
     elif status == 404:
-        told += "; check --base_url (it ends in /v1) and the name of the model"
-    return RequestFailure(told, is_final=True)
+        detail += "; check --base_url (it ends in /v1) and the name of the model"
+    return RequestFailure("", detail, is_final=True)
 
 
 def _remedy(refusal: str) -> str:
-    """The flag that helps where a server refuses a field by its name."""
+    """The flag to give where a server refuses a field and names it."""
     found = _REFUSED_FIELD.search(refusal)
     name = found.group(1) if found else "n" if _REFUSED_N.search(refusal) else None
     if name is None:
@@ -191,14 +195,15 @@ def _remedy(refusal: str) -> str:
 
 
 def failure_of_connection(error: Exception, url: str, timeout_s: float) -> RequestFailure:
+    """What a broken connection, or none, means for its request."""
     import httpx2 as httpx
     from openai import APITimeoutError
 
     *_, root = _causes(error)
     if isinstance(error, APITimeoutError | httpx.TimeoutException) and not isinstance(root, httpx.ConnectTimeout):
-        return RequestFailure(f"no answer from {url} within {timeout_s:g} s", SERVER_ERROR, is_down=True)
-    told = f"no answer from {url}: is the server running? ({type(root).__name__}: {_one_line(root)})"
-    return RequestFailure(told, SERVER_ERROR, is_down=True, is_unreachable=True)
+        return RequestFailure(SERVER_ERROR, f"no answer from {url} within {timeout_s:g} s", is_down=True)
+    detail = f"no answer from {url}: is the server running? ({type(root).__name__}: {_one_line(root)})"
+    return RequestFailure(SERVER_ERROR, detail, is_down=True, is_unreachable=True)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,8 +1,8 @@
 """
-What a request to a server holds beside model, question and clip: fields of its own, fields left out, and how frames travel.
+The flags that change requests to a server, and what a stage records of the flags of a command that makes requests.
 
-Servers of one protocol differ in the fields that they take: some want `max_completion_tokens` in place of `max_tokens`, some
-refuse `seed`, or `n` above 1. `--request_field NAME=VALUE` adds or replaces a field, `--omit_field NAME` leaves one out.
+Servers of one protocol accept different fields: some need `max_completion_tokens` in place of `max_tokens`, some refuse `seed`
+or `n` above 1. `--request_field NAME=VALUE` adds or replaces a field, `--omit_field NAME` leaves one out.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.engines.sampling import NEUTRAL
+from sightsound.scale.executors import SCALE_FIELDS
 
 
 VIDEO, IMAGES = "video", "images"
-FRAMES_HELP = "how frames travel to --base_url: as one video (vLLM), or as one image_url each (OpenAI, Gemini and others)"
-# How an error names the flags that change the requests; `FLAGS_OF_REMEDY` finds them again.
+FRAMES_HELP = "how frames are sent to --base_url: as one video (vLLM), or as one image_url each (OpenAI, Gemini and others)"
+# Ends of the sentences in which an error suggests flags of this module; `FLAGS_OF_REMEDY` finds the flags in them.
 LEAVES_OUT, SENDS_IMAGES = " leaves it out", " sends images"
 FLAGS_OF_REMEDY = re.compile(rf"; (--[^;]+?)(?:{LEAVES_OUT}|{SENDS_IMAGES})$")
-# The request itself, and what the engine expects of the answer.
+# They are the request itself, or decide what the engine expects of the reply.
 FIXED = ("model", "messages", "n", "stream")
 
 
@@ -41,9 +42,11 @@ class RequestFieldArguments:
 @dataclass(frozen=True)
 class RequestOptions:
     """
+    What a server needs changed in the body of every request.
+
     Args:
-        fields (`dict`): Added to the body of each request, or in place of what it has under that name.
-        omitted (`tuple[str]`): Left out of it.
+        fields (`dict`): Added, or replaced.
+        omitted (`tuple[str]`): Left out.
         frames (`str`): `VIDEO`, one `video_url` as vLLM takes it, or `IMAGES`, an `image_url` for each frame.
     """
 
@@ -56,17 +59,17 @@ class RequestOptions:
         The body as it is sent.
 
         Raises:
-            `InputError`: A field is to be left out that the body does not have.
+            `InputError`: The body does not have a field that is to be left out.
         """
         for name in self.omitted:
-            # Only requests with a video have the one, and the others only until the server has refused them.
+            # Only requests with a video have `media_io_kwargs`; the others are sent until the server refuses them.
             if name not in body and name not in ("media_io_kwargs", *NEUTRAL):
                 near = difflib.get_close_matches(name, body, 1) or list(body)
                 raise InputError(f"--omit_field {name}: requests have no such field; did you mean {' or '.join(near)}?")
         return {name: value for name, value in body.items() if name not in self.omitted} | self.fields
 
     def summary(self) -> str:
-        """What differs from the default, for the rows that it makes; "" where nothing does."""
+        """What differs from the default, for the rows; "" where nothing does."""
         parts = [f"{name}={json.dumps(value)}" for name, value in sorted(self.fields.items())]
         parts += [f"no {name}" for name in sorted(self.omitted)]
         parts += ["frames as images"] if self.frames == IMAGES else []
@@ -77,11 +80,11 @@ def options_of(
     args: RequestFieldArguments, base_url: Iterable[str] | None, has_own_flag: Iterable[str], frames: str = VIDEO
 ) -> RequestOptions:
     """
-    The options that flags ask for.
+    Read the flags.
 
     Args:
-        base_url: The script's flag; without it there is no request.
-        has_own_flag (`Iterable[str]`): Names of fields that a flag of the script sets.
+        base_url (`Iterable[str]`, *optional*): The script's flag. Without it no server gets requests.
+        has_own_flag (`Iterable[str]`): Fields that have a flag of their own in the script.
         frames (`str`): The script's `--frames`.
 
     Raises:
@@ -113,14 +116,35 @@ def options_of(
 
 
 def recorded(args: RequestFieldArguments, frames: str = VIDEO) -> dict[str, Any]:
-    """The flags as a stage's settings have them: their order changes nothing, and None is what runs without them recorded."""
+    """The flags as a stage's settings have them: their order does not count, and None stands for the default."""
     flags = {name: sorted(getattr(args, name) or []) or None for name in ("request_field", "omit_field")}
     return flags | {"frames": None if frames == VIDEO else frames}
 
 
+def settings_of_requests(
+    args: Any, ignored: Iterable[str] = (), *, model_commit: str | None = None, frames: str = VIDEO
+) -> dict[str, Any]:
+    """
+    What a rerun has to share with the run that it continues: every flag that decides what a model answers. Which servers
+    answer, and in how many ranks, is not recorded.
+
+    Args:
+        args (`RequestFieldArguments`): Of a command that makes requests, with its `chosen_prompt`.
+        ignored (`Iterable[str]`): More flags that decide no answer.
+        model_commit (`str`, *optional*): Commit of a model on the Hub.
+        frames (`str`): The script's `--frames`.
+    """
+    left_out = {*SCALE_FIELDS, *ignored, "output_dir", "base_url", "concurrency", "request_timeout_s", "dry_run", "prompt_file"}
+    if args.base_url:
+        left_out.add("batch_size")  # in this process it decides which requests are drawn together
+    settings = {name: value for name, value in asdict(args).items() if name not in left_out}
+    settings |= {**args.chosen_prompt.settings, "engine": "server" if args.base_url else "in process"}
+    return settings | {"model_commit": model_commit} | recorded(args, frames)
+
+
 def _value(text: str) -> Any:
+    """JSON where the text is JSON (NaN and Infinity are not), else the text."""
     try:
-        value = json.loads(text, parse_constant=str)  # NaN and Infinity are no JSON
+        return json.loads(text, parse_constant=str)
     except (ValueError, RecursionError):
         return text
-    return value

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    from sightsound.engines.base import ChatResult
-
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
@@ -38,31 +32,34 @@ def run_requests(
     block_of: Callable[[str], int] | None = None,
     is_part: bool = False,
     check: Callable[[Journal], None] = lambda _: None,
-    may_refuse: Callable[[str], bool] | None = None,
+    is_optional: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """
-    Make every request that the journal lacks; results and failures are journaled as they come.
+    Make every request that the journal lacks; completions and outcomes are journaled as they come.
 
-    Without a `StreamingEngine` calls are cut from the full list of keys, whatever is journaled already: an interrupted call
-    is repeated with the same members and so draws the same completions.
+    Without a `StreamingEngine`, calls are cut from the full list of keys, whatever is journaled already. So an interrupted call
+    is repeated with the same members, and samples the same completions.
+
+    The journal then has, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where the
+    engine counts tokens and `sampling` where it records it; or `{"outcome", "detail"}`.
 
     Args:
         keys (`Sequence[str]`): All requests of the stage, in order.
-        build (`Callable`): Key to request; a server's engine calls it from several threads. A `MediaError` is journaled as
-            the request's outcome.
+        build (`Callable`): Key to request; the engine of a server calls it from several threads. A `MediaError` is the
+            request's outcome.
         description (`str`): For the progress bar.
-        clip_of (`Callable`, *optional*): Key to clip, for several requests about one clip: they should follow each other in
-            `keys`, and are sent one after the other, so that the server finds the clip in its prefix cache.
-        block_of (`Callable`, *optional*): Key to block, of consecutive `keys`: no call has members of two. Where a part of a
-            stage's questions is whole blocks, it makes the calls that all questions together would.
-        is_part (`bool`): `keys` are a rank's share, and may happen to be the few that the server refuses.
-        may_refuse (`Callable`, *optional*): Whether the server may refuse a key and all like it. Once it has answered others,
-            their refusals are outcomes and never stop the stage.
-        check (`Callable`, *optional*): Called with the journal at the start and whenever it has grown; an `InputError` stops
-            the run, once what is in flight is journaled.
+        clip_of (`Callable`, *optional*): Key to clip. Requests about one clip are consecutive in `keys`, and are sent one
+            after the other, so that the server finds the clip in its prefix cache.
+        block_of (`Callable`, *optional*): Key to block. No call has members of two blocks, so a rank with whole blocks makes
+            the same calls as a run of all questions.
+        is_part (`bool`): `keys` are a rank's share, which may be the few requests that the server refuses.
+        check (`Callable`): Called with the journal at the start and whenever it has grown. An `InputError` stops the run, once
+            the answers to requests in flight are journaled.
+        is_optional (`Callable`): Key -> whether the server may refuse it and all like it. Once the server has answered other
+            requests, such refusals are outcomes and never stop the stage.
 
-    The journal then holds, per key, `{"prompt", "completions": [{"text", "finish_reason"}], **note}`, with `usage` where the
-    server reports it and `sampling` where the engine records it, or `{"outcome", "detail"}`.
+    Raises:
+        `InputError`: The server answers no request, or `check` raised it.
     """
     check(journal)
     missing = [key for key in keys if key not in journal]
@@ -73,13 +70,13 @@ def run_requests(
         blocks = [list(block) for _, block in groupby(keys, block_of or (lambda _: 0))]
         size = engine.requests_per_call
         feed = _Feed([block[start : start + size] for block in blocks for start in range(0, len(block), size)])
-    held: list[ChatResult] = []  # failures since the last answer
+    held: list[ChatResult] = []  # results without an answer since the last answer
 
-    def num_clips_held() -> int:  # all traces of one bad clip are refused, and follow each other
+    def num_clips_held() -> int:  # requests about one bad clip all fail, one after the other
         return len({(clip_of or str)(result.key) for result in held})
 
     def is_expected(result: ChatResult) -> bool:
-        if may_refuse is None or result.outcome != REFUSED or not may_refuse(result.key):
+        if result.outcome != REFUSED or not is_optional(result.key):
             return False
         return any("completions" in entry for entry in journal.entries.values())
 
@@ -91,48 +88,50 @@ def run_requests(
             else:
                 parts = _called(engine, feed, journal, build, sampling)
             for notes, results in parts:
-                failed = [r for r in results if r.outcome and r.was_sent and not is_expected(r)]
-                settled = [result for result in results if result not in failed]
+                failed: list[ChatResult] = []
+                settled: list[ChatResult] = []
+                for result in results:
+                    (failed if result.outcome and result.was_sent and not is_expected(result) else settled).append(result)
                 if any(result.completions for result in settled):
                     settled, held = settled + held, failed
                 else:
                     held += failed
-                num_new = sum(result.key not in journal for result in settled)  # a repeated call has journaled members
+                num_new = sum(result.key not in journal for result in settled)  # members of a repeated call may be journaled
                 journal.append((result.key, _entry(result) | notes.get(result.key, {})) for result in settled)
                 progress.add(num_new, results, getattr(engine, "num_retries", 0))
                 try:
                     check(journal)
                 except InputError as error:
                     failure = error
-                # Refusals come at once and answers take minutes: what is in flight may be one, and is paid for.
-                # It stays closed until all is answered: an engine whose senders have ended needs new ones.
+                # Refusals come at once, answers take minutes: requests in flight may be answered, and are paid for. No
+                # more are sent until all of these have ended. Then the engine starts again, as its senders have ended.
                 feed.is_open = feed.is_open and failure is None and num_clips_held() <= MAX_UNANSWERED
             if failure is not None:
                 raise failure
-            # A server that has not answered a single request does not dislike this one: it is set up for something else.
+            # If no request at all is answered, the failures are not about single requests: the server is set up for others.
             is_useless = not is_part and not any("completions" in entry for entry in journal.entries.values())
-            # Ranks share a folder, and batches are recorded beside the journal.
+            # Nothing is deleted where ranks share the folder, or where batches are recorded beside the journal.
             is_kept = not is_useless or getattr(engine, "keeps_records", False)
             if held and (num_clips_held() > MAX_UNANSWERED or (feed.is_empty and is_useless)):
-                raise InputError(f"the server answers no request: {held[0].detail}; {_what_next(held[0].detail, is_kept)}")
+                raise InputError(f"the server answers no request: {held[0].detail}; {_remedy(held[0].detail, is_kept)}")
         journal.append((result.key, _entry(result)) for result in held)
         progress.add(len(held), [], getattr(engine, "num_retries", 0))
 
 
-def _what_next(detail: str | None, is_kept: bool) -> str:
+def _remedy(detail: str | None, is_kept: bool) -> str:
     """
-    The remedy after the server stopped answering. Other fields in the requests are other settings: a folder that keeps
-    anything refuses them.
+    What to do after the server stopped answering. Flags that change the requests are settings of the stage, which a folder with
+    results does not accept.
     """
     if not is_kept:
         return "nothing was answered, so the corrected command can use the same --output_dir"
     if detail and (flags := FLAGS_OF_REMEDY.search(detail)):
-        return f"the folder keeps what was made without that flag: delete the folder and start again with {flags[1]}"
+        return f"the folder has results that were made without that flag: delete the folder and start again with {flags[1]}"
     return "finished requests are kept, rerun to continue"
 
 
 class _Feed:
-    """Groups of requests for an engine to take; while it is closed it looks like its end."""
+    """Groups of requests for an engine to take. While the feed is closed, the engine sees its end."""
 
     def __init__(self, groups: list[list[str]]):
         self._groups = deque(groups)
@@ -180,7 +179,7 @@ def _called(
             try:
                 requests.append(build(key))
             except MediaError as error:
-                unread.append(ChatResult(key, "", [], error.outcome, str(error), was_sent=False))
+                unread.append(ChatResult.without_clip(key, error))
         yield {}, unread
         if requests:
             notes = {request.key: request.note for request in requests}
@@ -197,7 +196,7 @@ def _entry(result: ChatResult) -> dict[str, Any]:
 
 
 class RequestProgress:
-    """A progress bar: rows per second and time left; tokens per second and the cached share of prompts where they are told."""
+    """A progress bar: rows per second, time left and, where known, tokens per second and the cached share of prompts."""
 
     def __init__(self, total: int, done: int, description: str):
         from tqdm import tqdm
@@ -213,18 +212,18 @@ class RequestProgress:
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
-    def add(self, num_new: int, came: Sequence[ChatResult], num_retries: int) -> None:
-        for usage in (result.usage for result in came if result.usage is not None):
+    def add(self, num_new: int, results: Sequence[ChatResult], num_retries: int) -> None:
+        for usage in (result.usage for result in results if result.usage is not None):
             self._written += usage.completion_tokens
             if usage.cached_tokens is not None:
                 self._prompted += usage.prompt_tokens
                 self._cached += usage.cached_tokens
-        told = {}
+        figures = {}
         if self._written:
-            told["tokens/s"] = f"{self._written / max(1e-9, time.monotonic() - self._started):.0f}"
+            figures["tokens/s"] = f"{self._written / max(1e-9, time.monotonic() - self._started):.0f}"
         if self._prompted:
-            told["cached"] = f"{100 * self._cached / self._prompted:.0f}%"
+            figures["cached"] = f"{100 * self._cached / self._prompted:.0f}%"
         if num_retries:
-            told["retries"] = str(num_retries)
-        self._bar.set_postfix(told, refresh=False)
+            figures["retries"] = str(num_retries)
+        self._bar.set_postfix(figures, refresh=False)
         self._bar.update(num_new)

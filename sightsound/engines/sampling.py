@@ -1,9 +1,9 @@
 """
-Sampling that a checkpoint's `generation_config.json` does not change, and what is recorded of it.
+Sampling that a checkpoint's `generation_config.json` cannot change, and what is recorded of it.
 
 transformers' `generate` and vLLM's server fill every sampling field that is left out from that file. A released 7B student
-ships top_k 20, top_p 0.5 and repetition_penalty 1.1; an early teacher shipped top_k 1, which makes all n traces equal. Here
-every field is set: a draw depends on the temperature, the seed and the model.
+ships top_k 20, top_p 0.5 and repetition_penalty 1.1; another checkpoint once had top_k 1, which makes all n traces equal.
+Here every field is set, so that only the temperature, the seed and the model decide what is sampled.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-# The neutral value of every sampling field but the temperature, as a server takes it. The first three are OpenAI's, the others
-# vLLM's own.
+# The value that turns a sampling field off, for all but the temperature. The first three are OpenAI's, the others vLLM's.
 NEUTRAL: dict[str, float] = {
     "top_p": 1.0,
     "presence_penalty": 0.0,
@@ -25,14 +24,14 @@ NEUTRAL: dict[str, float] = {
     "repetition_penalty": 1.0,
 }
 OPENAI_FIELDS = ("top_p", "presence_penalty", "frequency_penalty")
-# A server that refuses fields without naming them is asked without the last of these groups, then without the last two, ...
+# A server that refuses fields without naming them gets requests without the last of these groups, then the last two, ...
 GROUPS = (("top_p",), ("presence_penalty", "frequency_penalty"), ("top_k", "min_p", "repetition_penalty"))
 
-# Both refuse a field: OpenAI's API answers 400, servers made with FastAPI 422.
+# Statuses of a refused field: OpenAI's API answers 400, servers made with FastAPI 422.
 REFUSES_A_FIELD = (400, 422)
 # "top_p", "topP", "top-p"; OpenAI, vLLM, Google and Mistral spell it differently.
 _NAMED = {name: re.compile(rf"\b{name.replace('_', '[_ -]?')}\b", re.IGNORECASE) for name in NEUTRAL}
-_NOT_TAKEN = re.compile(
+_NOT_ACCEPTED = re.compile(
     r"\b(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional propert|invalid (?:json|field|parameter|argument)"
     r"|validation|schema"
     r"|(?:not|n't) (?:be )?(?:supported|permitted|allowed|enabled|accepted|recogni[sz]ed))",
@@ -41,7 +40,7 @@ _NOT_TAKEN = re.compile(
 
 
 def in_process(temperature: float) -> dict[str, Any]:
-    """The arguments of transformers' `generate` that draw at `temperature`, under `neutral_generation`."""
+    """The arguments of transformers' `generate` for sampling at `temperature`, within `neutral_generation`."""
     if temperature == 0:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": NEUTRAL["top_p"]}
@@ -50,14 +49,14 @@ def in_process(temperature: float) -> dict[str, Any]:
 @contextmanager
 def neutral_generation(model: Any, tokenizer: Any) -> Iterator[list[int]]:
     """
-    Within it `model.generate` takes nothing of the checkpoint's generation config but its special tokens.
+    Within this context `model.generate` uses only the special tokens of the checkpoint's generation config.
 
-    A field that is None in a call is filled from `model.generation_config`: setting the known ones is not enough, since many
-    have no other neutral value (suppress_tokens, bad_words_ids, forced_eos_token_id, ...).
+    A field that is None in a call is filled from `model.generation_config`. To set the known fields in the call is not enough,
+    because None is the neutral value of many (suppress_tokens, bad_words_ids, forced_eos_token_id, ...).
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): Its generation config is put back afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): Names the end of a text where the generation config names none.
+        model (`PreTrainedModel` or `PeftModel`): Its generation config is restored afterwards.
+        tokenizer (`PreTrainedTokenizerBase`): Its end of text is used where the generation config has none.
 
     Yields:
         `list[int]`: The tokens that end a text.
@@ -66,8 +65,8 @@ def neutral_generation(model: Any, tokenizer: Any) -> Iterator[list[int]]:
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = base.generation_config
-    told = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
-    ends = [told] if isinstance(told, int) else list(told or [])
+    eos = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
+    ends = [eos] if isinstance(eos, int) else list(eos or [])
     kept = {"bos_token_id": own.bos_token_id, "pad_token_id": own.pad_token_id}
     base.generation_config = GenerationConfig(eos_token_id=ends, **kept)
     try:
@@ -78,23 +77,23 @@ def neutral_generation(model: Any, tokenizer: Any) -> Iterator[list[int]]:
 
 def effective(body: Mapping[str, Any]) -> dict[str, Any]:
     """
-    What a row records of a request: every field that decides a draw, but the seed.
+    What a row records of a request: every field that decides what is sampled, without the seed.
 
     Args:
         body (`Mapping`): What was sent. A field that was left out is recorded as None: the server's own default.
     """
-    asked = ("model", "messages", "seed", "media_io_kwargs")
-    sent = {name: value for name, value in body.items() if name not in asked}
+    other = ("model", "messages", "seed", "media_io_kwargs")
+    sent = {name: value for name, value in body.items() if name not in other}
     return {**dict.fromkeys(("n", "temperature", "max_tokens", *NEUTRAL)), **sent}
 
 
 class NeutralFields:
     """
-    The neutral fields that one server takes: all of `NEUTRAL`, until it has answered a request without some.
+    The neutral fields that one server accepts: all of `NEUTRAL`, until it has answered a request without some of them.
 
-    OpenAI, Gemini and others refuse fields that they do not know, and some models the fields that they do. A request that is
-    refused for them is made again without. What the first answer came with is sent from then on: a refusal after it is the
-    request's own fault.
+    OpenAI, Gemini and others refuse fields that they do not know, and some models refuse fields that the server knows. A
+    request that is refused for its fields is made again without them. The fields of the first answered request are sent from
+    then on: a later refusal has another reason.
     """
 
     def __init__(self) -> None:
@@ -102,7 +101,7 @@ class NeutralFields:
         self._is_settled = False
 
     def offered(self) -> dict[str, float]:
-        """What to send. Several threads may ask: it is replaced, and never changed."""
+        """What to send. For several threads: the dictionary is replaced, never changed."""
         return self._offered
 
     def settle(self, sent: dict[str, float]) -> None:
@@ -112,7 +111,7 @@ class NeutralFields:
 
     def without(self, sent: dict[str, float], error: Any) -> dict[str, float] | None:
         """
-        What to send instead, after a request with `sent` was refused; None where the fields are not why.
+        What to send instead, after a request with `sent` was refused; None where the fields are not the reason.
 
         Args:
             error (`APIStatusError`): The refusal.
@@ -131,9 +130,9 @@ def named_fields(error: Any, sent: Iterable[str]) -> list[str]:
 
 
 def _refused_fields(error: Any, sent: Iterable[str]) -> list[str]:
-    """Those that it names; where it speaks of something that is not taken and names none, the last group of them."""
+    """The fields that a refusal names; if it names none and is about something that is not accepted, the last group of them."""
     named = named_fields(error, sent)
-    if named or error.status_code not in REFUSES_A_FIELD or not _NOT_TAKEN.search(f"{error.message} {error.body}"):
+    if named or error.status_code not in REFUSES_A_FIELD or not _NOT_ACCEPTED.search(f"{error.message} {error.body}"):
         return named
     left = [[name for name in group if name in sent] for group in GROUPS]
     return next((group for group in reversed(left) if group), [])

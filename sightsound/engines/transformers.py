@@ -1,4 +1,4 @@
-"""A model in this process as an engine: batched generation with transformers."""
+"""A model in this process: batched generation with transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sightsound.cli import InputError
-from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, Usage, seed_of
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, EngineFlags, Sampling, Usage, seed_of
 from sightsound.engines.sampling import NEUTRAL, effective, in_process, neutral_generation
 from sightsound.method.prompts import user_message
 from sightsound.models.family import family_of_processor
@@ -19,7 +19,7 @@ class TransformersEngine:
 
     Args:
         model (`PreTrainedModel`): An audio or vision language model.
-        processor (`ProcessorMixin`): Its own.
+        processor (`ProcessorMixin`): The model's.
         batch_size (`int`): Sequences generated at once; a call takes `batch_size // n` requests.
         sampling (`Sampling`): Only `n` is read here, to size the calls.
         revision (`str`): Commit or fingerprint of the model, recorded in the rows.
@@ -81,11 +81,11 @@ class TransformersEngine:
         new = output[:, inputs["input_ids"].shape[1] :]
         is_end = torch.isin(new, torch.tensor(ends, device=new.device))
         ended = is_end.any(dim=1).tolist()
-        # Up to the first end; what follows it is padding.
+        # Up to and with the first end: the rest is padding.
         written = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, new.shape[1]).tolist()
         prompted = inputs["attention_mask"].sum(dim=1).tolist()
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        # A template may write <think> itself: it is put back before the text, as `openai_replies` does.
+        # A template may open the reasoning. The opening is part of the text, as in `openai_replies`.
         opening = "<think>" if prompts[0].rstrip().endswith("<think>") else ""
         completions = [Completion(opening + t, "stop" if e else "length") for t, e in zip(texts, ended, strict=True)]
         n = sampling.n
@@ -100,3 +100,7 @@ class TransformersEngine:
             )
             for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
         ]
+
+
+def make(flags: EngineFlags) -> TransformersEngine:
+    return TransformersEngine.load(flags.model, flags.batch_size, flags.sampling, flags.revision, flags.base_model)

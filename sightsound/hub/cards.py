@@ -1,4 +1,4 @@
-"""What a published dataset or model says of itself: cards, rendered from `templates/`, and how the run was started."""
+"""Cards: the README.md of a dataset, model or Space, its front matter and tables, and how the run was started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,67 @@ from sightsound.stage import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Features
+    from huggingface_hub import CardData
 
-
-# What the bytes of a dataset depend on.
+TEMPLATES = Path(__file__).with_name("templates")
+# The bytes of a dataset depend on these.
 PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio", "numpy", "soundfile")
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # no flag takes a token, but a user may type one
+SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # stands for the bytes in a card's sample row
+FUNNEL_FIGURE = "funnel.png"  # shown by the card of the corpus
 
 
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # nothing asks for one on the command line, but it may stand there
+def render_card(template: str, **values: Any) -> str:
+    """
+    Render the text of a card. A value that the template names and the caller does not give is an error.
+
+    Args:
+        template (`str`): File name in `templates/` (`model_cards/` in the repository is a link to that folder).
+        values: What the template names.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # No HTML escapes: a card is Markdown, and the Hub sanitises it.
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(template).render(**values)
 
 
-SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # in a card's sample row
+def save_card(folder: Path, data: CardData, text: str) -> None:
+    """
+    Write a README.md: front matter, then text.
+
+    `RepoCard.save` of huggingface_hub does not write atomically; a finished README.md is what makes a folder a dataset.
+
+    Args:
+        folder (`Path`): Of the dataset, model or Space.
+        data (`CardData`): The front matter (`DatasetCardData`, `ModelCardData` or `SpaceCardData`).
+        text (`str`): The card below it.
+    """
+    write_atomically(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def write_dataset_card(folder: Path, text: str, configs: dict[str, dict[str, str]], **metadata: Any) -> None:
+    """
+    Write the README.md that makes a folder a dataset repository. Write it last: `load_dataset(folder)` works from then on.
+
+    Args:
+        folder (`Path`): Holds the data files already.
+        text (`str`): The card below its front matter.
+        configs (`dict`): Config name to split to the glob of its files; the first config is the default.
+        metadata: Further front matter (`license`, `tags`, ...).
+    """
+    from huggingface_hub import DatasetCardData
+
+    described: list[dict[str, Any]] = []
+    for name, splits in configs.items():
+        files = [file for pattern in splits.values() for file in sorted(folder.glob(pattern))]
+        # datasets 5.2 names the cache of a local folder after the folder's name and configs only. Without a digest here, a
+        # rebuilt folder, or another folder of the same name, would be read from the old cache.
+        digest = hashlib.sha256(b"".join(bytes.fromhex(sha256_of(str(file))) for file in files)).hexdigest()
+        paths = [{"split": split, "path": pattern} for split, pattern in splits.items()]
+        described.append({"config_name": name, "description": f"sha256 {digest}", "data_files": paths})
+    described[0]["default"] = True
+    save_card(folder, DatasetCardData(**metadata, configs=described), text)
 
 
 def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dict[str, Features]) -> Any:
@@ -40,7 +91,7 @@ def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dic
 
     Args:
         folder (`Path`): Holds the data files already.
-        configs (`dict`): As for `hub.write_dataset_card`.
+        configs (`dict`): As for `write_dataset_card`.
         features (`dict`): Columns of each config.
     """
     import pyarrow.parquet as pq
@@ -68,79 +119,56 @@ def dataset_info(folder: Path, configs: dict[str, dict[str, str]], features: dic
     return card["dataset_info"]
 
 
+def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a Markdown table. (No library of this project writes one: pandas needs `tabulate` for it.)"""
+
+    def line(cells: Sequence[Any]) -> str:
+        return "|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells)
+
+    return [line(head), "| --- " * len(head) + "|", *map(line, rows)]
+
+
+def as_json(row: dict[str, Any]) -> str:
+    """A row as a card shows it: columns in their order, text unescaped."""
+    return json.dumps(row, indent=2, ensure_ascii=False)
+
+
 def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """
-    How this run was started and on what, for the card.
+    How this run was started and with which versions, for the card.
 
-    The command is as it was typed, but for tokens and for where absolute paths lead. The script is named as in the repository.
+    The command is as it was typed, without tokens and without the folders of absolute paths.
+
+    Args:
+        packages (`Sequence[str]`): Distributions whose versions the card states.
     """
-    script, repo = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
-    shown = script.relative_to(repo).as_posix() if script.is_relative_to(repo) else script.name
-    versions = {"sightsound": f"{__version__}{_commit(repo)}"} | {name: version(name) for name in packages}
-    command = TOKEN.sub("hf_...", shlex.join(["python", shown, *map(_without_folders, sys.argv[1:])]))
-    return {"command": command, "versions": versions}
+    versions = {"sightsound": f"{__version__}{_commit()}"} | {name: version(name) for name in packages}
+    command = shlex.join(["python", _script(Path(sys.argv[0]).resolve()), *map(_without_folders, sys.argv[1:])])
+    return {"command": TOKEN.sub("hf_...", command), "versions": versions}
+
+
+def _script(path: Path) -> str:
+    """A script as its own repository names it, wherever the package is installed: `dataset_builders/traces.py`."""
+    repository = next((folder for folder in path.parents if (folder / "pyproject.toml").is_file()), path.parent)
+    return path.relative_to(repository).as_posix()
 
 
 def _without_folders(argument: str) -> str:
-    """`PATH`, `--flag=PATH` or `NAME=PATH` with the last part of an absolute path alone."""
+    """`PATH`, `--flag=PATH` or `NAME=PATH` with only the last part of an absolute path."""
     name, assigned, value = argument.rpartition("=")
     return f"{name}{assigned}{shown_source(value) if Path(value).is_absolute() else value}"
 
 
-def _commit(repo: Path) -> str:
-    """` (commit ...)` where this is a checkout, since every commit until a release has one version."""
-    if not (repo / ".git").exists() or shutil.which("git") is None:
+def _commit() -> str:
+    """
+    ` (commit ...)` where this code runs from a git checkout: all commits between two releases have one version.
+
+    The commit has to contain this file. An installed package can lie in a checkout of something else, or in the `.venv` of
+    this one while it holds older code.
+    """
+    if shutil.which("git") is None:
         return ""
-    found = subprocess.run(["git", "-C", str(repo), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return f" (commit {found.stdout.strip()})" if found.returncode == 0 else ""
-
-
-def as_json(row: dict[str, Any]) -> str:
-    """A row as the card shows it: columns in their order, text as it is."""
-    return json.dumps(row, indent=2, ensure_ascii=False)
-
-
-TEMPLATES = Path(__file__).with_name("templates")
-
-
-FUNNEL_FIGURE = "funnel.png"  # shown by the card of the corpus
-
-
-def render_card(template: str, **values: Any) -> str:
-    """
-    Render a card's text; a value that the template names and nobody gave is an error, not a blank.
-
-    Args:
-        template (`str`): File name in `model_cards/`.
-        values: What the template names.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Not HTML: a card is Markdown that the Hub sanitises.
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template(template).render(**values)
-
-
-def write_dataset_card(folder: Path, text: str, configs: dict[str, dict[str, str]], **metadata: Any) -> None:
-    """
-    Write the README.md that makes a folder a dataset repository, last: `load_dataset(folder)` works from then on.
-
-    Args:
-        folder (`Path`): Holds the data files already.
-        text (`str`): The card below its front matter.
-        configs (`dict`): Config name to split to the glob of its files; the first config is the default.
-        metadata: Further front matter (`license`, `tags`, ...).
-    """
-    import yaml
-
-    described: list[dict[str, Any]] = []
-    for name, splits in configs.items():
-        files = [file for pattern in splits.values() for file in sorted(folder.glob(pattern))]
-        # datasets 5.2 caches a local folder under its name and its configs alone: without something here that changes
-        # with the content, a rebuilt folder (or another one of that name) would be read from the old one's cache.
-        digest = hashlib.sha256(b"".join(bytes.fromhex(sha256_of(str(file))) for file in files)).hexdigest()
-        paths = [{"split": split, "path": pattern} for split, pattern in splits.items()]
-        described.append({"config_name": name, "description": f"sha256 {digest}", "data_files": paths})
-    described[0]["default"] = True
-    front = yaml.safe_dump({**metadata, "configs": described}, sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "README.md", f"---\n{front}---\n\n{text}")
+    here = Path(__file__).resolve()
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f" (commit {found.stdout.split()[0]})" if found.returncode == 0 else ""

@@ -1,9 +1,9 @@
 """
-What a user names as input: a folder here, or a repository of the Hub at one commit; and whether it is of the expected kind.
+The inputs of a stage: a folder here, or a repository of the Hub, pinned to one commit.
 
 A stage reads its inputs more than once, and may be killed and continued days later, while the Hub's `main` moves. So a Hub
-dataset is looked up once, and from then on named `ORG/NAME@COMMIT`, also in the stage's settings: a rerun reads that commit.
-Users can pin a revision in the same way (`--dataset ORG/NAME@build-0123456789ab`).
+dataset is looked up once, and from then on its name is `ORG/NAME@COMMIT`, also in the stage's settings: a rerun reads the same
+commit. Users can pin a revision in the same way (`--dataset ORG/NAME@build-0123456789ab`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sightsound.stage import STAGE_FILE, is_complete, read_settings
 
 
 LOOK_UP_TIMEOUT_S = 10.0
-LOOK_UPS = 3  # of a Hub that is busy; one that cannot be reached is asked once
+LOOK_UPS = 3  # of a busy Hub; one that cannot be reached is tried once
 
 
 def front_matter_of(source: str) -> dict[str, Any]:
     """
-    What the card of a dataset says before its text; nothing where it has no card.
+    The front matter of a dataset's card; empty if it has no card.
 
     Args:
         source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
 
     Raises:
-        `InputError`: The Hub does not give the card, and the cache has none.
+        `InputError`: The card cannot be downloaded, and the cache has none.
     """
     import httpx
     from huggingface_hub import DatasetCard, hf_hub_download
@@ -47,21 +47,21 @@ def front_matter_of(source: str) -> dict[str, Any]:
         except RemoteEntryNotFoundError:
             return {}
         except (httpx.HTTPError, OSError, ValueError) as error:
-            told = f"the card of {source} cannot be read ({what_happened(error)})"
-            raise InputError(f"{told}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
+            problem = f"the card of {source} cannot be read ({what_happened(error)})"
+            raise InputError(f"{problem}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
     return DatasetCard.load(card).data.to_dict() if card.is_file() else {}
 
 
 def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) -> str:
     """
-    The dataset that a flag names, looked up before anything is read: a folder as it is, a Hub id with its commit.
+    Check the dataset that a flag names, and pin it: a folder stays as it is, a Hub id gets its commit.
 
     Args:
         flag (`str`): Without `--`; the stage's setting has the same name.
-        output_dir (`str`, *optional*): Of the stage: a rerun reads the commit that is recorded there.
+        output_dir (`str`, *optional*): Of the stage. A rerun takes the commit that is recorded there.
 
     Raises:
-        `InputError`: It is neither a folder that can be read nor a dataset of the Hub.
+        `InputError`: It is neither a readable folder nor a dataset of the Hub.
     """
     if Path(source).exists():
         _check_dataset_folder(flag, Path(source))
@@ -74,7 +74,7 @@ def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) ->
 
 
 def pin_datasets(arguments: Any, flags: Sequence[str], output_dir: str) -> None:
-    """`pin_dataset` for fields of a stage's arguments, in place; those that are None stay so."""
+    """Apply `pin_dataset` to fields of a stage's arguments, in place, except those that are None."""
     for flag in flags:
         if (source := getattr(arguments, flag)) is not None:
             setattr(arguments, flag, pin_dataset(flag, source, output_dir))
@@ -87,7 +87,7 @@ def _check_dataset_folder(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag} {folder} cannot be read; check its permissions")
     if (folder / STAGE_FILE).is_file() and not is_complete(folder):
         raise InputError(f"--{flag} {folder} is not complete; rerun the stage that writes it")
-    # Without our card, `load_dataset` would take whatever data files it finds.
+    # Checked here because without a card `load_dataset` would take any data files that it finds.
     if next(folder.glob("data/**/*.parquet"), None) is None and next(folder.glob("*.parquet"), None) is None:
         inner = next((each for each in sorted(folder.iterdir()) if (each / "data").is_dir()), None)
         meant = f"; did you mean {inner}?" if inner is not None else "; expected what a stage or dataset builder has written"
@@ -99,15 +99,15 @@ def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -
     The commit of a repository.
 
     Raises:
-        `InputError`: There is none of this name, it cannot be read with this token, or the Hub cannot be reached.
+        `InputError`: No such repository, no access with this token, or no connection to the Hub.
     """
     import httpx
     from huggingface_hub import HfApi, constants
 
-    asked = f"--{flag} {name}{f'@{revision}' if revision else ''}"
+    given = f"--{flag} {name}{f'@{revision}' if revision else ''}"
     if name.startswith((".", "/", "~")) or not (REPO_ID.fullmatch(name) or re.fullmatch(r"[\w.-]+", name, re.ASCII)):
         raise InputError(f"--{flag} {name}: there is no such folder{_similar_folder(name, repo_type)}")
-    missing = f"{asked}: there is no folder {name} here{_similar_folder(name, repo_type)}"
+    missing = f"{given}: there is no folder {name} here{_similar_folder(name, repo_type)}"
     if constants.HF_HUB_OFFLINE:
         if cached := _cached_commit(name, repo_type, revision):
             return cached
@@ -131,7 +131,7 @@ def _commit_on_hub(flag: str, name: str, repo_type: str, revision: str | None) -
 
 
 def _refusal(missing: str, name: str, repo_type: str, revision: str | None, error: Any) -> str:
-    """One line on why the Hub does not give a repository."""
+    """One line on why the Hub refuses access to a repository."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -148,7 +148,7 @@ def _refusal(missing: str, name: str, repo_type: str, revision: str | None, erro
 
 
 def _similar_folder(name: str, repo_type: str) -> str:
-    """`, did you mean ...?` where a folder of almost that name is there; in place of a model, only one that holds a model."""
+    """` (did you mean ...?)` if there is a folder of a similar name. For a model, it must hold a model."""
     parent = Path(name).parent
     beside = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() and os.access(parent, os.R_OK) else []
     if repo_type == "model":
@@ -159,7 +159,7 @@ def _similar_folder(name: str, repo_type: str) -> str:
 
 
 def _cached_commit(name: str, repo_type: str, revision: str | None) -> str | None:
-    """The revision by the caches on this machine: the Hub's client knows branches, `datasets` what it has prepared."""
+    """The commit of a revision in the caches here: of the Hub's client (branches, tags) and of `datasets` (commits)."""
     from datasets import config
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

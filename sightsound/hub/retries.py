@@ -1,4 +1,4 @@
-"""Asking the Hub again when that may help, and telling the user in one line when it may not."""
+"""Repeat calls of the Hub that may succeed later, and describe a failure in one line."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from sightsound.cli import InputError
 
 T = TypeVar("T")
 
-TRIES = 8  # with the delays below one to three minutes of a Hub that does not answer
+TRIES = 8  # with the delays below, one to three minutes
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0  # the Hub counts requests in windows of five minutes
-# A conflict (409, 412) is a matter of looking again, the rest of waiting; any other status is an answer.
+# After a conflict (409, 412) the caller looks at the repository again; the others pass with time.
 TRANSIENT = {408, 409, 412, 429, 500, 502, 503, 504}
-
-
-ADDRESS_QUERY = re.compile(r"(?<=\w)\?\S*")  # a signed address lets its reader in
+ADDRESS_QUERY = re.compile(r"(?<=\w)\?\S*")  # of a signed address: it gives access to whoever reads it
 
 
 class Conflict(Exception):
-    """Somebody else changed what this attempt was built on."""
+    """The repository changed during this attempt."""
 
 
 def retrying(call: Callable[[], T]) -> T:
     """
-    Call again after a conflict or a passing failure: each time later, as much later as the Hub asks for.
+    Call, and call again after a conflict or a temporary failure, with growing delays or those that the Hub asks for.
+
+    (`http_backoff` of huggingface_hub repeats one transfer. Here a whole step is repeated, so it sees a changed repository.)
 
     Args:
-        call (`Callable`): Has to bear being called again after it failed half-way.
+        call (`Callable`): Must be safe to repeat after a failure half-way.
 
     Raises:
-        `InputError`: Nothing that waiting would mend, or it did not pass in `TRIES` calls.
+        `InputError`: A failure that waiting does not help, or the last of `TRIES` failures.
     """
     import httpx
 
     for attempt in range(1, TRIES + 1):
         try:
             return call()
-        # RuntimeError is how the LFS and Xet clients tell of a failed transfer; ValueError, of a bad repo id or card.
+        # The LFS and Xet clients raise RuntimeError for a failed transfer; a bad repo id or card is a ValueError.
         except (httpx.HTTPError, OSError, RuntimeError, ValueError, Conflict) as error:
             seen = what_happened(error)
             if attempt == TRIES or not _is_transient(error):
@@ -61,7 +61,7 @@ def retrying(call: Callable[[], T]) -> T:
 
 
 def is_offline(error: BaseException) -> bool:
-    """Whether the Hub's host was not found or took no connection: the network is down, and each try says the same."""
+    """Whether the Hub's host was not found or refused the connection. Then each try fails in the same way."""
     import httpx
 
     return _answered(error) is None and any(isinstance(each, httpx.ConnectError) for each in _causes(error))
@@ -74,7 +74,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _answered(error: BaseException) -> Any:
-    """The error that carries the Hub's answer, however deep its client wrapped it; None if there was no answer."""
+    """The error with the Hub's response, which its client may have wrapped; None if there was no response."""
     return next((each for each in _causes(error) if getattr(each, "response", None) is not None), None)
 
 
@@ -89,18 +89,20 @@ def _is_transient(error: BaseException) -> bool:
 
 def _retry_after_s(error: BaseException) -> float | None:
     answered = _answered(error)
-    told = answered.response.headers.get("Retry-After", "") if answered is not None else ""
-    return min(LONGEST_RETRY_AFTER_S, float(told)) if told.isdigit() else None
+    header = answered.response.headers.get("Retry-After", "") if answered is not None else ""
+    return min(LONGEST_RETRY_AFTER_S, float(header)) if header.isdigit() else None
 
 
 def what_happened(error: BaseException) -> str:
-    """One line about a failure of the Hub, without a token. Of an address only the path."""
+    """One line on a failure of the Hub, without tokens, and without hosts and queries of addresses."""
+    from huggingface_hub import constants
+
     if (answered := _answered(error)) is None:
         *_, root = _causes(error)
         if is_offline(error):
-            return f"no connection to the Hub at {_hub_host()} ({' '.join(str(root).split())[:200]})"
-        told = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
-        return ADDRESS_QUERY.sub("", " ".join(told.split()))[:300]
+            return f"no connection to the Hub at {urlsplit(constants.ENDPOINT).netloc} ({' '.join(str(root).split())[:200]})"
+        text = str(error) if root is error else f"{error} {type(root).__name__}: {root}"
+        return ADDRESS_QUERY.sub("", " ".join(text.split()))[:300]
     response, message = answered.response, getattr(answered, "server_message", None)
     seen = f"the Hub answered {response.status_code} to {response.request.method} {response.request.url.path}"
     if message:
@@ -112,14 +114,8 @@ def what_happened(error: BaseException) -> str:
     return seen
 
 
-def _hub_host() -> str:
-    from huggingface_hub import constants
-
-    return urlsplit(constants.ENDPOINT).netloc
-
-
 def _about_token() -> str:
-    """What to do about a 401, which the Hub answers to a token that it does not know, also where none is needed."""
+    """What to do about a 401. The Hub answers it to an unknown token, also where none is needed."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -127,5 +123,5 @@ def _about_token() -> str:
     where = "HF_TOKEN" if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") else "`hf auth login`"
     return (
         f"the token of {where} is mistyped, expired or deleted: make a new one (with write access to publish) and set HF_TOKEN "
-        "or run `hf auth login`; what is public can be read without a token"
+        "or run `hf auth login`; public repositories can be read without a token"
     )

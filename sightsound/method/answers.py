@@ -1,13 +1,13 @@
 """
 The one grader of the project: extract the answer, match it to a choice, grade it.
 
-The order is the paper's (Table 1): an option letter first; without one, the text is aligned to a choice, exactly if it can
-be and else to the most similar one. When nothing is similar enough the question is *unanswered*, which is not the same as
-wrong and never a guess. How a match was made is part of the result.
+The order is the paper's (Table 1): first an option letter; without one the text is aligned to a choice, exactly where that is
+possible and else to the most similar choice. When no choice is similar enough, the question is *unanswered*. That is not the
+same as wrong, and the grader never guesses. The result says how a match was made.
 
-`answer_sections` finds the part of an output that answers, and `answer_marks` brings it into one way of writing.
-`answer_statements` finds the final statement in it, by the words of `answer_cues`, and `answer_claims` reads it.
-`answer_choices` finds what a text says about the choices, and `answer_similarity` the choice that it is similar to.
+The parts are in `answer_reading/`: `sections` finds the part of an output that answers, `marks` removes markup, `statements`
+finds the final statement in it by the patterns of `cues`, and `claims` reads the choice in that statement. `choices` finds the
+choices that a text names or denies, and `similarity` the choice that it resembles.
 """
 
 import re
@@ -34,11 +34,9 @@ __all__ = [
 _TRACE = re.compile(
     r"\s*<think>(?:(?!</?think>|</?answer>).)+</think>\s*<answer>(?:(?!</?think>|</?answer>).)+</answer>\s*", re.DOTALL
 )
-# "B", "(B)", "B.", "B. bell", "(B) bell": most answers have one of these forms and need no reading. An article, a pronoun
-# and a list have none of them.
+# Most answers have one of these forms, which need no further reading: "B", "(B)", "B.", "B. bell", "(B) bell". Articles,
+# pronouns and lists of letters do not match.
 _LETTER_FORM = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):]?)(?:$| +(?=\S))")
-
-
 _SENTENCE_FORM = re.compile(r"the (?:correct |final )?answer is (.{1,200}?)\.?")
 
 
@@ -47,22 +45,22 @@ class Answer(NamedTuple):
     An extracted answer.
 
     Args:
-        index (`int` or `None`): Which choice; None when the question was not answered.
+        index (`int` or `None`): Of the choice; None when the question is unanswered.
         matched_by (`str`): `"letter"`, `"choice_text"`, `"similarity"` or `"none"`.
-        text (`str`): What was matched.
+        text (`str`): The text that was matched.
     """
 
-    index: int | None  # type: ignore[assignment]  # a tuple's own index() is of no use here
+    index: int | None  # type: ignore[assignment]  # hides `tuple.index`, which nothing here needs
     matched_by: str
     text: str
 
 
 def extract_answer_texts(outputs: Sequence[str]) -> list[str]:
     """
-    `extract_answer_text` of every output that a metric is given.
+    `extract_answer_text` of every output that a metric scores.
 
     Raises:
-        `ValueError`: There are none, or one is None, which may be no answer or a loss on the way.
+        `ValueError`: There are no outputs, or one is None: whether it is an empty answer or a lost one cannot be told.
     """
     if not outputs:
         raise ValueError("there are no predictions to score")
@@ -76,11 +74,11 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     Match an answer's text to one of the choices.
 
     Args:
-        text (`str`): What `extract_answer_text` returned.
+        text (`str`): From `extract_answer_text`.
         choices (`Sequence[str]`): At most 26.
 
     Returns:
-        `Answer`: `index` is None when the text settles on no choice, or on several.
+        `Answer`: `index` is None when the text decides for no choice, or for several.
     """
     if not text:
         return Answer(None, "none", text)
@@ -88,7 +86,7 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
     if len(text) == 1 and "A" <= text <= "Z" and ord(text) - ord("A") < len(choices):
         return Answer(forms.first[ord(text) - ord("A")], "letter", text)
     exact = plain(text)
-    # Before the letter: the chord "D:maj/M3" is a choice and no answer "D". A letter alone is always a letter.
+    # Choices come before letters, because the chord "D:maj/M3" is not the letter D. A single letter is always a letter.
     index = forms.by_plain.get(exact)
     if index is not None and (len(exact) > 1 or not exact.isalpha()):
         return Answer(index, "choice_text", text)
@@ -97,10 +95,10 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
         if index < len(choices):
             rest = plain(text[letter.end() :])
             if not rest or rest == forms.plains[index]:
-                # The first of equal choices, as by text: traces that say B and D of the same choice agree.
+                # The first of equal choices, as when matched by text: then traces that say B and D for one text agree.
                 return Answer(forms.first[index], "letter", text)
-    said = _SENTENCE_FORM.fullmatch(exact) if exact.startswith("the ") else None
-    index = forms.by_plain.get(said.group(1) if said else exact.removesuffix("."))
+    sentence = _SENTENCE_FORM.fullmatch(exact) if exact.startswith("the ") else None
+    index = forms.by_plain.get(sentence.group(1) if sentence else exact.removesuffix("."))
     if index is not None and (len(forms.plains[index]) > 1 or not forms.plains[index].isalpha()):
         return Answer(index, "choice_text", text)
     if (index := forms.nearly(exact)) is not None:
@@ -110,12 +108,12 @@ def match_choice(text: str, choices: Sequence[str]) -> Answer:
 
 
 def parse_answer(output: str, choices: Sequence[str]) -> Answer:
-    """Extract and match in one step: what every caller outside this module wants."""
+    """Extract and match in one step."""
     return match_choice(extract_answer_text(output), choices)
 
 
 def is_correct(answer: Answer, gold: int, choices: Sequence[str]) -> bool:
-    """Whether the choice is the gold one. AVQA holds the gold text twice in some rows: the same text is the same choice."""
+    """Whether the choice is the gold one. Some AVQA rows list the gold text twice: equal texts are one choice."""
     if answer.index is None or answer.index == gold:
         return answer.index is not None
     first = forms_of(tuple(choices)).first

@@ -1,9 +1,9 @@
 """
-Ranks of a stage, started: on this machine, under Ray or as Slurm jobs, by datatrove's executors.
+Start the ranks of a stage with datatrove's executors: on this machine, under Ray, or as Slurm jobs.
 
-A rank is the same script with `--rank R` added, and can be started by hand as well; what a rank does is in `ranks.py`. It is a
-process of its own, not a function in datatrove's worker, because those workers are daemons: they may not have the processes
-that a stage starts, and a fork of one that has used CUDA cannot use it.
+A rank is the same script with `--rank R` added; it can also be started by hand. `ranks.py` says what it does. It is a process
+of its own and no function in a worker of datatrove. Those workers are daemons, which may not start processes, as a stage does;
+and they are forked, so CUDA may not work in them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sightsound.stage import RANKS_FOLDER
 
 
 LOCAL, RAY, SLURM = "local", "ray", "slurm"
-# What a finished rank leaves. Not `.parquet`: nothing that looks for data may find them before they are joined.
+# A finished rank leaves these. Not `.parquet`: nothing that looks for data may find them before they are joined.
 ROWS_PART, LEDGER_PART = "rows.part", "ledger.part"
 JOB_FILE = "slurm_job"
 EXTRA = "pip install 'sightsound[scale]'"
@@ -33,18 +33,18 @@ _WATCH_EVERY_S = 0.5
 
 @dataclass(kw_only=True)
 class ScaleArguments:
-    executor: str = field(default=LOCAL, metadata={"help": "what starts the ranks", "choices": [LOCAL, RAY, SLURM]})
-    num_tasks: int = field(default=1, metadata={"help": "ranks that share the questions", "minimum": 1})
+    executor: str = field(default=LOCAL, metadata={"help": "where the ranks run", "choices": [LOCAL, RAY, SLURM]})
+    num_tasks: int = field(default=1, metadata={"help": "number of ranks that share the questions", "minimum": 1})
     workers: int | None = field(default=None, metadata={"help": "ranks at a time (default: all)", "minimum": 1})
-    rank: int | None = field(default=None, metadata={"help": "do this rank's slice alone, here", "minimum": 0})
-    cpus_per_task: int = field(default=1, metadata={"help": "of each rank, for ray and slurm", "minimum": 1})
-    mem_per_cpu_gb: int = field(default=2, metadata={"help": "of each rank, for ray and slurm", "minimum": 1})
-    gpus_per_task: int = field(default=0, metadata={"help": "of each rank, for ray and slurm", "minimum": 0})
-    slurm_partition: str | None = field(default=None, metadata={"help": "needed for slurm"})
-    slurm_time: str = field(default="24:00:00", metadata={"help": "limit of a rank"})
+    rank: int | None = field(default=None, metadata={"help": "process only this rank's slice, here", "minimum": 0})
+    cpus_per_task: int = field(default=1, metadata={"help": "CPU cores per rank, for ray and slurm", "minimum": 1})
+    mem_per_cpu_gb: int = field(default=2, metadata={"help": "memory per CPU core, for ray and slurm", "minimum": 1})
+    gpus_per_task: int = field(default=0, metadata={"help": "GPUs per rank, for ray and slurm", "minimum": 0})
+    slurm_partition: str | None = field(default=None, metadata={"help": "partition; required for slurm"})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "time limit of a rank, for slurm"})
     slurm_args: list[str] | None = field(default=None, metadata={"help": "further sbatch options, such as account=lab"})
     slurm_setup: str | None = field(
-        default=None, metadata={"help": "shell line that a job runs first, such as the start of a server on its node"}
+        default=None, metadata={"help": "shell line that each job runs first, such as one that starts a server on its node"}
     )
 
     def check_scale(self) -> None:
@@ -63,17 +63,17 @@ class ScaleArguments:
             raise InputError(f"--slurm_args {bad}: expected NAME=VALUE, such as account=lab")
 
 
-# How a run is divided does not change its result: to be left out of a stage's settings.
+# Not part of a stage's settings: how a run is divided does not change its result.
 SCALE_FIELDS = tuple(each.name for each in fields(ScaleArguments))
 
 
 def for_rank(value: str, args: ScaleArguments) -> str:
-    """`http://gpu-{rank}:8000/v1` -> the address of this rank's own server; an address without `{rank}` is shared by all."""
+    """Fill `{rank}` into `http://gpu-{rank}:8000/v1`, if each rank has a server of its own."""
     return value.replace("{rank}", str(args.rank or 0))
 
 
 def rank_folder(output_dir: str | Path, rank: int, num_tasks: int) -> Path:
-    """Where a rank works; what it prints is in a file beside it, `.log` added."""
+    """Where a rank works. Its log is beside it: the same name and `.log`."""
     return Path(output_dir) / RANKS_FOLDER / f"{rank}-of-{num_tasks}"
 
 
@@ -83,20 +83,20 @@ def _log_file(output_dir: str | Path, rank: int, num_tasks: int) -> Path:
 
 
 class RankFailed(Exception):
-    """A rank ended with another exit code than 0."""
+    """A rank ended with an exit code other than 0."""
 
 
 @dataclass
 class RankCommand:
     """
-    A step of a datatrove pipeline: the command that was given here, once more, for one rank.
+    A step of a datatrove pipeline that runs the current command for one rank.
 
     Args:
-        command (`list[str]`): Without `--rank`.
+        command (`list[str]`): The command, without `--rank`.
         output_dir (`str`): Of the stage.
-        working_dir (`str`): Where the command was given.
-        raises (`bool`): Whether a rank that fails makes the task fail. Slurm tells users of it; the others would fill the
-            terminal with it, and the local one would end the other ranks. What counts is the part that is there or not.
+        working_dir (`str`): Where the user gave the command.
+        raises (`bool`): Whether a failed rank fails its task. Slurm then shows it to users. Ray and the local executor would
+            fill the terminal, and the local one would end the other ranks. `run_ranks` looks for the rank's files instead.
     """
 
     command: list[str]
@@ -107,7 +107,7 @@ class RankCommand:
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         from multiprocess import parent_process  # datatrove's own fork of multiprocessing
 
-        # A worker of the local executor is a child of a fork server, which lives as long as its workers do.
+        # The parent of a local worker is a fork server, which lives as long as its workers.
         started_by = parent_process()
         log_file = _log_file(self.output_dir, rank, world_size)
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class RankCommand:
 
 
 def end_with_parent() -> None:
-    """A rank that outlives the command would hold its lock, and go on paying, with nobody to join what it gets."""
+    """End this rank when its command ends. Else it would keep its lock and go on paying for results that nobody joins."""
     parent = os.environ.get(_PARENT)
     if parent is not None:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
@@ -151,14 +151,14 @@ def _missing(args: ScaleArguments, output_dir: str) -> list[int]:
 
 
 def run_ranks(args: ScaleArguments, output_dir: str) -> bool:
-    """Start the ranks that have not finished; whether all have."""
+    """Start the ranks that have not finished. Returns whether all have."""
     missing = _missing(args, output_dir)
     if not missing:
         return True
     if args.executor == SLURM and shutil.which("sbatch") is None:
         raise InputError("--executor slurm: there is no sbatch here; run this command where jobs are submitted")
     logs = Path(output_dir).resolve() / RANKS_FOLDER / f"datatrove-of-{args.num_tasks}"
-    # datatrove's marks would keep a rank from running whose folder was deleted, or made by hand; the parts are what counts.
+    # datatrove skips ranks by its own completion marks. Here only a rank's files count, so the marks are made to agree.
     for rank in range(args.num_tasks):
         mark = logs / "completions" / f"{rank:05d}"
         mark.unlink(missing_ok=True)
@@ -182,13 +182,13 @@ def run_ranks(args: ScaleArguments, output_dir: str) -> bool:
     if missing:
         log = _log_file(output_dir, missing[0], args.num_tasks)
         lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-        said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("error: ")
-        raise InputError(f"rank {missing[0]}: {said} ({len(missing)} of {args.num_tasks} ranks not finished; log: {log})")
+        last_line = next((line for line in reversed(lines) if line.strip()), "its log is empty").removeprefix("error: ")
+        raise InputError(f"rank {missing[0]}: {last_line} ({len(missing)} of {args.num_tasks} ranks not finished; log: {log})")
     return True
 
 
 def _quiet_datatrove() -> None:
-    """Ranks write their own logs, and datatrove its own beside them; the terminal is for what the user needs."""
+    """Keep datatrove's log out of the terminal. It also writes it to a file, and the ranks have logs of their own."""
     from datatrove.utils.logging import logger
 
     logger.remove()
@@ -198,14 +198,14 @@ def _run_local(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
     _quiet_datatrove()
-    # It forks a process for its counters, which would outlive a kill and hold the stage's lock for ever.
+    # It forks a process for its counters. That would survive a kill and hold the stage's lock for ever.
     command = os.getpid()
     os.register_at_fork(after_in_child=lambda: threading.Thread(target=_watch, args=(command,), daemon=True).start())
     LocalPipelineExecutor([step], tasks=args.num_tasks, workers=args.workers or -1, logging_dir=str(logs)).run()
 
 
 def _run_ray(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage report
     import ray
     from datatrove.executor import RayPipelineExecutor
 
@@ -215,7 +215,7 @@ def _run_ray(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
         "mem_per_cpu_gb": args.mem_per_cpu_gb,
         "gpus_per_task": args.gpus_per_task,
     }
-    # Joins the cluster of RAY_ADDRESS, or of this machine; without one it starts one here.
+    # Connects to the cluster of RAY_ADDRESS or of this machine, or starts one here.
     ray.init(include_dashboard=False, log_to_driver=False)
     try:
         executor = RayPipelineExecutor(
@@ -230,7 +230,7 @@ def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
     from datatrove.executor import SlurmPipelineExecutor
 
     _quiet_datatrove()
-    # `launch_pickled_pipeline`, which a job runs, is installed beside this Python.
+    # A job runs `launch_pickled_pipeline`, which is installed beside this Python.
     setup = "\n".join(line for line in (f'export PATH="{Path(sys.executable).parent}:$PATH"', args.slurm_setup) if line)
     executor = SlurmPipelineExecutor(
         [step],
@@ -242,7 +242,7 @@ def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
         mem_per_cpu_gb=args.mem_per_cpu_gb,
         gpus_per_task=args.gpus_per_task,
         job_name=f"sightsound-{Path(step.command[1]).stem}",
-        qos="",  # the partition's own
+        qos="",  # the default of the partition
         env_command=setup,
         sbatch_args=dict(option.split("=", 1) for option in args.slurm_args or []),
         logging_dir=str(logs),
@@ -250,13 +250,13 @@ def _run_slurm(args: ScaleArguments, step: RankCommand, logs: Path) -> None:
     _refuse_while_queued(logs)
     try:
         executor.run()
-    except subprocess.CalledProcessError as error:  # its own words are on the terminal already
-        raise InputError(f"sbatch refused the job (exit code {error.returncode}); mend --slurm_... and run again") from error
+    except subprocess.CalledProcessError as error:  # its message is on the terminal already
+        raise InputError(f"sbatch refused the job (exit code {error.returncode}); correct --slurm_... and run again") from error
     (logs / JOB_FILE).write_text(str(executor.job_id))
 
 
 def _refuse_while_queued(logs: Path) -> None:
-    """Submitted a second time, ranks that wait or run would be started again beside themselves."""
+    """Do not submit ranks a second time while their job waits or runs."""
     file = logs / JOB_FILE
     if not file.is_file() or shutil.which("squeue") is None:
         return

@@ -1,14 +1,14 @@
 """
-Past one machine: the questions of a stage in slices, a rank for each.
+A stage on many machines: its questions in slices, one rank per slice.
 
     python dataset_builders/traces.py ... --executor local|ray|slurm --num_tasks 16
 
-A rank works on its slice in `OUTPUT_DIR/.ranks/R-of-N`, with its own lock and journal. The command itself starts the ranks
-that are not finished (`executors.py`), joins what they wrote, in the order of the questions, and leaves the same files as one
-rank would: what is drawn depends on the question, not on the rank. Run again after a kill, or with another `--num_tasks`, it
-makes no request a second time. `--executor slurm` only submits; the same command joins once the jobs are done.
+A rank works on its slice in `OUTPUT_DIR/.ranks/R-of-N`, with its own lock and journal. The command starts the ranks that are
+not finished (`executors.py`) and joins their results in the order of the questions. The files are the same as with one rank,
+because draws depend on the question and not on the rank. A rerun after a kill, or with another `--num_tasks`, repeats no
+request. `--executor slurm` only submits; run the same command again to join when the jobs are done.
 
-Folders have to be on a file system that every rank sees.
+Folders have to be on a file system that all ranks share.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from sightsound.stage import JOURNAL_FILE, Journal, Stage, changed_settings, rea
 
 
 Row = dict[str, Any]
-# A row of the ledger, and the detail that `ledger.parquet` has of it.
+# A row of the traces, and its `detail` in `ledger.parquet`.
 Result = tuple[Row, str | None]
 
 
 def open_stage(args: ScaleArguments, output_dir: str, settings: dict[str, Any]) -> Stage:
-    """The stage's folder, or, for a rank, its own below it."""
+    """The stage's folder, or a rank's own folder below it."""
     args.check_scale()
     if args.rank is None:
         return Stage(output_dir, settings)
@@ -51,11 +51,11 @@ def open_stage(args: ScaleArguments, output_dir: str, settings: dict[str, Any]) 
 
 def slice_of(num_rows: int, rank: int, num_tasks: int, align: int) -> slice:
     """
-    A rank's rows: consecutive, and all ranks' together are all rows.
+    The consecutive rows of a rank. The ranks together have all rows.
 
     Args:
-        align (`int`): Slices begin at a multiple of it. An engine whose draws depend on what is generated together
-            needs the same calls in each slice as in one run: its `requests_per_call`.
+        align (`int`): Slices begin at a multiple of it. If an engine's draws depend on which requests share a call, give its
+            `requests_per_call`: the calls are then the same as in one run.
     """
     units = -(-num_rows // align)
     begin, end = (align * (units * part // num_tasks) for part in (rank, rank + 1))
@@ -71,14 +71,15 @@ def collect(
     work: Callable[[Sequence[str], Path], Iterator[Result]],
 ) -> Iterator[Result] | None:
     """
-    The results of all questions in order, whoever makes them; None where there is nothing to go on with: in a rank, which has
-    written its part, and when the ranks have only been submitted.
+    The results of all questions in order, from this process or from ranks.
+
+    None in a rank, which writes its part of the results here, and when ranks were only submitted.
 
     Args:
         stage (`Stage`): From `open_stage`, entered.
         ids (`Sequence[str]`): All questions of the stage, in order.
         align (`int`): See `slice_of`.
-        work (`Callable`): Some of the questions and the path of a journal -> their results, in order.
+        work (`Callable`): Gets ids and the path of a journal; returns the results of these questions, in order.
     """
     if args.rank is not None:
         mine = ids[slice_of(len(ids), args.rank, args.num_tasks, align)]
@@ -97,7 +98,7 @@ def collect(
 
 
 def write_results(results: Iterable[Result], data: Path, ledger: Path) -> Funnel:
-    """Write rows as they come, then their ledger: where that is, both are complete. Returns what was written, counted."""
+    """Write rows as they come, then their ledger, which marks both as complete. Returns the funnel of the rows."""
     details: dict[str, str] = {}
     funnel = Funnel()
 
@@ -115,13 +116,13 @@ def write_results(results: Iterable[Result], data: Path, ledger: Path) -> Funnel
 
 
 def finish(stage: Stage) -> None:
-    """Complete the stage; what ranks left has served its purpose and goes."""
+    """Complete the stage and delete the folders of its ranks."""
     stage.finish()
     shutil.rmtree(stage.path / RANKS_FOLDER, ignore_errors=True)
 
 
 def journals(output_dir: str | Path) -> list[Path]:
-    """Every journal of a stage, whoever wrote it."""
+    """Every journal of a stage: its own and those of ranks."""
     folder = Path(output_dir)
     return [
         file for file in (folder / JOURNAL_FILE, *sorted((folder / RANKS_FOLDER).glob(f"*/{JOURNAL_FILE}"))) if file.is_file()
@@ -129,7 +130,7 @@ def journals(output_dir: str | Path) -> list[Path]:
 
 
 def _check_settings(folder: Path, stage: Stage) -> None:
-    """A rank that was started by hand, or before the output folder was emptied, may have been given other settings."""
+    """Raise `InputError` where a rank has other settings, because it was started by hand or for an earlier stage."""
     recorded = read_settings(folder)
     if recorded is not None and (changed := changed_settings(recorded, stage.settings)):
         raise InputError(
@@ -138,7 +139,7 @@ def _check_settings(folder: Path, stage: Stage) -> None:
 
 
 def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str], stage: Stage) -> None:
-    """Copy what was finished under another `--num_tasks` into the journal of this run or rank: it was paid for."""
+    """Copy requests that finished under another `--num_tasks` into the journal of this run or rank: they are paid for."""
     own = output_dir if args.rank is None else rank_folder(output_dir, args.rank, args.num_tasks)
     same_division = f"-of-{args.num_tasks}"
     others = [
@@ -154,21 +155,21 @@ def _adopt(output_dir: Path, args: ScaleArguments, ids: Sequence[str], stage: St
         if file.parent != output_dir and is_locked(file.parent):
             raise InputError(f"{file.parent} is being written by a rank of an earlier command; wait for it or stop it")
         _check_settings(file.parent, stage)
-        # A question's own request, or one of several whose keys begin with its id ("id/0#1").
+        # Keys are a question's id, or begin with it ("id/0#1").
         found = ((key, value) for key, value, _ in read_journal(file) if key in wanted or key.rpartition("/")[0] in wanted)
         journal.append((key, value) for key, value in found if key not in journal)
     journal.close()
 
 
 def _join(args: ScaleArguments, output_dir: str, ids: Sequence[str]) -> Iterator[Result]:
-    """The ranks' results in order, a row group in memory at a time."""
+    """The ranks' results in order, with one row group in memory."""
     expected = iter(ids)
     for rank in range(args.num_tasks):
         folder = rank_folder(output_dir, rank, args.num_tasks)
         entries = read_parquet([folder / LEDGER_PART])
         for row, entry in zip(read_parquet([folder / ROWS_PART]), entries, strict=True):
             if row["id"] != next(expected, None):
-                raise InputError(f"{folder} holds question {row['id']} out of turn; delete that folder and run again")
+                raise InputError(f"{folder} holds question {row['id']} in the wrong order; delete that folder and run again")
             yield row, entry["detail"]
     left = next(expected, None)
     if left is not None:

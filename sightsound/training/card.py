@@ -6,14 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sightsound.data.sources import REPO_ID, is_hub_id, shown_source, split_revision
-from sightsound.hub.cards import provenance, render_card
+from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
 from sightsound.models.family import released_licence
-from sightsound.stage import read_settings, write_atomically
+from sightsound.stage import read_settings
 
 
 if TYPE_CHECKING:
@@ -111,10 +109,12 @@ def write_model_card(
         sources (`dict`): What it was trained on, by the template's names for them; those on the Hub are linked.
         values: What else the template names.
     """
+    from huggingface_hub import ModelCardData
+
     origin = origin_on_hub(base)
     licence = released_licence(origin or "")
     on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
-    front = {
+    front: dict[str, Any] = {
         "library_name": "peft" if relation == "adapter" else "transformers",
         "pipeline_tag": TASK,
         "language": "en",
@@ -131,7 +131,7 @@ def write_model_card(
         **values,
         **provenance(PACKAGES),
     )
-    write_atomically(folder / "README.md", f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{text}")
+    save_card(folder, ModelCardData(**front), text)
 
 
 def write_student_card(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sightsound.cli import InputError, unknown_flags
 from sightsound.data.sources import REPO_ID
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from sightsound.method.prompts import COT_INSTRUCTION, PROMPT_VERSION
-from sightsound.method.selection import GROUND_TRUTH, SELECTIONS, gold_labels, select
+from sightsound.method.selection import ARMS, GROUND_TRUTH, gold_labels, select
 from sightsound.training.distributed import describe_processes, is_main_process, on_main_process, without_zero3_init
 
 
@@ -265,8 +265,8 @@ def _selected(script_args: Any, dataset: Dataset, samples_its_own: bool) -> list
         if script_args.traces is not None:
             raise InputError("selection ground_truth reads the answers of --audio and no traces: leave --traces out")
         return gold_labels(dataset.select_columns(["id", "question", "choices", "answer"]))
-    if script_args.selection not in SELECTIONS:
-        arms = ", ".join(SELECTIONS if samples_its_own else (GROUND_TRUTH, *SELECTIONS))
+    if script_args.selection not in ARMS:
+        arms = ", ".join(name for name, arm in ARMS.items() if arm.of_ledger or not samples_its_own)
         raise InputError(f"unknown selection '{script_args.selection}'; expected one of {arms}")
     if script_args.traces is None:
         raise InputError(f"selection {script_args.selection} is one of a corpus: give it with --traces FOLDER_OR_HUB_ID")

@@ -30,8 +30,9 @@ import numpy as np
 from sightsound.cli import InputError
 from sightsound.data.audio import encode_wav
 from sightsound.data.parquet import AudioById
+from sightsound.data.statistics import wilson_interval
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
-from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.models.family import family_of_processor
 from sightsound.models.loading import load_processor, safetensors_only, student_class
 from sightsound.stage import fingerprint
@@ -163,16 +164,6 @@ def probabilities(evidence: np.ndarray, verifier: Mapping[str, Any]) -> np.ndarr
     from scipy.special import expit
 
     return expit(verifier["slope"] * evidence + verifier["offset"]).round(4)
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Of a proportion; (0, 1) when nothing was tried."""
-    from scipy.stats import binomtest
-
-    if trials == 0:
-        return 0.0, 1.0
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def choose_threshold(p: np.ndarray, accepted: np.ndarray, target_precision: float) -> float:

@@ -340,7 +340,7 @@ MISTAKES = {
     "media folder is a file": ({"media_dir": "file"}, "--media_dir file is not a folder"),
     "output is a file": ({"output_dir": "file"}, "--output_dir file cannot be made a folder"),
     "output is under a file": ({"output_dir": "file/out"}, "--output_dir file/out cannot be made a folder"),
-    "output of another stage": ({"output_dir": "traces"}, "traces holds something else"),
+    "output of another stage": ({"output_dir": "traces"}, "traces holds the output of another stage"),
     "limit": ({"limit": "0"}, "argument --limit: expected at least 1, found 0"),
     "where to publish": ({"push_to_hub": "avqa-audio"}, "--push_to_hub avqa-audio: expected ORG/NAME"),
     "an unknown flag": ({"medai_dir": "clips"}, "unrecognized arguments: --medai_dir clips"),

@@ -168,7 +168,7 @@ def test_letters_of_choices_are_taken_off_and_the_build_says_so(clips, monkeypat
     rows.append(annotation(2, NAMES["pan"], multi_choice=["A. Dog", "Rooster", "Siren", "Drum"]))
     (tmp_path / "train.json").write_text(json.dumps([*rows, {"id": 3}]))
     build(tmp_path, monkeypatch, "--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", "out")
-    told = "the choices of 2 questions began with their letters (A, B, ...), which were taken off"
+    told = "the choices of 2 questions began with their letters (A, B, ...), which were removed"
     assert capsys.readouterr().out.count(told) == 1
     built = tiny.read_rows(tmp_path / "out")
     assert [row["choices"][:2] for row in built] == [["Dog", "Rooster"], ["Dog", "Rooster"], ["A. Dog", "Rooster"]]

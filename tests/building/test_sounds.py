@@ -110,7 +110,7 @@ def test_what_the_media_library_raises_about_a_file_is_its_outcome(built):
 def test_a_file_that_cannot_be_used_gives_way_to_another_of_its_name(built):
     folder, done = built
     details = by_name(folder, GOOD_OR_BAD, "detail")
-    assert details["silent"] == "sounds/silent.wav was used; silent.mp4: the track carries no sound"
+    assert details["silent"] == "sounds/silent.wav was used; silent.mp4: the audio stream is silent"
     assert details["broken"].startswith("sounds/broken.wav was used; broken.mp4: cannot be opened")
     assert details["no sound"] == "no sound.mp4: the file has no audio stream"
     assert details["kept"] is None, "the video is good, so its sound is taken"
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_used_gives_way_to_another_of_its_name(built):
 def test_a_file_that_kills_its_process_gives_way_too(tmp_path, write_clip):
     kills, good = Clip(str(tmp_path / "a.mp4")), Clip(str(write_clip(tmp_path / "a.wav", fps=0)))
     sound = decode_first([kills, good], str(tmp_path), frozenset({kills}))
-    assert (sound.clip, sound.failures) == (good, (("decoder_crashed", "a.mp4: the process that decoded it died"),))
+    assert (sound.clip, sound.failures) == (good, (("decoder_crashed", "a.mp4: the process that decoded it crashed"),))
 
 
 def test_a_file_that_many_questions_share_is_hashed_once(built):
@@ -143,8 +143,8 @@ def test_a_worker_that_dies_costs_the_row_whose_clip_kills_it_and_no_other(clips
         done = build(folder, clips, names, num_proc)
         assert by_name(folder, names, "outcome") == DEADLY | GOOD_OR_BAD | dict.fromkeys(SHARED, "built")
         details = by_name(folder, names, "detail")
-        assert details["kills"] == "kills.mp4: the process that decoded it died"
-        assert "decoder_crashed: train, id 0: kills.mp4: the process that decoded it died" in done.stdout
+        assert details["kills"] == "kills.mp4: the process that decoded it crashed"
+        assert "decoder_crashed: train, id 0: kills.mp4: the process that decoded it crashed" in done.stdout
         assert (folder / "victim_was_killed").exists() and details["victim"] is None, "killed from outside, it is tried again"
         results.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")})
     assert results[0] == results[1] and len(results[0]) == 5, "the result does not depend on the number of workers"

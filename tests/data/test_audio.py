@@ -8,10 +8,11 @@ import pytest
 import soundfile
 
 from sightsound.cli import run
-from sightsound.data import audio, containers
+from sightsound.data import audio
 from sightsound.data.audio import decode_audio, load_clip
 from sightsound.data.frames import load_frames
 from sightsound.data.resampling import resample
+from sightsound.data.track import Block, Track, place_by_time
 from tests.support.clips import beeps_s, outcome_of, pitch_hz, tone, write_placed
 
 
@@ -56,7 +57,7 @@ def test_a_video_that_starts_late_is_seen_when_it_is_heard(tmp_path, file, codec
 def test_time_stamps_that_stray_or_start_anew_put_no_hole_into_the_sound():
     """Jitter below 40 ms, one odd stamp, joined files, stamps without a value."""
     rate = 16_000
-    track = audio._Track(None, "", 0, 0.0, 0.001, rate=rate)
+    track = Track(None, "", 0, 0.0, 0.001, rate=rate)
     samples = np.random.default_rng(0).standard_normal(rate * 4).astype(np.float32)
     exact = np.arange(0, 4, 0.1)
     jitter = exact + np.where(np.arange(40) % 3, 0.03, -0.03)
@@ -64,19 +65,18 @@ def test_time_stamps_that_stray_or_start_anew_put_no_hole_into_the_sound():
     anew = np.where(exact < 2, exact, exact - 2)
     for times in (exact, jitter, odd, anew, [None] * 40):
         blocks = [
-            audio._Block(time if time is None else float(time), samples[i * 1600 : (i + 1) * 1600])
-            for i, time in enumerate(times)
+            Block(time if time is None else float(time), samples[i * 1600 : (i + 1) * 1600]) for i, time in enumerate(times)
         ]
-        assert np.array_equal(np.concatenate(list(audio._by_time(iter(blocks), track, 0))), samples), times
+        assert np.array_equal(np.concatenate(list(place_by_time(iter(blocks), track, 0))), samples), times
 
 
 def test_sound_that_overlaps_is_heard_once():
     rate = 16_000
-    track = audio._Track(None, "", 0, 0.0, 0.001, rate=rate)
+    track = Track(None, "", 0, 0.0, 0.001, rate=rate)
     samples = np.random.default_rng(0).standard_normal(rate * 2).astype(np.float32)
-    blocks = [audio._Block(t / 10, samples[t * 1600 : t * 1600 + 1600]) for t in range(10)]
-    blocks += [audio._Block(t / 10 - 0.05, samples[t * 1600 - 800 : t * 1600 + 800]) for t in range(10, 20)]
-    placed = np.concatenate(list(audio._by_time(iter(blocks), track, 0)))
+    blocks = [Block(t / 10, samples[t * 1600 : t * 1600 + 1600]) for t in range(10)]
+    blocks += [Block(t / 10 - 0.05, samples[t * 1600 - 800 : t * 1600 + 800]) for t in range(10, 20)]
+    placed = np.concatenate(list(place_by_time(iter(blocks), track, 0)))
     assert np.array_equal(placed, samples[: len(placed)]) and len(placed) == 32_000 - 800
 
 
@@ -167,17 +167,16 @@ def test_a_sought_part_is_the_part_that_a_pass_from_the_start_finds(tmp_path, mo
     path = str(write_placed(tmp_path / file, [(0.0, 16.0)], codec, video=(0.0, 16.0) if video else None, duration_s=16.0))
     part = {"start_s": 11.3, "max_duration_s": 2.0}
     sound, decoded = load_clip(path, **part), frames_of(path, part) if video else None
-    for module in (audio, containers):
-        monkeypatch.setattr(module, "MIN_SEEK_S", 5.0, raising=False)
-    monkeypatch.setattr("sightsound.data.frames.MIN_SEEK_S", 5.0)
+    for module in ("track", "frames"):
+        monkeypatch.setattr(f"sightsound.data.{module}.MIN_SEEK_S", 5.0)
     began = []
-    blocks_from = audio._Track.blocks_from
+    blocks_from = Track.blocks_from
 
     def recorded(track, time_s):
         began.append(time_s)
         return blocks_from(track, time_s)
 
-    monkeypatch.setattr(audio._Track, "blocks_from", recorded)
+    monkeypatch.setattr(Track, "blocks_from", recorded)
     sought = load_clip(path, **part)
     # A decoder of AAC fills bands with noise that depends on what it decoded before.
     assert len(sought) == len(sound) and np.abs(sought - sound).max() < (1e-2 if codec == "aac" else 1e-7)

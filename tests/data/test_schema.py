@@ -75,7 +75,7 @@ def test_rows_are_written_as_they_come_and_in_small_groups(tmp_path):
 MEMORY = """
 import os, resource, sys
 from pathlib import Path
-from sightsound import schema
+from sightsound.data import parquet, schema
 
 def write(count):
     row = {name: "x" for name in schema.avqa_audio_features()}

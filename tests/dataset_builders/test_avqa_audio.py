@@ -24,7 +24,7 @@ from sightsound.data.annotations import MAX_TEXT_CHARACTERS
 from sightsound.data.audio import decode_audio
 from sightsound.data.parquet import open_dataset
 from sightsound.data.schema import avqa_audio_features
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub.publish import PublishArguments
 from tests.support.avqa import annotation, command, ledger
 from tests.support.clips import media_rows, pitch_hz
 from tests.support.tiny import REPO
@@ -86,7 +86,7 @@ ROWS = {
 }
 SAID = {  # part of the ledger's detail
     "missing": "no clip named missing___-_000006.*",
-    "too short": "tooshort____000006.wav: 0.100 s of sound, expected at least 0.2 s",
+    "too short": "tooshort____000006.wav: 0.100 s of audio, expected at least 0.2 s",
     "the video has ended": "deep/-HXwnBVE19E.mkv: the video ends at 13.00 s, the question's part begins at 20 s",
     "a very long question": f"question is 1000000 characters long, expected at most {MAX_TEXT_CHARACTERS}",
     "a choice is null": "expected text as every choice, found None",

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from dataset_builders import avqa_audio, cot_corpus, mmau
+from evaluation.browse import main as browse
 from sightsound.data import schema
 from sightsound.hub.inputs import front_matter_of
 from sightsound.method.prompts import COT_INSTRUCTION, question_text, render_trace
-from sightsound.method.selection import SELECTIONS, trace_outcome
+from sightsound.method.selection import ARMS, FILTERS, Filter, trace_outcome
+from sightsound.training.card import training_funnel
 from tests.support.card_rules import validate
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
@@ -94,7 +96,7 @@ def test_the_traces_config_is_the_whole_ledger_without_audio(corpus, questions):
     expected = rows_of(questions, verdicts=True)
     assert list(dataset) == expected, "nothing is changed, nothing is lost"
     # The corpus alone is enough for every arm of the paper's ablation.
-    sizes = {name: sum(len(choose(row)) for row in dataset) for name, choose in SELECTIONS.items()}
+    sizes = {name: sum(len(arm.completions(row)) for row in dataset) for name, arm in ARMS.items() if arm.of_ledger}
     assert sizes == {"label": 4, "cot": 4, "agfv": 3, "tts": 9, "tts_agfv": 5}
 
 
@@ -142,6 +144,31 @@ def test_the_card_says_why_traces_have_no_verdict_apart_from_rejections(question
     ):
         assert f"{line}\n" in card, line
     assert "all_traces_rejected" not in card and "not_verified" not in card
+
+
+def test_a_filter_that_is_added_shows_up_in_corpus_cards_and_page(corpus, tiny_dataset, tmp_path, monkeypatch, capsys):
+    """One entry of the list, after the verdicts were given: nothing is generated or asked again."""
+    toy = Filter(
+        name="without a's",
+        passes=lambda traces: all(trace["think"] != "a" for trace in traces),
+        outcome="has_an_a",
+        meaning="a trace says a",
+        step="no trace says a",
+    )
+    monkeypatch.setattr("sightsound.method.selection.FILTERS", [*FILTERS[:2], toy, *FILTERS[2:]])
+    flags = {"dataset": tiny_dataset, "output_dir": tmp_path / "corpus"}
+    flags |= {name: corpus.folder.parent / name for name in ("traces", "verdicts")}
+    monkeypatch.setattr("sys.argv", [SCRIPT, *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
+    cot_corpus.main()
+    assert capsys.readouterr().out.startswith("5 questions: 1 has_an_a, 1 all_traces_rejected, 1 not_unanimous, 1 accepted")
+    assert [entry["outcome"] for entry in read_ledger(tmp_path / "corpus")] == ["has_an_a", *OUTCOMES[1:]]
+    assert len(read_rows(tmp_path / "corpus")) == 1
+    card = (tmp_path / "corpus" / "README.md").read_text()
+    unanimous, verdict = "| unanimous over 3 traces | 3 |", "| with a verdict of the checker on at least one trace | 2 |"
+    assert f"{unanimous}\n| no trace says a | 2 |\n{verdict}\n" in card and "| has_an_a | 1 |" in card
+    assert training_funnel("tts_agfv", str(tmp_path / "corpus"), {})["without a's"] == 2
+    browse(["--dataset", str(tiny_dataset), "--corpus", str(tmp_path / "corpus"), "--output_dir", str(tmp_path / "page")])
+    assert '"has_an_a": "a trace says a"' in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_card_shows_the_funnel_as_a_figure(corpus):

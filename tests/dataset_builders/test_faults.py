@@ -15,7 +15,7 @@ import pytest
 
 from sightsound.data import parquet, schema
 from sightsound.engines import make_engine
-from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.base import ChatRequest, EngineFlags, Sampling
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Journal
@@ -56,7 +56,9 @@ def ask_through_faults(folder: Path, num_rows: int) -> tuple[dict[str, dict], Lo
     keys = [str(i) for i in range(num_rows)]
     journal = Journal(folder / "journal.jsonl")
     with serving(folder / "log", fault_share=0.2) as (base_url, log):
-        engine = make_engine("tiny", [base_url], 1, CONCURRENCY, sampling, timeout_s=TIMEOUT_S)
+        engine = make_engine(
+            EngineFlags(model="tiny", sampling=sampling, base_url=[base_url], concurrency=CONCURRENCY, timeout_s=TIMEOUT_S)
+        )
         run_requests(engine, keys, lambda key: ChatRequest(key, f"Question {key}?"), sampling, journal, "faults")
     journal.close()
     return journal.entries, log

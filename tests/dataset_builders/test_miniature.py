@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_builders import miniature
+from sightsound.building import miniature_world
 from sightsound.data.audio import decode_audio
 from sightsound.data.frames import load_frames
 from sightsound.data.parquet import AudioById, open_dataset
@@ -14,24 +15,24 @@ from sightsound.method.prompts import COT_INSTRUCTION, TEACHER_INSTRUCTION, hear
 from tests.support.tiny import WORLD_SIZE, run_script
 
 
-def scenes_with_questions(count: int) -> list[tuple[miniature.Scene, miniature.Question]]:
+def scenes_with_questions(count: int) -> list[tuple[miniature_world.Scene, miniature_world.Question]]:
     generators = [miniature._generator(1, "test", index) for index in range(count)]
-    scenes = [miniature.draw_scene(rng, traps=True) for rng in generators]
-    return [(scene, miniature.ask(scene, rng)) for scene, rng in zip(scenes, generators, strict=True)]
+    scenes = [miniature_world.draw_scene(rng, traps=True) for rng in generators]
+    return [(scene, miniature_world.ask(scene, rng)) for scene, rng in zip(scenes, generators, strict=True)]
 
 
 def test_a_question_is_about_what_is_heard_and_has_one_right_choice() -> None:
     asked = scenes_with_questions(300)
     assert {question.type for _, question in asked} == {"Which", "First", "Last", "Count", "Compare"}
     for scene, question in asked:
-        heard = [miniature.NAMES[kind] for kind in scene.sounds]
+        heard = [miniature_world.NAMES[kind] for kind in scene.sounds]
         assert len(question.choices) == len(set(question.choices)) == 4 and question.gold in question.choices
         if question.type == "Which":
             assert [choice for choice in question.choices if choice in heard] == [question.gold]
         elif question.type in ("First", "Last"):
             assert question.gold == heard[0 if question.type == "First" else -1] and len(set(heard)) > 1
         elif question.type == "Count":
-            assert miniature.NUMBERS.index(question.gold) == len(heard)
+            assert miniature_world.NUMBERS.index(question.gold) == len(heard)
 
 
 @pytest.mark.parametrize("instruction", [COT_INSTRUCTION, TEACHER_INSTRUCTION])
@@ -41,36 +42,36 @@ def test_the_models_write_every_count_before_the_method_starts(instruction: str)
     answers = [row["completion"].split("<answer>")[1].removesuffix("</answer>") for row in rows]
     for number in ("one", "two", "three"):
         assert answers.count(number) >= 5, number
-    for name in miniature.NAMES:
+    for name in miniature_world.NAMES:
         assert answers.count(name) >= 5, name
 
 
 def test_a_transcript_is_read_back_as_the_sounds_of_the_scene() -> None:
     for scene, question in scenes_with_questions(50):
-        names = [miniature.NAMES[kind] for kind in scene.sounds]
-        assert heard_sounds(miniature.reasoning(scene.sounds, question)) == names
+        names = [miniature_world.NAMES[kind] for kind in scene.sounds]
+        assert heard_sounds(miniature_world.reasoning(scene.sounds, question)) == names
 
 
 def test_the_teacher_grows_up_where_all_that_is_seen_is_heard() -> None:
     for index in range(50):
-        scene = miniature.draw_scene(miniature._generator(0, "teacher", index), traps=False)
+        scene = miniature_world.draw_scene(miniature._generator(0, "teacher", index), traps=False)
         assert scene.seen == scene.heard
 
 
 def test_relation_tells_traps_from_clean_clips(tiny_world: Path) -> None:
     for row in json.loads((tiny_world / "train_qa.json").read_text()):
-        scene = miniature.draw_scene(miniature._generator(0, "train", row["id"]), traps=True)
+        scene = miniature_world.draw_scene(miniature._generator(0, "train", row["id"]), traps=True)
         assert row["question_relation"] == ("Both" if scene.seen == scene.heard else "Sound")
 
 
 def test_clips_hold_the_frames_and_the_sound_that_were_drawn(tiny_world: Path, tiny_dataset: Path) -> None:
     row = json.loads((tiny_world / "train_qa.json").read_text())[0]
     rng = miniature._generator(0, "train", row["id"])
-    scene = miniature.draw_scene(rng, traps=True)
-    miniature.ask(scene, rng)
-    waveform, frames = miniature.render_audio(scene, rng), miniature.render_video(scene, rng)
+    scene = miniature_world.draw_scene(rng, traps=True)
+    miniature_world.ask(scene, rng)
+    waveform, frames = miniature_world.render_audio(scene, rng), miniature_world.render_video(scene, rng)
     clip = str(tiny_world / "clips" / f"{row['video_name']}.mp4")
-    seen = load_frames(clip, num_frames=6, max_pixels=miniature.SIDE**2).pixels
+    seen = load_frames(clip, num_frames=6, max_pixels=miniature_world.SIDE**2).pixels
     assert seen.shape == (6, 56, 56, 3) and np.abs(seen.astype(float) - frames).mean() < 12
     heard = decode_audio(AudioById(open_dataset(str(tiny_dataset), "train"))[str(row["id"])]).waveform
     assert abs(len(heard) - len(waveform)) <= 1

@@ -1,5 +1,6 @@
 """The teacher's stage, run as a user runs it: what it asks, what it keeps, and what happens when things go wrong."""
 
+import hashlib
 import json
 import re
 import threading
@@ -195,8 +196,29 @@ def test_a_baseline_prompt_is_asked_and_recorded(tiny_dataset, tiny_world, tmp_p
         flags = {"dataset": tiny_dataset, "media_dir": tiny_world / "clips", "output_dir": tmp_path, "limit": 1}
         done = run_traces(**flags, base_url=server.base_url, prompt="zero_shot_audio_cot")
     assert done.returncode in (0, 2), done.stderr  # whether a dog is among the choices is not the point
-    assert server.asked[0].text.endswith(ZERO_SHOT_AUDIO_COT_INSTRUCTION)
+    assert server.asked[0].text.endswith(ZERO_SHOT_AUDIO_COT_INSTRUCTION.splitlines()[-1])
     assert read_rows(tmp_path)[0]["prompt_version"] == f"{PROMPT_VERSION} zero_shot_audio_cot"
+
+
+def test_a_prompt_file_is_asked_and_its_digest_recorded(tiny_dataset, tiny_world, tmp_path, traced):
+    """Another text in the same folder is refused; without a file the settings have nothing new."""
+    prompt, out = tmp_path / "mine.txt", tmp_path / "traces"
+    prompt.write_text("Choose.\n{choices}\n{question}\n")
+    flags = {"dataset": tiny_dataset, "media_dir": tiny_world / "clips", "output_dir": out, "limit": 1, "prompt_file": prompt}
+    with OpenAIServer(lambda ask: [good(re.findall(r"^A. (.*)", ask.text, re.MULTILINE)[0])] * ask.n) as server:
+        done = run_traces(**flags, base_url=server.base_url)
+        assert done.returncode == 0, done.stderr
+        two = run_traces(**flags, base_url=server.base_url, prompt="zero_shot_cot")
+        assert two.returncode == 2 and "are two prompts; give one of them" in two.stderr
+        before = hashlib.sha256(prompt.read_bytes()).hexdigest()
+        prompt.write_text("Pick.\n{choices}\n{question}\n")
+        other = run_traces(**flags, base_url=server.base_url)
+    assert other.returncode == 2 and "was started with other settings (prompt_sha256" in other.stderr
+    assert server.asked[0].text.startswith("Choose.\nA. ")
+    assert read_rows(out)[0]["prompt_version"] == f"mine@{before[:12]}"
+    settings, usual = (json.loads((folder / "stage.json").read_text())["settings"] for folder in (out, traced.folder))
+    assert (settings.pop("prompt_sha256"), settings["prompt_version"]) == (before, f"mine@{before[:12]}")
+    assert settings.keys() == usual.keys() and (usual["prompt"], usual["prompt_version"]) == ("audio_focused", "1")
 
 
 @pytest.mark.slow  # five waits

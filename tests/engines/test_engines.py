@@ -18,9 +18,10 @@ from sightsound.data.clips import MediaError
 from sightsound.data.frames import Frames, load_frames
 from sightsound.engines import make_engine, openai_protocol
 from sightsound.engines import openai as openai_engine
-from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling, StreamingEngine, Usage
+from sightsound.engines.base import ChatRequest, ChatResult, Completion, EngineFlags, Sampling, StreamingEngine, Usage
 from sightsound.engines.openai import OpenAIEngine
-from sightsound.engines.openai_replies import parse_completions
+from sightsound.engines.openai_protocol import RequestFailure
+from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.runner import run_requests
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.stage import Journal
@@ -236,12 +237,12 @@ def test_placeholders_are_never_sampled(hearing, seeing, audio_requests, video_r
 
 
 def test_an_engine_is_chosen_by_the_base_url(student_checkpoint):
-    assert isinstance(make_engine("tiny", "http://127.0.0.1:1/v1", 4, 2, SAMPLED), OpenAIEngine)
-    engine = make_engine(str(student_checkpoint), None, 5, 2, SAMPLED)
+    assert isinstance(make_engine(EngineFlags(model="tiny", base_url="http://127.0.0.1:1/v1", sampling=SAMPLED)), OpenAIEngine)
+    engine = make_engine(EngineFlags(model=str(student_checkpoint), batch_size=5, sampling=SAMPLED))
     assert (engine.requests_per_call, engine.window_s) == (2, 2.0)
     assert len(engine.revision) == 16
     with pytest.raises(InputError, match=r"nowhere cannot be loaded .*; expected a model folder or a Hub model id"):
-        make_engine("nowhere", None, 4, 2, SAMPLED)
+        make_engine(EngineFlags(model="nowhere", batch_size=4, sampling=SAMPLED))
 
 
 @pytest.mark.parametrize("faults", [[429, 429], [500], [429, 503, DROP], [ONE_CHOICE, 504]])
@@ -345,8 +346,8 @@ def choice(**changed) -> dict:
     ],
 )
 def test_a_body_that_is_no_chat_completion_is_told(body, told):
-    with pytest.raises(ValueError, match=told):
-        parse_completions(body, n=1)
+    with pytest.raises(RequestFailure, match=told):
+        read_reply(body, 1, "URL")
 
 
 def test_refusals_and_counts_of_tokens_are_read():
@@ -356,14 +357,13 @@ def test_refusals_and_counts_of_tokens_are_read():
         choice(message={}, finish_reason="content_filter"),
     ]
     usage = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
-    read, counted = parse_completions(json.dumps({"choices": answers, "usage": usage}).encode(), n=3)
+    read, counted = read_reply(json.dumps({"choices": answers, "usage": usage}).encode(), 3, "URL")
     assert [(each.text, each.finish_reason) for each in read] == [("yes", "stop"), ("No.", "refusal"), ("", "content_filter")]
     assert counted == Usage(9, 3, 8)
     for unusable in (None, [], {"prompt_tokens": "9"}, {"prompt_tokens": 9, "completion_tokens": None}):
-        assert parse_completions(json.dumps({"choices": [choice()], "usage": unusable}).encode(), n=1)[1] is None
-    assert parse_completions(json.dumps({"choices": [choice()], "usage": usage | {"prompt_tokens_details": None}}).encode(), 1)[
-        1
-    ] == Usage(9, 3, None)
+        assert read_reply(json.dumps({"choices": [choice()], "usage": unusable}).encode(), 1, "URL")[1] is None
+    uncached = {"choices": [choice()], "usage": usage | {"prompt_tokens_details": None}}
+    assert read_reply(json.dumps(uncached).encode(), 1, "URL")[1] == Usage(9, 3, None)
 
 
 def test_requests_are_spread_over_replicas_and_one_that_is_gone_is_left_alone(audio_requests):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightsound.cli import InputError
-from sightsound.engines.early_stops import ALIKE, FIRST, check_traces_differ, warning_of_equal_traces
+from sightsound.engines.diagnosis import MOST_EQUAL, NUM_FIRST, check_traces_differ, warning_of_equal_traces
 from sightsound.stage import Journal
 from tests.support import tiny
 from tests.support.openai_server import OpenAIServer
@@ -31,10 +31,10 @@ SAME, OTHER, ONE = ["a bell", "a bell", "a bell"], ["a bell", "a dog", "a bell"]
 
 
 @pytest.mark.parametrize("outcomes", [0, 30])
-@pytest.mark.parametrize("num_same", [ALIKE - 1, ALIKE, FIRST])
+@pytest.mark.parametrize("num_same", [MOST_EQUAL - 1, MOST_EQUAL, NUM_FIRST])
 def test_nearly_every_one_of_the_first_questions_stops_a_run(tmp_path, num_same, outcomes):
-    journal = journal_of(tmp_path, [OTHER] * (FIRST - num_same) + [SAME] * num_same, outcomes)
-    if num_same < ALIKE:
+    journal = journal_of(tmp_path, [OTHER] * (NUM_FIRST - num_same) + [SAME] * num_same, outcomes)
+    if num_same < MOST_EQUAL:
         return check_traces_differ(journal, str(tmp_path))
     with pytest.raises(InputError, match=rf"{num_same} of the first 20 questions are all equal.*unanimity would mean nothing"):
         check_traces_differ(journal, str(tmp_path))
@@ -42,7 +42,7 @@ def test_nearly_every_one_of_the_first_questions_stops_a_run(tmp_path, num_same,
 
 @pytest.mark.parametrize(
     "questions",
-    [[ONE] * 40, [SAME] * (FIRST - 1), [OTHER] * 3 + [SAME] * 100, []],
+    [[ONE] * 40, [SAME] * (NUM_FIRST - 1), [OTHER] * 3 + [SAME] * 100, []],
     ids=["one trace", "too few to tell", "easy questions later on", "none"],
 )
 def test_other_runs_go_on(tmp_path, questions):
@@ -81,7 +81,7 @@ def test_a_teacher_that_does_not_draw_ends_in_one_line_and_so_does_its_rerun(for
         num_asked = len(server.asked)
         again = run_script("dataset_builders/traces.py", **flags)
         assert len(server.asked) == num_asked, "a rerun does not get past it"
-    assert FIRST <= num_asked <= FIRST + 6
+    assert NUM_FIRST <= num_asked <= NUM_FIRST + 6
     for each in (done, again):
         assert each.returncode == 2, each.stderr
         (told,) = [line for line in each.stderr.splitlines() if "error: " in line]

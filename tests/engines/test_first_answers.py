@@ -10,7 +10,7 @@ from dataset_builders import traces
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.engines.base import ChatRequest, Completion, Sampling
-from sightsound.engines.early_stops import NUM_FIRST, check_reasoning
+from sightsound.engines.diagnosis import NUM_FIRST, check_reasoning
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card

@@ -67,7 +67,8 @@ def online(server: BatchServer, folder: Path, keys: list[str], sampling: Samplin
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
     monkeypatch.setattr(openai_protocol, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(openai_account, "PATIENCE_S", 5.0)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr(openai_account, "RETRIES", 10)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -157,7 +158,7 @@ def test_what_a_batch_does_not_answer_is_asked_again_and_nothing_else(tmp_path, 
         (lambda i: Plan(statuses={i: 500}), 3, "server_error", "answered 500: .*fault 500"),
         (lambda i: Plan(statuses={i: 429}), 3, "server_error", "answered 429: .*fault 429"),
         (lambda i: Plan(statuses={i: "timeout"}), 3, "server_error", "answered 408: .*timed out"),
-        (lambda i: Plan(dropped=frozenset({i})), 3, "server_error", "told nothing of a request of batch batch_2"),
+        (lambda i: Plan(dropped=frozenset({i})), 3, "server_error", "results of batch batch_2 at .* lack a request"),
         (lambda i: Plan(garbled=frozenset({i})), 3, "bad_response", "did not answer with a chat completion: no choices"),
     ],
     ids=["400", "413", "500", "429", "timeout", "missing", "garbled"],
@@ -250,7 +251,7 @@ def test_passing_faults_of_the_server_cost_nothing(tmp_path, route, fault):
     [*itertools.product(["POST /files", "POST /batches", "GET /batches/*"], [b"<html>", {}, [1]]), ("GET /files/*", b"<html>")],
 )
 def test_what_is_no_answer_of_the_batch_api_is_quoted(tmp_path, monkeypatch, route, page):
-    monkeypatch.setattr(openai_account, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(openai_account, "CREATE_TRIES", 1)
     with (
         BatchServer(faults={route: [page]}) as server,
         pytest.raises(
@@ -269,7 +270,7 @@ def test_what_waiting_cannot_mend_stops_the_run_at_once(tmp_path, status):
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(openai_account, "FIRST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(openai_account, "FIRST_RETRIES", 0)
     with BatchServer() as server:
         pass
     with pytest.raises(InputError, match=f"no answer from {server.base_url}: is the server running"):

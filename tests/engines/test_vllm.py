@@ -18,7 +18,7 @@ from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.request_fields import RequestOptions
 from sightsound.engines.transformers import TransformersEngine
-from sightsound.method.selection import ACCEPT, CUT, NO_REASONING, REJECT
+from sightsound.method.verdicts import ACCEPT, CUT, NO_REASONING, REJECT
 from tests.support import served
 from tests.support.tiny import read_ledger, read_rows, run_script
 

@@ -3,16 +3,16 @@
 import pytest
 
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.running.controls import deaf_by
 from evaluation.scoring.accuracy import results_of, score, score_by, score_run
-from evaluation.scoring.statistics import clustered_error, wilson_interval
+from evaluation.scoring.audio_use import controls_without_gain
+from evaluation.scoring.statistics import clustered_error, percent_interval
 from tests.support.questions import CLIPS, DECISIONS, ROWS, question
 
 
 def test_unanswered_counts_against_accuracy_and_by_itself():
     figures = score(DECISIONS, CLIPS)
     assert (figures["n"], figures["accuracy"], figures["unanswered"]) == (4, 50.0, 25.0)
-    assert (figures["low"], figures["high"]) == wilson_interval(2, 4)
+    assert (figures["low"], figures["high"]) == percent_interval(2, 4)
     assert figures["error"] == clustered_error([True, False, False, True], CLIPS)
 
 
@@ -62,7 +62,7 @@ def test_a_control_that_was_asked_in_part_shows_nothing_of_the_rest():
     always = ["dog"] * 1000  # whatever it is given
     scored = paper("avqa", rows, none=always, silent=["dog"] * 10 + [None] * 990)
     gain = scored["gains"]["silent"]
-    assert (gain["n"], gain["difference"]) == (10, 0.0) and deaf_by(scored["gains"]) == ["silent"]
+    assert (gain["n"], gain["difference"]) == (10, 0.0) and controls_without_gain(scored["gains"]) == ["silent"]
     assert paper("avqa", rows, none=[None] * 990 + always[:10], silent=always)["gains"]["silent"]["n"] == 10
     assert paper("avqa", rows, none=always, silent=[None] * 1000)["gains"] == {}, "not tested"
 

@@ -9,7 +9,8 @@ import pytest
 
 from evaluation import compare, report
 from evaluation import run as generate
-from evaluation.running.controls import CONTROLS, audio_use_statement, consistency, deaf_by, gains_over, shuffled
+from evaluation.running.controls import CONTROLS, shuffle_choices
+from evaluation.scoring.audio_use import audio_use_statement, consistency, controls_without_gain, gains_over
 from evaluation.scoring.protocols import Decision
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -24,8 +25,8 @@ def test_shuffling_moves_every_choice_and_is_the_same_for_every_model(count):
     orders = set()
     for i in range(20):
         row = {"id": f"{i}", "choices": [f"c{j}" for j in range(count)], "answer": i % count}
-        asked = shuffled(row)
-        assert asked == shuffled(row) and row["choices"] == [f"c{j}" for j in range(count)]
+        asked = shuffle_choices(row)
+        assert asked == shuffle_choices(row) and row["choices"] == [f"c{j}" for j in range(count)]
         assert asked["choices"][asked["answer"]] == f"c{row['answer']}"
         assert all(new != old for new, old in zip(asked["choices"], row["choices"], strict=True))
         assert sorted(asked["choices"]) == sorted(row["choices"])
@@ -41,7 +42,7 @@ def choosing(rows: list[dict], letter: int | None) -> list[Decision]:
 
 def test_a_model_that_goes_by_the_letter_never_keeps_its_choice():
     rows = [{"id": str(i), "choices": ["dog", "bell", "drum", "siren"], "answer": i % 4} for i in range(40)]
-    moved = [shuffled(row) for row in rows]
+    moved = [shuffle_choices(row) for row in rows]
     assert consistency(choosing(rows, 1), choosing(moved, 1))["same_choice"] == 0.0
     assert consistency(choosing(rows, None), choosing(moved, None))["same_choice"] == 100.0
     silent = [Decision(False, "none")] * 40
@@ -61,11 +62,11 @@ def test_deaf_is_no_better_than_any_control_of_sound():
     clips = [str(i) for i in range(40)]
     heard, chance, none = [True] * 36 + [False] * 4, [i % 2 == 0 for i in range(40)], [False] * 40
     hears = gains_of({"none": decided(*heard), "silent": decided(*chance), "swapped": decided(*none)}, clips)
-    assert deaf_by(hears) == []
+    assert controls_without_gain(hears) == []
     same = {"none": decided(*heard), "silent": decided(*none), "swapped": decided(*heard), "text_only": decided(*heard)}
-    assert deaf_by(gains_of(same, clips)) == ["swapped"], "text alone is another question"
+    assert controls_without_gain(gains_of(same, clips)) == ["swapped"], "text alone is another question"
     lucky = gains_of({"none": decided(*chance), "silent": decided(False, *chance[1:])}, clips)
-    assert lucky["silent"]["difference"] == 2.5 and deaf_by(lucky) == ["silent"], "one question more is chance"
+    assert lucky["silent"]["difference"] == 2.5 and controls_without_gain(lucky) == ["silent"], "one question more is chance"
 
 
 def figures(n: int, **gains: tuple[int, float]) -> dict:
@@ -80,7 +81,7 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
     )
     assert line == (
         "DEAF: a does no better with the clip than with silent audio (+0.0 points, 95 % interval [-5.0, +5.0], n = 40). "
-        "Nothing shows that it listens. Not tested for deafness: b, c. Run with --controls silent swapped."
+        "There is no sign that the model uses the audio. Not tested for deafness: b, c. Run with --controls silent swapped."
     )
     assert audio_use_statement([]) == "Not tested for deafness: no run is given any sound."
 
@@ -99,7 +100,7 @@ def test_who_answers_nothing_is_not_called_deaf():
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
     line = audio_use_statement([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
     assert line.startswith("Not deaf: every run does better")
-    told = "Only questions to which a text came back both ways are compared"
+    told = "Only questions that got an output both ways are compared"
     assert line.endswith(f" {told}: a with another clip's audio on 10 of 1,000.")
 
 

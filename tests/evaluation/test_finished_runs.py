@@ -88,7 +88,7 @@ def test_what_is_no_finished_run_is_refused_by_every_command(name, tmp_path):
 def test_an_answer_is_one_and_on_its_benchmark(tmp_path):
     run = write_run(tmp_path / "twice", rows=[*ROWS, ROWS[0]])
     with pytest.raises(
-        InputError, match=r"predictions-avqa\.parquet: question 0 stands there twice; which of the answers counts"
+        InputError, match=r"predictions-avqa\.parquet: question 0 occurs twice; keep only the answer that counts"
     ):
         answers_of(*find_runs([run]))
     run = write_run(tmp_path / "other")

@@ -3,15 +3,13 @@
 import re
 
 import pytest
-from scipy.stats import binomtest
 
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.report import main, told_apart
+from evaluation.report import main, with_unique_names
 from evaluation.reporting.finished_runs import FinishedRun
 from evaluation.reporting.paper_tables import (
     TABLES,
     Row,
-    _wilson,
     conflicts,
     difference,
     load_table,
@@ -103,12 +101,6 @@ def test_the_papers_music_avqa_average_is_not_over_its_four_types():
     rows = [row for row in load_table("table2").rows if row.by is None]
     below = [row.key for row in rows if row.paper["MUSIC-AVQA Avg."] < min(row.paper[kind] for kind in kinds)]
     assert below == ["sft-label", "grpo-label", "grpo-tts_agfv"]
-
-
-def test_wilsons_interval_is_scipys():
-    for count, n in ((0, 9), (3, 9), (595, 1000), (1000, 1000)):
-        interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
-        assert _wilson(count / n, n) == pytest.approx((interval.low, interval.high), abs=1e-6)
 
 
 def test_the_interval_of_a_difference():
@@ -218,7 +210,7 @@ def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, told)
 def test_a_run_whose_name_in_the_report_says_more_keeps_its_row():
     settings = {"split": None, "limit": 4, "arm": "base-direct"}
     run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
-    (named,) = told_apart([FinishedRun("run", run)])
+    (named,) = with_unique_names([FinishedRun("run", run)])
     assert named.results["arm"] == "base-direct with --limit 4"
     assert any("100.0 [51.0, 100.0] (n=4)" in line for line in table_lines(load_table("table1"), [named]))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.running.controls import shuffled
+from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
 from sightsound.cli import InputError
 from tests.support.mmau import annotation as mmau_annotation
@@ -107,7 +107,7 @@ def test_decisions_under_controls_say_which(mmau_annotations, tmp_path, capsys):
     score(write(tmp_path / "p.json", rows), mmau_annotations, capsys, *where)
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and {line["control"] for line in lines} == {"none", "shuffled"}
-    asked = shuffled(BENCHMARKS["mmau"].to_row(json.loads(mmau_annotations.read_text())[0]))
+    asked = shuffle_choices(BENCHMARKS["mmau"].to_row(json.loads(mmau_annotations.read_text())[0]))
     (line,) = (x for x in lines if x["id"] == "q0" and x["control"] == "shuffled")
     assert asked["choices"][line["answer"]] == "Man" and line["answer"] != 0
 

@@ -10,8 +10,9 @@ import pytest
 
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main
-from evaluation.running.controls import CONTROLS, gains_over
+from evaluation.running.controls import CONTROLS
 from evaluation.scoring.accuracy import results_of
+from evaluation.scoring.audio_use import gains_over
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -121,10 +122,10 @@ def test_what_was_not_answered_and_what_was_cut_is_said(tmp_path):
     lost = {"none": {"answered": 3, "missing_media": 1}, "silent": {"answered": 4}}
     first_line(tmp_path, write_run(tmp_path / "run", "sft", ["silent"], outcomes=lost, clips_cut=2))
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| arm | seed | given | text came back | no text, and why | clips cut to the model's window |" in text
+    assert "| arm | seed | condition | outputs | no output, and why | clips cut to the model's window |" in text
     assert "| sft | 0 | the clip | 3 | 1 missing_media | 2 |\n\n" in text
     first_line(tmp_path, write_run(tmp_path / "well", "sft", outcomes={"none": {"answered": 4}}, clips_cut=0))
-    assert "clips heard in part" not in (tmp_path / "out" / "report.md").read_text()
+    assert "Missing outputs" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_every_figure_names_its_split(tmp_path, capsys):
@@ -143,8 +144,8 @@ def test_every_figure_names_its_split(tmp_path, capsys):
 def test_a_run_on_questions_that_the_model_was_trained_on_is_marked(tmp_path, capsys):
     runs = [write_run(tmp_path / "sft", "sft", trained_on=3), write_run(tmp_path / "base", "base", trained_on=0)]
     main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
-    told = "TRAINED ON what it was asked: sft (seed 0), 3 of these 4 questions. "
-    told += "These figures do not tell how good it is on others."
+    told = "TRAINED ON the questions of this test: sft (seed 0), 3 of these 4 questions. "
+    told += "These figures do not show how accurate it is on other questions."
     assert told in (tmp_path / "out" / "report.md").read_text().splitlines() and told in capsys.readouterr().out
     assert [run["trained_on"] for run in json.loads((tmp_path / "out" / "report.json").read_text())] == [3, 0]
 
@@ -257,7 +258,9 @@ def test_runs_of_one_name_are_told_apart_wherever_they_are_named(tmp_path, capsy
     assert text.startswith("DEAF: m in deaf (seed 0) does no better")
     untested = "m in plain (seed 0), m in untested (seed 0), m with --limit 4 (seed 0), n (seed 0)"
     assert f"Not tested for deafness: {untested}." in text
-    assert "TRAINED ON what it was asked: m in plain (seed 0), 2 of these 4 questions; m in untested (seed 0), 2" in seen
+    assert (
+        "TRAINED ON the questions of this test: m in plain (seed 0), 2 of these 4 questions; m in untested (seed 0), 2" in seen
+    )
     assert "| m in untested | m in plain | 0 |" in text and "| m with --limit 4 | m in plain | 0 |" in text
     assert all(f"| {name} | 0 | 4 |" in seen for name in names) and "| m | 0 |" not in text + seen
 

@@ -76,6 +76,25 @@ def test_a_server_is_given_the_sound_and_the_frames(benchmarks, tiny_world, tmp_
         assert read(tmp_path / modality)[0]["method"] == f"{modality}/direct"
 
 
+def test_a_prompt_file_is_asked_recorded_and_no_method_of_the_paper(benchmarks, tmp_path):
+    prompt = tmp_path / "mine.txt"
+    prompt.write_text("Choose.\n{choices}\n{question}\n")
+    flags = {"dataset": benchmarks["avqa"], "model": "tiny", "prompt_file": prompt, "output_dir": tmp_path / "run"}
+    with OpenAIServer(always("<answer>A</answer>")) as server:
+        run(**flags, base_url=server.base_url)
+        assert all(ask.text.startswith("Choose.\nA. ") for ask in server.asked)
+        digest = fingerprint(prompt)[:12]
+        prompt.write_text("{question}\n{choices}\n")
+        with pytest.raises(InputError, match=r"was started with other settings \(prompt_sha256: "):
+            run(**flags, base_url=server.base_url)
+        with pytest.raises(InputError, match=r"--method cot and --prompt_file .* are two prompts; give one of them"):
+            run(**flags | {"output_dir": tmp_path / "other"}, base_url=server.base_url, method="cot")
+    results, predictions = read(tmp_path / "run")
+    assert results["method"] == predictions[0]["method"] == f"audio/mine@{digest}"
+    assert json.loads(results["generation"])["prompt_version"] == results["settings"]["prompt_version"] == f"mine@{digest}"
+    assert "prompt_file" not in results["settings"] and len(server.asked) == 4
+
+
 def test_a_question_without_reasoning_or_clip_is_counted_and_unanswered(benchmarks, questions, tmp_path, capsys):
     said = [trace("<think>I hear a bell.</think><answer>bell</answer>", 0, "I hear a bell.")]
     traces = write_traces([trace_row(questions[0], said), trace_row(questions[2], said)], tmp_path / "traces")
@@ -133,7 +152,7 @@ def test_a_model_that_moved_on_the_hub_does_not_answer_the_rest(benchmarks, stud
 
 def test_a_dataset_that_moved_on_the_hub_does_not_ask_the_rest(tmp_path):
     args = run_arguments.RunArguments(model="tiny", output_dir=str(tmp_path), dataset=["alice/mmau"], base_url=["u"])
-    (source,) = run_arguments.sources_of(args)
+    (source,) = run_arguments.read_sources(args)
     with Stage(tmp_path / "run", run_arguments.settings_of(args, source, "a" * 40, None)):
         pass
     with (

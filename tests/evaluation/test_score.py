@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
-from evaluation.reporting.sections import parts_lines
+from evaluation.reporting.sections import coverage_lines
 from evaluation.run import to_prediction
-from evaluation.running.controls import shuffled
+from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -49,7 +49,7 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(mmau_annotations, 
         assert part["results"]["none"]["unanswered"] == 75.0
     main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(path)])
     text = capsys.readouterr().out
-    assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is no text" in text
+    assert "4 of 1,000 questions, 1 without a prediction, 2 with an output that is not text" in text
     assert "| average | 4 | 25.0 [4.6, 69.9] | 25.0 [4.6, 69.9] |" in text
     assert "| type: sound | 2 | 50.0 [9.5, 90.5] | 50.0 [9.5, 90.5] |" in text
     assert "| unanswered, % | 4 | 75.0 | 75.0 |" in text
@@ -57,7 +57,7 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(mmau_annotations, 
 
 BAD: dict[str, tuple[str, object, str]] = {
     "unknown ids": ("p.json", [ONE, {"id": "x", "model_output": ""}], r"1 of 2 ids are no question of mmau .*first: x"),
-    "an id twice": ("p.json", [ONE, ONE], "id q0 stands there twice"),
+    "an id twice": ("p.json", [ONE, ONE], "id q0 occurs twice; keep only the output that counts"),
     "no id": (
         "p.json",
         [{"model_output": "Man", "idx": 3}],
@@ -66,7 +66,7 @@ BAD: dict[str, tuple[str, object, str]] = {
     "an id that is a place in other data": (
         "p.json",
         [{"doc_id": 0, "resps": [["A"]], "target": "Man"}],
-        "it has doc_id, resps, target; doc_id is a place in the harness's own data",
+        "it has doc_id, resps, target; doc_id is a position in the harness's data",
     ),
     "an id of no kind": ("p.json", [{"id": [1], "model_output": "Man"}], r"row 0 has \[1\] as id"),
     "no output in any row": ("p.json", [{"id": "q0", "answer": "Man"}], "outputs under one of output, .* but answer, id"),
@@ -174,7 +174,7 @@ def test_a_figure_on_a_part_says_so():
     }  # fmt: skip
     figures = {"n": 15, "all": {"n": 20}}  # MUSIC-AVQA's average leaves questions out that were asked
     run = {"arm": "sft", "seed": 0, "results": {"none": figures}, "benchmark_questions": 1000}
-    assert parts_lines([run, run | {"benchmark_questions": 20}, run | {"benchmark_questions": None}]) == [
+    assert coverage_lines([run, run | {"benchmark_questions": 20}, run | {"benchmark_questions": None}]) == [
         "Not the whole benchmark as it is pinned: sft (seed 0): 20 of 1,000 questions.",
         "",
     ]
@@ -258,7 +258,7 @@ def test_what_a_run_wrote_is_scored(tmp_path, capsys):
     row = BENCHMARKS["mmau"].to_row(OFFICIAL["mmau"]) | {"duration_s": 1.0}
     said = {"completions": [{"text": "Woman", "finish_reason": "stop"}]}
     ours = [to_prediction(row, "0/none", said, {"benchmark": "mmau"})]
-    ours.append(to_prediction(shuffled(row), "0/shuffled", said, {"benchmark": "mmau"}))
+    ours.append(to_prediction(shuffle_choices(row), "0/shuffled", said, {"benchmark": "mmau"}))
     assert ours[0]["answer"] != ours[0]["gold"], "`answer` is what the model answered"
     (tmp_path / "official.json").write_text(json.dumps([OFFICIAL["mmau"]]))
     told = score(write(tmp_path / "p.parquet", ours), tmp_path / "official.json", capsys)
@@ -283,9 +283,9 @@ def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(mmau_
     main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(predictions)])
     text = capsys.readouterr().out
     assert text.startswith("DEAF: p.parquet does no better with the clip than with silent audio (+0.0 points")
-    assert "Only questions to which a text came back both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
-    assert "silent audio: 2 without a prediction, 1 with an output that is no text\n" in text
-    assert "another clip's audio: 3 without a prediction, 1 with an output that is no text\n" in text
+    assert "Only questions that got an output both ways are compared: p.parquet with silent audio on 1 of 4.\n" in text
+    assert "silent audio: 2 without a prediction, 1 with an output that is not text\n" in text
+    assert "another clip's audio: 3 without a prediction, 1 with an output that is not text\n" in text
     assert "| silent audio | 25.0 [4.6, 69.9] | +0.0 [-100.0, +100.0] (n=1) |" in text
     assert "| another clip's audio | 0.0 [0.0, 49.0] | – |" in text
 

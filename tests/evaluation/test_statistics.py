@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.scoring.statistics import clustered_error, compare, wilson_interval
+from evaluation.scoring.statistics import clustered_error, compare, percent_interval
 
 
 # R. G. Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I,
@@ -15,11 +15,11 @@ from evaluation.scoring.statistics import clustered_error, compare, wilson_inter
     [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0.0, 16.11), (1, 29, 0.61, 17.18)],
 )
 def test_the_interval_is_the_published_one(num_correct, num_rows, low, high):
-    assert wilson_interval(num_correct, num_rows) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+    assert percent_interval(num_correct, num_rows) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
 
 
 def test_the_interval_mirrors_and_stays_inside_its_range():
-    low, high = wilson_interval(20, 20)
+    low, high = percent_interval(20, 20)
     assert (low, high) == (pytest.approx(100 - 16.11, abs=0.005), pytest.approx(100))
 
 

@@ -15,11 +15,13 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from evaluation import publish
-from evaluation.reporting.sections import part_of
+from evaluation.reporting.sections import coverage_note
 from evaluation.scoring.accuracy import NO_CONTROL
+from sightsound import __version__
 from sightsound.data import parquet
 from sightsound.data.schema import LETTERS
-from sightsound.hub.publishing import PublishArguments
+from sightsound.hub import cards
+from sightsound.hub.publish import PublishArguments
 from sightsound.stage import Stage
 from sightsound.training.card import chosen_by
 from tests.support import tiny
@@ -110,6 +112,36 @@ def test_a_checkpoint_of_a_checkpoint_names_the_model_of_the_hub_behind_it(model
     assert front_of(card)["license"] == "other" and validate(card, "model") == ([], [])
 
 
+def test_a_card_states_a_commit_only_if_it_holds_the_code(monkeypatch, tmp_path) -> None:
+    """An environment can lie in the checkout of something else."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    code = tmp_path / ".venv" / "sightsound" / "cards.py"
+    code.parent.mkdir(parents=True)
+    code.touch()
+    (tmp_path / ".gitignore").write_text(".venv")
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", ".gitignore"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "theirs"], check=True)
+    monkeypatch.setattr(cards, "__file__", str(code))
+    assert cards.provenance()["versions"]["sightsound"] == __version__
+    subprocess.run([*git, "add", "--force", str(code)], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "ours"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert cards.provenance()["versions"]["sightsound"] == f"{__version__} (commit {commit})"
+
+
+def test_a_script_is_named_as_in_its_repository(monkeypatch, tmp_path) -> None:
+    (tmp_path / "dataset_builders").mkdir()
+    for named in ("traces.py", "dataset_builders/traces.py"):  # without the file that marks a repository, and with it
+        monkeypatch.setattr(sys, "argv", [str(tmp_path / "dataset_builders" / "traces.py")])
+        assert cards.provenance()["command"] == f"python {named}"
+        (tmp_path / "pyproject.toml").touch()
+
+
+def test_a_table_is_markdown() -> None:
+    assert cards.markdown_table(["a", "b"], [[1, ""]]) == ["| a | b |", "| --- | --- |", "| 1 | |"]
+
+
 def check_figures(card: str, runs: Path) -> list[float]:
     """Every place says what `results.json` says; returns the accuracies."""
     assert validate(card, "model") == ([], [])
@@ -121,7 +153,7 @@ def check_figures(card: str, runs: Path) -> list[float]:
         for protocol, figures in protocols.items():
             value, low, high, unanswered = (round(figures[key], 2) for key in ("accuracy", "low", "high", "unanswered"))
             expected.append((name, protocol, value))
-            part = f" (asked: {part_of(results)})" if part_of(results) else ""
+            part = f" (asked: {coverage_note(results)})" if coverage_note(results) else ""
             told = f"| {name} | audio/direct | {protocol} | {value} [{low}, {high}] | {unanswered} | {figures['n']}{part} |"
             assert told in card
         assert f"revision `{results['benchmark_revision']}`" in card
@@ -175,7 +207,7 @@ def test_answers_of_a_server_are_said_to_be_that(model, tiny_dataset, questions,
 def test_results_on_a_dataset_of_the_hub_are_in_eval_results_with_its_revision(model, runs) -> None:
     commit = "0123456789" * 4
     [run] = publish.read_runs([str(runs / "mmau")], model)
-    settings = run.settings | {"dataset": "alice/mmau"}
+    settings = run.results["settings"] | {"dataset": "alice/mmau"}
     run = replace(run, results=run.results | {"settings": settings, "benchmark_revision": commit})
     from huggingface_hub import eval_result_entries_to_yaml
 

@@ -47,10 +47,10 @@ REPO_ID = "alice/corpus"
 PUBLISH = """
 import sys
 from pathlib import Path
-from sightsound import hub, retries
+from sightsound.hub import publish, pull_request, retries
 from sightsound.cli import run
-retries.FIRST_DELAY_S, hub.UPLOAD_BATCH = 0.005, 4
-run(lambda: print(hub.publish_dataset(Path(sys.argv[1]), sys.argv[2], private=sys.argv[3] == "private")))
+retries.FIRST_DELAY_S, pull_request.UPLOAD_BATCH = 0.005, 4
+run(lambda: print(publish.publish_dataset(Path(sys.argv[1]), sys.argv[2], private=sys.argv[3] == "private")))
 """
 LOAD = """
 import hashlib, json, sys

@@ -72,7 +72,7 @@ def test_models_that_nobody_could_load_or_read_about_are_refused(model, tmp_path
     (tmp_path / "grpo" / "model").symlink_to(model)
     with pytest.raises(InputError, match=rf"did you mean {tmp_path}/grpo/model\?$"):
         publish.check_model(tmp_path / "grpo")
-    with pytest.raises(InputError, match="--push_to_hub: where to"):
+    with pytest.raises(InputError, match="--push_to_hub is missing; give"):
         publish.main(["--model", str(model), "--runs", "x"])
 
 
@@ -113,9 +113,9 @@ def test_the_loopback_hub_refuses_what_the_hub_refuses(front, error) -> None:
 COMMAND = """
 import sys
 from evaluation.__main__ import main
-from sightsound import hub, retries
+from sightsound.hub import pull_request, retries
 from sightsound.cli import run
-retries.FIRST_DELAY_S, hub.UPLOAD_BATCH = 0.005, 4
+retries.FIRST_DELAY_S, pull_request.UPLOAD_BATCH = 0.005, 4
 run(main)
 """
 PUBLISH_FOLDER = """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightsound.method.selection import CUT, NO_REASONING
+from sightsound.method.verdicts import CUT, NO_REASONING
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import read_ledger, read_rows, run_script, trace, trace_row, write_traces
 
@@ -98,7 +98,7 @@ def test_a_dry_run_of_the_checker_counts_its_sound_and_its_price(spoken, tiny_da
         assert told.startswith("gpt-4o-audio-preview: 21 requests, 0 of them journaled; from a sample of 20\n")
         audio = next(line for line in told.splitlines() if line.startswith("audio tokens")).split()
         assert audio[2:] == ["20.0", "420", "420"], "two seconds at ten tokens a second"
-        assert "USD, at most" in told and "asked again, up to 2 times: not counted here" in told
+        assert "USD, at most" in told and "requested again, up to 2 times: not counted here" in told
         run_ok(VERDICTS, **flags)
         assert len(server.asked) == 21
         assert run_ok(VERDICTS, **flags, dry_run=True) == f"{tmp_path} is complete: there is nothing left to pay\n"

@@ -4,8 +4,12 @@ import hashlib
 
 import pytest
 
+from sightsound.cli import InputError
 from sightsound.method import prompts
 from sightsound.method.prompts import (
+    QUESTION_FIELDS,
+    Prompt,
+    choose_prompt,
     heard_sounds,
     lettered,
     question_text,
@@ -21,7 +25,8 @@ def test_choices_are_lettered_one_per_line_without_outer_spaces():
 
 
 def test_a_question_is_followed_by_its_choices_and_the_instruction():
-    assert question_text(" What is heard? ", ["dog", "bell"], "Answer.") == "What is heard?\nA. dog\nB. bell\nAnswer."
+    text = question_text(" What is {x}? ", ["dog", "{bell}"], "{question}\n{choices}\nAnswer.")
+    assert text == "What is {x}?\nA. dog\nB. {bell}\nAnswer.", "braces in the data are no fields"
 
 
 @pytest.mark.parametrize(
@@ -84,15 +89,16 @@ SNAPSHOT = {
 
 
 def test_no_prompt_changes_without_a_new_version():
-    instructions = {
+    of_questions = {
         "cot": prompts.COT_INSTRUCTION,
         "direct": prompts.DIRECT_INSTRUCTION,
         "teacher": prompts.TEACHER_INSTRUCTION,
         "zero_shot_cot": prompts.ZERO_SHOT_COT_INSTRUCTION,
         "zero_shot_audio_cot": prompts.ZERO_SHOT_AUDIO_COT_INSTRUCTION,
-        "cot_distill": prompts.COT_DISTILL_INSTRUCTION.format(think="I hear a dog."),
+        "cot_distill": prompts.COT_DISTILL_INSTRUCTION,
     }
-    now = {name: question_text("What is heard?", ["dog", "bell"], text) for name, text in instructions.items()}
+    fields = {"think": "I hear a dog."}
+    now = {name: question_text("What is heard?", ["dog", "bell"], text, **fields) for name, text in of_questions.items()}
     now |= {"yes_no": prompts.CHECKER_YES_NO.format(think="I hear a dog."), "transcript": prompts.CHECKER_TRANSCRIPT}
     now |= {"trace": render_trace("I hear a dog.", "dog"), "label": render_label("dog")}
     assert now == SNAPSHOT, (
@@ -101,3 +107,58 @@ def test_no_prompt_changes_without_a_new_version():
     # Ties the snapshot to the version, so that editing the snapshot alone is not enough.
     digest = hashlib.sha256("\n".join([prompts.PROMPT_VERSION, *SNAPSHOT.values()]).encode()).hexdigest()[:16]
     assert (prompts.PROMPT_VERSION, digest) == ("1", "6cfc6dc3504249a1")
+
+
+def test_every_text_of_the_package_is_a_prompt_that_is_pinned_above():
+    files = {file.stem: file.read_text() for file in prompts._TEXTS.iterdir()}
+    assert len(files) == len(SNAPSHOT) - 2 and all(text.endswith("\n") for text in files.values())
+    pinned = {" ".join(text.split()) for text in SNAPSHOT.values()}
+    shown = {"question": "What is heard?", "choices": "A. dog B. bell", "think": "I hear a dog."}
+    assert {" ".join(text.format(**shown).split()) for text in files.values()} <= pinned
+
+
+def test_a_prompt_is_a_file_with_named_fields_whose_digest_is_recorded(tmp_path):
+    content = b"\xef\xbb\xbfListen.\r\n{question}\r\n{choices}\r\nWrite {{}} nowhere.\r\n"
+    (tmp_path / "short.v2.txt").write_bytes(content)
+    prompt = choose_prompt(str(tmp_path / "short.v2.txt"), "", QUESTION_FIELDS)
+    assert question_text("What?", ["dog"], prompt.text) == "Listen.\nWhat?\nA. dog\nWrite {} nowhere."
+    digest = hashlib.sha256(content).hexdigest()
+    assert prompt.settings == {"prompt_version": f"short.v2@{digest[:12]}", "prompt_sha256": digest}
+
+
+def test_the_default_prompt_adds_nothing_to_what_is_recorded():
+    assert choose_prompt(None, "Listen.", ()) == Prompt("Listen.", "1", None)
+    assert Prompt("Listen.").settings == {"prompt_version": "1"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is empty; write a prompt with \{question\} and \{choices\}"),
+        (b" \n", "is empty"),
+        ("{question}\n{choices}\nRéponds.".encode("latin-1"), r"is not UTF-8 \(byte 22\); save it as UTF-8"),
+        (b"{question}", r"lacks the field \{choices\}; write a prompt with \{question\} and \{choices\}"),
+        (b"{question} {choices} {trace}", r"has the unknown field \{trace\}; here a prompt is with"),
+        (b"{question} {choices} {}", r"unknown field \{\}"),
+        (b"{question} {choices.__class__}", r"unknown field \{choices.__class__\}"),
+        (b"{question} {choices!r:>{width}}", r"unknown field \{choices!r:>\{width\}\}"),
+        (b"{question} {choices} {", "write a brace that is no field twice, as {{ and }}"),
+        (b'{question} {choices} {"answer": 1}', 'unknown field {"answer": 1}'),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_used_is_one_clear_error(content, message, tmp_path):
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(InputError, match=f"^--prompt_file {tmp_path}/p.txt:? .*{message}"):
+        choose_prompt(str(tmp_path / "p.txt"), "", QUESTION_FIELDS)
+
+
+def test_a_prompt_file_that_is_not_there_is_named(tmp_path):
+    for file in (tmp_path, tmp_path / "gone.txt"):
+        with pytest.raises(InputError, match=f"--prompt_file {file} cannot be read"):
+            choose_prompt(str(file), "", ())
+
+
+def test_a_prompt_without_fields_says_so(tmp_path):
+    (tmp_path / "p.txt").write_text("List the sounds: {think}")
+    with pytest.raises(InputError, match=r"unknown field \{think\}; here a prompt is without fields"):
+        choose_prompt(str(tmp_path / "p.txt"), "", ())

@@ -4,20 +4,22 @@ import pytest
 
 from sightsound.cli import InputError
 from sightsound.data.parquet import read_parquet
+from sightsound.method.ledger import Unjoined, join_verdicts
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
 from sightsound.method.selection import (
-    SELECTIONS,
-    VERDICTS,
+    ARMS,
+    FILTERS,
+    Arm,
+    Filter,
     Funnel,
-    Unjoined,
     gold_labels,
-    instruction_of,
     is_unanimous,
-    join_verdicts,
     majority,
+    outcome_meanings,
     select,
     trace_outcome,
 )
+from sightsound.method.verdicts import VERDICTS
 
 
 CHOICES = ["dog", " bell"]
@@ -120,7 +122,7 @@ def test_the_ground_truth_arm_takes_the_annotated_answer_of_every_question():
             "completion": "<answer>bell</answer>",
         }
     ]
-    assert instruction_of("ground_truth") == instruction_of("label") == DIRECT_INSTRUCTION
+    assert ARMS["ground_truth"].prompt == ARMS["label"].prompt == DIRECT_INSTRUCTION
 
 
 def test_a_selected_row_carries_what_training_needs():
@@ -134,7 +136,7 @@ def test_a_selected_row_carries_what_training_needs():
 
 
 def test_every_arm_is_covered_here():
-    assert {*SELECTED, "label"} == set(SELECTIONS)
+    assert {*SELECTED, "label", "ground_truth"} == set(ARMS)
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones():
@@ -147,6 +149,45 @@ def test_an_empty_selection_is_an_error_that_counts_the_outcomes():
         select([row for row in LEDGER if row["id"] in ("all-rejected", "silent")], "tts_agfv")
     with pytest.raises(InputError, match="the ledger is empty"):
         select([], "cot")
+
+
+def test_an_arm_is_added_in_the_table_alone(monkeypatch):
+    def longest(row: dict) -> list[str]:
+        return [max((trace["text"] for trace in row["traces"]), key=len)]
+
+    monkeypatch.setitem(ARMS, "longest", Arm(name="longest", meaning="the longest trace", completions=longest))
+    assert len(select(LEDGER, "longest")) == len(LEDGER)
+    with pytest.raises(InputError, match="expected one of label, cot, agfv, tts, tts_agfv, longest"):
+        select(LEDGER, "best")
+
+
+LONG = Filter(
+    name="long enough",
+    passes=lambda traces: all(len(trace["think"]) > 1 for trace in traces),
+    outcome="too_short",
+    meaning="a trace has less than two characters",
+    step="long enough in all of {num_traces} traces",
+)
+
+
+def test_a_filter_is_added_in_the_list_alone(monkeypatch):
+    """It decides outcomes, and so what the full method trains on; funnel and card count it, the page explains it."""
+    monkeypatch.setattr("sightsound.method.selection.FILTERS", [FILTERS[0], LONG, *FILTERS[1:]])
+    ledger = [question("1", trace("a", 1, "accept")), *LEDGER, question("2", trace("b", None))]
+    assert [row["outcome"] for row in ledger] == ["too_short", *(row["outcome"] for row in LEDGER), "no_answer"]
+    assert {row["id"] for row in select(ledger, "tts_agfv")} == {"agreed", "first-rejected", "format"}
+    assert "1" in {row["id"] for row in select(ledger, "tts")}, "the other arms are the paper's"
+    funnel = Funnel()
+    list(funnel.count(ledger))
+    steps = {"asked": 12, "answered by the teacher": 10, "long enough": 9, "unanimous": 7, "with a verdict": 5, "accepted": 3}
+    assert funnel.steps() == steps and list(funnel.steps()) == list(steps)
+    assert ("long enough in all of 8 traces", 9) in funnel.card_steps(8)
+    assert "1 too_short" in str(funnel) and outcome_meanings()["too_short"] == LONG.meaning
+
+
+def test_every_outcome_of_a_filter_has_a_meaning():
+    outcomes = {row["outcome"] for row in LEDGER}
+    assert outcomes <= outcome_meanings().keys() and all(outcome_meanings().values())
 
 
 def named(*ids: str, verdict: str | None = None, text: str = "a") -> list[dict]:

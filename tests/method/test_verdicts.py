@@ -1,5 +1,6 @@
 """The checker's stage: how an answer is read, what is asked again, and what becomes of every trace."""
 
+import hashlib
 import itertools
 import json
 import time
@@ -8,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset_builders.verdicts import compare_with_transcript, parse_cut_yes_no, parse_yes_no
 from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio
 from sightsound.engines.base import Completion
@@ -16,7 +16,18 @@ from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.sampling import NEUTRAL
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO
-from sightsound.method.selection import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
+from sightsound.method.verdicts import (
+    ACCEPT,
+    CUT,
+    NO_CLAIMS,
+    NO_REASONING,
+    REJECT,
+    UNCLEAR,
+    compare_with_transcript,
+    parse_cut_yes_no,
+    parse_yes_no,
+)
+from sightsound.stage import read_settings
 from tests.support.batch_server import BatchServer, Plan
 from tests.support.house_server import HouseServer, choice
 from tests.support.openai_server import Ask, OpenAIServer
@@ -264,6 +275,24 @@ def test_a_transcript_is_taken_once_per_clip(traces, tiny_dataset, tmp_path):
     assert (rows[0]["verdict_mode"], rows[4]["outcome"]) == ("transcript", schema.MISSING_MEDIA)
 
 
+def test_a_checkers_prompt_file_is_asked_and_recorded_beside_the_teachers(traces, tiny_dataset, verified, tmp_path):
+    prompt = tmp_path / "strict.txt"
+    prompt.write_text("{think}\nIs all of this in the clip? Answer yes or no.\n")
+    flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "prompt_file": prompt}
+    with OpenAIServer(checker) as server:
+        done = run_script(SCRIPT, **flags, base_url=server.base_url, output_dir=tmp_path / "out")
+        wrong = run_script(SCRIPT, **flags, base_url=server.base_url, verdict_mode="transcript", output_dir=tmp_path / "other")
+    assert done.returncode == 0, done.stderr
+    assert "I hear good.\nIs all of this in the clip? Answer yes or no." in {ask.text for ask in server.asked}
+    version = f"strict@{hashlib.sha256(prompt.read_bytes()).hexdigest()[:12]}"
+    assert {row["prompt_version"] for row in read_rows(tmp_path / "out")} == {f"1, checker {version}"}
+    assert {row["prompt_version"] for row in verified.rows} == {"1"}
+    settings, usual = (read_settings(folder) for folder in (tmp_path / "out", verified.folder))
+    assert settings["prompt_version"] == version and settings.keys() - usual.keys() == {"prompt_sha256"}
+    assert wrong.returncode == 2 and "unknown field {think}; here a prompt is without fields" in wrong.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_a_checker_reasons_is_no_verdict(traces, tiny_dataset, tmp_path):
     """Its server tells the reasoning apart, or the template opened it, or it was cut in the middle."""
     replies = [
@@ -377,7 +406,7 @@ def test_a_stage_that_asked_nothing_reports_no_rejection(mode, questions, tiny_d
         done = run_script(SCRIPT, **flags, verdict_mode=mode, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert server.asked == []
-    said = "24 traces: 24 no_reasoning\nThe checker was asked nothing: no trace has reasoning inside <think></think>.\n"
+    said = "24 traces: 24 no_reasoning\nThe checker got no request: no trace has reasoning inside <think></think>.\n"
     assert done.stdout.endswith(said) and "reject" not in done.stdout
     assert {entry["outcome"] for entry in read_ledger(tmp_path / "out")} == {"no_reasoning"}
     corpus = {"dataset": tiny_dataset, "traces": traces, "verdicts": tmp_path / "out", "output_dir": tmp_path / "corpus"}

@@ -13,7 +13,7 @@ import torch
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import render_trace
-from sightsound.method.selection import SELECTIONS
+from sightsound.method.selection import ARMS
 from sightsound.stage import STAGE_FILE, read_settings
 from sightsound.training.trained_on import read_trained_on
 from tests.support import tiny
@@ -119,7 +119,8 @@ def test_grpo_starts_from_the_merged_model_and_writes_a_model(sft_run, corpus, t
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert {"reward", "kl", "rewards/accuracy_reward/mean", "rewards/format_reward/mean"} <= log[0].keys()
     assert len(tiny.read_ledger(tmp_path / "run")) == 12  # one per question, not per trace
-    assert read_settings(tmp_path / "run")["base_chosen_by"] == [["alice/avqa", "validation"]]
+    settings = read_settings(tmp_path / "run")
+    assert settings["base_chosen_by"] == [["alice/avqa", "validation"]] and "reward_funcs" not in settings
     trained = read_trained_on(str(tmp_path / "run" / "model"))
     of_base = [read_trained_on(str(sft_run / name)) for name in ("model", "adapter")]
     assert len(trained) == 12 and of_base == [trained, trained]
@@ -155,6 +156,17 @@ def test_bad_arguments_are_one_clear_line(
     assert stopped.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert (last.startswith("error: ") and next(iter(flags)) in last) or "nonsense" in last
+
+
+def test_rewards_are_named_in_the_yaml(tmp_path, monkeypatch, capsys) -> None:
+    config = tmp_path / "grpo.yaml"
+    config.write_text((MINIATURE / "grpo_tts_agfv.yaml").read_text() + "reward_funcs: [accuracy_reward, speed_reward]\n")
+    inputs = ["--traces", "t", "--audio", "a", "--model_name_or_path", "m", "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["recipes/grpo.py", "--config", str(config), *inputs])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPO / "recipes" / "grpo.py"), run_name="__main__")
+    message = "reward_funcs: unknown reward 'speed_reward'; expected one or more of accuracy_reward, format_reward"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f"error: {message}"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +217,7 @@ def test_every_arm_has_a_recipe_that_its_dataclasses_parse(monkeypatch: pytest.M
     for path in sorted(MINIATURE.glob("sft_*.yaml")):
         monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(path), *required])
         script_args, training_args, model_args = parse_config((sft.SFTScriptArguments, SFTConfig, ModelConfig))
-        assert script_args.selection == path.stem.removeprefix("sft_") and script_args.selection in SELECTIONS
+        assert script_args.selection == path.stem.removeprefix("sft_") and script_args.selection in ARMS
         # A one-item list becomes the regex; as a list of suffixes it would reach the audio tower.
         assert model_args.lora_target_modules.startswith(r".*language_model") and model_args.use_peft
         assert training_args.gradient_checkpointing is False

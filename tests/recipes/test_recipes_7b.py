@@ -19,7 +19,7 @@ from evaluation.report import ReportArguments
 from evaluation.running.arguments import RunArguments
 from sightsound.cli import parse_arguments
 from sightsound.engines.openai_models import LookUpArguments
-from sightsound.method.selection import GROUND_TRUTH, SELECTIONS
+from sightsound.method.selection import ARMS, GROUND_TRUTH
 from sightsound.training.recipe import parse_config
 from tests.support.tiny import REPO
 
@@ -62,7 +62,7 @@ def test_there_is_a_recipe_for_every_row_of_table_2() -> None:
 def test_sft_has_the_papers_numbers(arm, parse, tmp_path) -> None:
     flags = ["--audio", "a", "--output_dir", str(tmp_path)]
     script, training, model = parse("sft", ["--config", str(RECIPES / f"sft_{arm}.yaml"), *flags])
-    assert script.selection == arm and arm in {*SELECTIONS, GROUND_TRUTH} and script.traces is None
+    assert script.selection == arm and arm in ARMS and script.traces is None
     assert model.model_name_or_path == "Qwen/Qwen2-Audio-7B-Instruct"
     assert 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps == 64
     assert (training.max_steps, training.learning_rate, training.bf16, model.dtype) == (2000, 5e-5, True, "bfloat16")

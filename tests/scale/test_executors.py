@@ -160,7 +160,8 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
     second.rename(second.with_name("kept"))
     os.system(f"cp -r {first} {second}")
     done = run_stage(tmp_path, num_tasks=2)
-    assert done.returncode == 2 and "1-of-2 holds question 0 out of turn; delete that folder and run again" in done.stderr
+    assert done.returncode == 2
+    assert "1-of-2 holds question 0 in the wrong order; delete that folder and run again" in done.stderr
 
 
 @pytest.mark.parametrize(

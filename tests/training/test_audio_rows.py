@@ -76,7 +76,7 @@ def test_grpo_cuts_knowingly_too_and_always_asks_for_reasoning(collator, long_cl
     rows = audio_rows(arguments(audio, "label", corpus), collator, tmp_path / "ledger.parquet", samples_its_own=True)
     assert [entry["detail"] for entry in tiny.read_ledger(tmp_path)] == ["cut: the model hears 2 of 5.00 s", None, None]
     assert "1 clips cut to 2 s" in capsys.readouterr().out
-    assert all(row["prompt"][0]["content"].endswith(COT_INSTRUCTION) for row in rows)
+    assert all(row["prompt"][0]["content"].endswith(COT_INSTRUCTION.splitlines()[-1]) for row in rows)
 
 
 def test_the_ground_truth_arm_needs_no_traces_and_its_ledger_says_what_it_saw(collator, long_clip, tmp_path) -> None:

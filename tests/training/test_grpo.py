@@ -15,11 +15,12 @@ from trl.trainer.utils import create_model_from_path
 
 from sightsound.cli import InputError
 from sightsound.data.audio import encode_flac
-from sightsound.method.rewards import format_reward
+from sightsound.method import rewards as rewards_module
+from sightsound.method.rewards import find_rewards, format_reward
 from sightsound.models.family import ClipFeatures, family_of
 from sightsound.training.grpo import ZERO_ADVANTAGE_BATCHES, check_fills_a_batch
 from sightsound.training.rollout_buffer import buffer_file
-from tests.support.trainers import make_rows, make_trainer
+from tests.support.trainers import make_rows, make_trainer, some_reward
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,16 @@ def test_a_frozen_tower_keeps_its_weights_and_the_rest_learns(student_checkpoint
     changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(before[name], weight)}
     assert not [name for name in changed if "audio_tower" in name]
     assert [name for name in changed if "projector" in name] and [name for name in changed if "language_model" in name]
+
+
+def test_a_reward_that_is_added_trains_with_its_weight(student_checkpoint, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(rewards_module, "some_reward", some_reward, raising=False)
+    names, weights = ["accuracy_reward", "some_reward"], [1.0, 0.5]
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, rewards=find_rewards(names, weights), reward_weights=weights)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/some_reward/mean"] > 0
+    assert log["reward"] == pytest.approx(log["rewards/accuracy_reward/mean"] + 0.5 * log["rewards/some_reward/mean"])
 
 
 def test_rewards_that_never_differ_stop_the_run(student_checkpoint, rows, tmp_path) -> None:

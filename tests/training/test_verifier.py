@@ -14,9 +14,10 @@ import pytest
 from dataset_builders import verdicts
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
+from sightsound.data.statistics import wilson_interval
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
-from sightsound.method.selection import ACCEPT, INVALID, NO_REASONING, REJECT
+from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.training.verifier import (
     PARTS,
     THRESHOLD_CONFIDENCE,
@@ -36,7 +37,6 @@ from sightsound.training.verifier import (
     read_verifier,
     score,
     use_of_traces,
-    wilson_interval,
 )
 from tests.support import tiny
 from tests.support.card_rules import validate
@@ -324,7 +324,7 @@ def judged(calibration: dict[str, Path], model: Path, journal: Path) -> list[dic
     folders = {"dataset": str(calibration["audio"]), "traces": str(calibration["verdicts"]), "output_dir": "unused"}
     args = verdicts.VerdictsArguments(**folders, checker=str(model), verdict_mode=VERIFIER_MODE, batch_size=5)
     checked = verdicts.CheckerRun(args, read_verifier(str(model)))
-    return [trace for row, _ in checked.judge(checked.ids, journal) for trace in row["traces"]]
+    return [trace for row, _ in checked.verify(checked.ids, journal) for trace in row["traces"]]
 
 
 def test_an_interrupted_run_of_verdicts_ends_with_the_same_ones(verifier_run, calibration, tmp_path):

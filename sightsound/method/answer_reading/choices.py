@@ -1,7 +1,7 @@
 """
-What a text says about the choices of a question: which it names, which it denies, and which it is similar to.
+Find the choices of a question that a text names, and those that it denies.
 
-Texts are compared as words: case, punctuation and a leading article do not matter, "2" is "two" and a plural is its singular.
+Texts are compared as words. Case, punctuation and a leading article do not matter; "2" equals "two", a plural its singular.
 """
 
 import re
@@ -10,8 +10,8 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 
-# Numbers keep what belongs to them (-5, 1.5, 10-20, 5%), notes their sharp (A#), contractions their end (isn't). The marks are
-# kept as words of their own, since they end what a "not" denies.
+# Numbers keep their signs (-5, 1.5, 10-20, 5%), notes their sharp (A#), contractions their end (isn't). Punctuation marks are
+# words of their own, because they limit what a "not" denies.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:[-.,:/]\d+)*%?(?![^\W_])|[^\W_]+(?:'[^\W\d_]+|[#+]+)?|[,;:()?!—–]")
 _LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
 _PLAIN_WORDS = re.compile(r"[a-z ]+")
@@ -29,8 +29,8 @@ _NUMERALS = frozenset(_NUMBERS.values())
 _ARTICLES = frozenset(("a", "an", "the"))
 _FALSE_PLURALS = ("ss", "us", "is")
 
-# Words that deny what follows them up to the next turn of the sentence, and those turns. A comma is none: "not a dog, a bell"
-# may be a list of what is denied.
+# Words that deny everything up to the next turn of the sentence, and the words of such turns. A comma is no turn: "not a dog, a
+# bell" may be a list of denied choices.
 DENIES = _set(
     "not no never neither nor without cannot hardly unlike except excluding eliminate eliminates eliminated eliminating "
     "exclude excludes excluded discard dismiss lack lacks lacking absence rule rules ruled ruling wrong incorrect "
@@ -43,7 +43,7 @@ _EXCEPT = _set("unlike except excluding")
 _EXCEPT_IN_TWO = {("save", "for"), ("none", "of"), ("apart", "from"), ("aside", "from"), ("different", "from"), ("far", "from")}
 _NO_VERB = _MARKS | {"and", "or"}
 _NO_DENIAL = _set("only just doubt question matter problem")
-# "The dog is not heard": what denies a choice after it, and what begins another thought before that.
+# "The dog is not heard": words that deny the choice before them, unless one of the second list stands between.
 _DENIED_AFTER = _set(
     "not never wrong incorrect absent missing unlikely impossible eliminated excluded false ruled unsupported "
     "inconsistent nowhere cannot out"
@@ -60,7 +60,7 @@ _SMALL_WORDS = _set(
 
 
 def words_of(text: str) -> list[str]:
-    """The words and marks of a text, folded: numbers as digits, possessives as their noun."""
+    """The words and marks of a text in lower case: numbers as digits, possessives without their ending."""
     folded = text.casefold()
     if _PLAIN_WORDS.fullmatch(folded):
         return [_NUMBERS.get(word, word) for word in folded.split()]
@@ -84,7 +84,7 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=65_536)
 def root_of(word: str) -> str:
-    """Of "barks", "barking" and "barked" the same."""
+    """A form that "barks", "barking" and "barked" share."""
     if word[-1] not in "gdsye":  # most words have no such ending
         return word
     for end in ("ing", "ed", "es", "ly", "s"):
@@ -98,12 +98,12 @@ def root_of(word: str) -> str:
     return word
 
 
-# Words that another may stand without: "robot" is "robot voice".
+# Words that a choice may be named without: "robot" is "robot voice".
 KINDS = frozenset(map(root_of, ("voice", "speech", "music", "sound", "noise")))
 
 
 def plain(choice: str) -> str:
-    """Equal for choices that are the same. Punctuation counts here: 5% and 5 are two."""
+    """Equal for equal choices. Punctuation counts here: 5% and 5 differ."""
     return " ".join(choice.casefold().split())
 
 
@@ -119,12 +119,12 @@ def bare_words(text: str) -> tuple[str, ...]:
 
 
 def _is_key(words: tuple[str, ...]) -> bool:
-    """ "A minor" is a key, and its "A" no article."""
+    """Whether the words are a key such as "A minor", whose "A" is no article."""
     return words[1] in ("major", "minor") and words[0] == "a"
 
 
 class Form(NamedTuple):
-    """A choice as answers are compared with it."""
+    """A choice in the forms that answers are compared with."""
 
     words: tuple[str, ...]
     stems: tuple[str, ...]
@@ -138,7 +138,7 @@ def form(choice: str) -> Form:
 
 
 def beginnings_of(text: str) -> set[str]:
-    """The first two letters of each word: texts that share none have no word in common, in whatever form."""
+    """The first two letters of each word. Texts that share none have no word in common, in any form."""
     return {(_NUMBERS.get(word) or word)[:2] for word in _LETTERS_AND_DIGITS.findall(text)}
 
 
@@ -157,7 +157,7 @@ class Forms:
         self.plains = plains
 
     def nearly(self, text: str) -> int | None:
-        """The one choice that a text is but for its last letter: a plural, a slip, a cut. Both as `plain` has them."""
+        """The one choice that equals a text, in the form of `plain`, except for a last letter: a plural, a slip or a cut."""
         if len(text) < 4 or not text[-1].isalpha():
             return None
         if (text[-1] == "s" or text[-1] == text[-2]) and text[:-1] in self.by_plain and text[-2].isalpha():
@@ -175,12 +175,12 @@ class Forms:
 
     @cached_property
     def beginnings_of_single_words(self) -> set[str]:
-        """`beginnings` of the choices of one word: no other is similar to one word alone."""
+        """`beginnings` of the choices of one word; a single word resembles no other choice."""
         content = [[word for word in one.split() if word not in _SMALL_WORDS] for one in self.plains]
         return beginnings_of(" ".join(one for one, words in zip(self.plains, content, strict=True) if len(words) < 2))
 
     def may_shorten(self, word: str) -> bool:
-        """Whether one plain word may say a longer choice in short: a quick look before all others."""
+        """A quick test, before all others, whether one plain word may abbreviate a longer choice."""
         holding = [one.split() for one in self.plains if word[:3] in one]
         exact = [words for words in holding if word in words]
         if not exact:
@@ -216,16 +216,16 @@ def content_of(words: Sequence[str]) -> frozenset[str]:
     return frozenset([root_of(word) for word in words if word not in _SMALL_WORDS]) or frozenset(words)
 
 
-class Said(NamedTuple):
-    """What a sentence says: choices that it names and does not deny, those that it denies, and whether it is undecided."""
+class Mentions(NamedTuple):
+    """The choices that a sentence names and does not deny, those that it denies, and whether it is undecided."""
 
     named: set[int]
     denied: set[int]
     undecided: bool
 
 
-def said_of(sentence: str, forms: Forms) -> Said:
-    """Find the choices that a sentence names, the longer before the shorter ("acoustic guitar" is no "guitar")."""
+def mentions_of(sentence: str, forms: Forms) -> Mentions:
+    """Find the choices that a sentence mentions, longer ones first: "acoustic guitar" is no mention of "guitar"."""
     tokens = words_of(sentence)
     at = [i for i, token in enumerate(tokens) if token not in _MARKS]
     stems = [_stem(tokens[i]) for i in at]
@@ -251,7 +251,7 @@ def said_of(sentence: str, forms: Forms) -> Said:
                 found.append((at[place], at[place + size - 1], i))
     found += _scattered(stems, at, taken, {i for *_, i in found}, forms)
     if not found and tokens and (tokens[0],) not in forms.by_words:
-        return Said(set(), set(), False)
+        return Mentions(set(), set(), False)
     named, denied, undecided = set[int](), set[int](), False
     masked = {k for start, end, _ in found for k in range(start, end + 1)}
     for start, end, i in sorted(found):
@@ -262,12 +262,12 @@ def said_of(sentence: str, forms: Forms) -> Said:
         else:
             named.add(i)
     if first := _leading(tokens, forms, sorted(found)):
-        return Said({first - 1}, denied - {first - 1}, False)
-    return Said(named, denied - named, undecided or _hedged(tokens, masked))
+        return Mentions({first - 1}, denied - {first - 1}, False)
+    return Mentions(named, denied - named, undecided or _hedged(tokens, masked))
 
 
 def _scattered(stems: list[str], at: list[int], taken: set[int], known: set[int], forms: Forms) -> list[tuple[int, int, int]]:
-    """Choices whose words are all there in another form or order: "the dog is barking", "it sits in a cage"."""
+    """Choices whose words all occur in another form or order: "the dog is barking", "it sits in a cage"."""
     roots = {root_of(stem): place for place, stem in enumerate(stems) if place not in taken}
     found = []
     if roots.keys().isdisjoint(forms.roots):
@@ -286,19 +286,19 @@ def _scattered(stems: list[str], at: list[int], taken: set[int], known: set[int]
 
 
 def _is_part_of_number(tokens: list[str], start: int, end: int) -> bool:
-    """ "twenty-two" is no two."""
+    """Whether a number is part of a longer one: the "two" of "twenty-two"."""
     return (start > 0 and tokens[start - 1].isdigit()) or (end + 1 < len(tokens) and tokens[end + 1].isdigit())
 
 
 def _is_no_mention(choice: Form) -> bool:
-    """A note or a letter is in every text, and "no" in many: they count only where they are all that is said."""
+    """Whether a choice is a single letter, "yes" or "no". These occur in many texts and count only as the whole answer."""
     return choice.words in (("yes",), ("no",)) or (
         len(choice.words) == 1 and len(choice.words[0]) == 1 and not choice.words[0].isdigit()
     )
 
 
 def _leading(tokens: list[str], forms: Forms, found: list[tuple[int, int, int]]) -> int:
-    """One more than the index of a choice "yes", "no", "both", "neither" that begins the sentence, else 0."""
+    """1 + the index of a choice "yes", "no", "both" or "neither" that begins the sentence; else 0."""
     if not tokens:
         return 0
     index = forms.by_words.get((tokens[0],))
@@ -345,7 +345,7 @@ def _is_denied(tokens: list[str], masked: set[int], start: int, end: int) -> boo
 
 
 def _is_set_against(tokens: list[str], found: list[tuple[int, int, int]], mention: tuple[int, int, int]) -> bool:
-    """ "not a dog, a bell" says bell: the last of a list whose others are each denied by a word of their own."""
+    """Whether a mention ends a list whose other parts each have a denial of their own: the bell in "not a dog, a bell"."""
     start, end, _ = mention
     if len(found) < 2 or mention != found[-1] or tokens[end + 1 : end + 2] not in ([], ["because"], ["since"]):
         return False
@@ -359,7 +359,7 @@ def _is_set_against(tokens: list[str], found: list[tuple[int, int, int]], mentio
 
 
 def _is_compared(tokens: list[str], start: int) -> bool:
-    """ "more than five", "at least five", "louder than the dog": the choice is what something is compared with."""
+    """Whether something is compared with the choice: "more than five", "at least five", "louder than the dog"."""
     before = tokens[max(0, start - 4) : start]
     while before and before[-1] in ("a", "an", "the", "that", "of"):
         before.pop()

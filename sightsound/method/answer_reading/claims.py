@@ -1,41 +1,20 @@
 """
-What a claim names: the few words after "the answer is", before "is correct", or alone on a line.
+Read a claim: the few words after "the answer is", before "is correct", or alone on a line.
 
-`Found` holds a choice. `OPEN` is a claim that leaves it open ("B or C"), None one that says nothing of the choices.
+The result is a `Found` with a choice, `OPEN` for a claim that does not decide ("B or C"), or None for one about no choice.
 """
 
 import re
 from typing import NamedTuple
 
 from sightsound.data.schema import LETTERS
-from sightsound.method.answer_reading.choices import Forms, Said, bare_words, said_of
-from sightsound.method.answer_reading.cues import (
-    AFTER_LETTER,
-    INLINE_OPTION,
-    LAST_LETTER,
-    LETTER,
-    LETTER_AFTER_LEAD,
-    LETTERS_JOINED,
-    MORE_LETTERS,
-    MUSICAL,
-    NOT_BUT,
-    NOT_STATED,
-    OTHER_CLAUSE,
-    PLAIN_DENIAL,
-    PREFERS,
-    REASON,
-    REJECTED,
-    SENTENCE_END,
-    SETS_APART,
-    SHORT_QUESTION,
-    SLASH_LETTER,
-    SUBJECT_LEAD,
-)
+from sightsound.method.answer_reading import cues
+from sightsound.method.answer_reading.choices import Forms, Mentions, bare_words, mentions_of
 from sightsound.method.answer_reading.similarity import OF_THESE, most_similar, short_form
 
 
 class Found(NamedTuple):
-    """A choice and how it was found; no choice where a statement leaves it open."""
+    """A choice and how it was found; no choice where a statement does not decide."""
 
     choice: int | None
     matched_by: str
@@ -45,7 +24,7 @@ OPEN = Found(None, "none")
 
 
 def only_claim(line: str, forms: Forms) -> Found | None:
-    """A line that is nothing but a letter, a letter and its text, or a choice."""
+    """The choice of a line that has only a letter, a letter and its text, or a choice."""
     words = bare_words(line)
     if not words:
         return OPEN
@@ -53,11 +32,11 @@ def only_claim(line: str, forms: Forms) -> Found | None:
         return None
     if len(words) > 1 and (index := forms.by_words.get(words)) is not None:
         return Found(index, "choice_text")
-    letter = LETTER.match(line)
+    letter = cues.LETTER.match(line)
     if letter:
         rest = line[letter.end() :]
         tail = bare_words(rest)
-        # "A dog" where the dog is another choice begins with an article.
+        # "A dog" begins with an article where "dog" is another choice than A.
         apart = not tail or letter.group(1) or rest[0] in ".):]" or rest.lstrip()[0] in "-–—:=,;("
         if (not tail or tail in forms.by_words) and (apart or letter.group(2) not in "AaIi"):
             return chosen(letter, rest, forms)
@@ -65,7 +44,7 @@ def only_claim(line: str, forms: Forms) -> Found | None:
         return Found(index, "choice_text")
     if (index := short_form(words, forms)) is not None:
         return Found(index, "similarity")
-    # None of the choices, or the choice "none"?
+    # "none of these" decides for no choice.
     return OPEN if words[0] == "none" and OF_THESE.fullmatch(" ".join(words[1:])) else None
 
 
@@ -73,39 +52,39 @@ def chosen(letter: re.Match[str], rest: str, forms: Forms) -> Found:
     index = LETTERS.index((letter.group(1) or letter.group(2)).upper())
     if index < len(forms.all):
         return Found(forms.first[index], "letter")
-    # Beyond the choices it is no option's letter: a note perhaps, or a slip before a choice's text.
+    # A letter beyond the choices is no option: perhaps it is a note, or a slip before a choice's text.
     other = forms.by_words.get(bare_words(rest) or (LETTERS[index].casefold(),))
     return OPEN if other is None else Found(other, "choice_text")
 
 
 def letter_of(claim: str, forms: Forms, *, cued: bool) -> Found | None:
-    """The letter that a statement begins with, `OPEN` for several letters, None when it begins with none."""
-    letter = (LETTER_AFTER_LEAD if cued else LETTER).match(claim)
+    """The choice whose letter begins a statement; `OPEN` for several letters, None for no letter."""
+    letter = (cues.LETTER_AFTER_LEAD if cued else cues.LETTER).match(claim)
     if letter is None:
-        return OPEN if SLASH_LETTER.match(claim) else None
+        return OPEN if cues.SLASH_LETTER.match(claim) else None
     rest = claim[letter.end() :]
     if _lists_options(claim):
         return OPEN
     name = letter.group(2)
     if name is not None and not _stands_alone(name, rest, forms, cued=cued):
         return None
-    if MORE_LETTERS.match(rest) or SLASH_LETTER.match(claim[letter.start(letter.lastindex or 0) :]):
+    if cues.MORE_LETTERS.match(rest) or cues.SLASH_LETTER.match(claim[letter.start(letter.lastindex or 0) :]):
         return OPEN
     return chosen(letter, rest, forms)
 
 
 def _lists_options(line: str) -> bool:
     """Whether a line repeats the options: "(A) dog (B) bell"."""
-    found = list(INLINE_OPTION.finditer(line[:400]))
+    found = list(cues.INLINE_OPTION.finditer(line[:400]))
     return (
         len(found) > 1
         and ord(found[1].group(1)) == ord(found[0].group(1)) + 1
-        and not SETS_APART.search(line, found[0].end(), found[1].start())
+        and not cues.SETS_APART.search(line, found[0].end(), found[1].start())
     )
 
 
 def _stands_alone(name: str, rest: str, forms: Forms, *, cued: bool) -> bool:
-    """Whether a letter without brackets is an option's, and no article, pronoun, note or initial."""
+    """Whether a letter without brackets names an option, and is no article, pronoun, note or initial."""
     after = rest.lstrip()
     if not after or not after.strip(".!"):
         return True
@@ -116,15 +95,15 @@ def _stands_alone(name: str, rest: str, forms: Forms, *, cued: bool) -> bool:
         return name != "I" or after[0] not in "(!"
     if after[0] in ",;":
         return name not in "Iia"
-    if MORE_LETTERS.match(rest):
+    if cues.MORE_LETTERS.match(rest):
         return name not in "ia"
     if name in "Ii" or name == "a":
         return False
     if name == "A":
-        return bool(AFTER_LETTER.match(rest)) or (text_follows and rest[:1] == " " and after[:1].isupper())
+        return bool(cues.AFTER_LETTER.match(rest)) or (text_follows and rest[:1] == " " and after[:1].isupper())
     if name.islower() and not cued:
         return False
-    return text_follows or not MUSICAL.match(rest)
+    return text_follows or not cues.MUSICAL.match(rest)
 
 
 def _begins(rest: str, words: tuple[str, ...]) -> bool:
@@ -132,22 +111,20 @@ def _begins(rest: str, words: tuple[str, ...]) -> bool:
 
 
 def sentence_at(text: str, start: int) -> str:
-    end = SENTENCE_END.search(text, start, min(len(text), start + 600))
+    end = cues.SENTENCE_END.search(text, start, min(len(text), start + 600))
     return text[start : end.end() if end else min(len(text), start + 600)]
 
 
-def about_one(said: Said) -> int | None:
-    return next(iter(said.named)) if len(said.named) == 1 and not said.undecided else None
+def about_one(mentions: Mentions) -> int | None:
+    return next(iter(mentions.named)) if len(mentions.named) == 1 and not mentions.undecided else None
 
 
 def claimed(claim: str, forms: Forms) -> Found | None:
-    """
-    What stands after a cue. None: it says nothing of the choices, "the answer is clear".
-    """
+    """The choice that stands after a cue; None where the words are about no choice: "the answer is clear"."""
     line = claim.strip().split("\n", 1)[0].strip()
-    if turned := NOT_BUT.match(line):
+    if turned := cues.NOT_BUT.match(line):
         line = line[turned.end() :]
-    if SHORT_QUESTION.match(line) and not any(choice.endswith("?") for choice in forms.plains):
+    if cues.SHORT_QUESTION.match(line) and not any(choice.endswith("?") for choice in forms.plains):
         return OPEN
     sentence = sentence_at(line, 0).strip(" .!,;:")
     words = bare_words(sentence)
@@ -159,43 +136,43 @@ def claimed(claim: str, forms: Forms) -> Found | None:
     # "The answer is A man": the choice's own article, and no letter.
     own_article = begins and sentence[:2].strip().casefold() in ("a", "an", "i")
     if not own_article and (found := letter_of(line, forms, cued=True)):
-        rejected = None if found.choice is None or AFTER_LETTER.match(line) else REJECTED.match(line)
-        return None if rejected and rejected.end() < 40 and not OTHER_CLAUSE.search(rejected.group()) else found
+        rejected = None if found.choice is None or cues.AFTER_LETTER.match(line) else cues.REJECTED.match(line)
+        return None if rejected and rejected.end() < 40 and not cues.OTHER_CLAUSE.search(rejected.group()) else found
     if (index := forms.by_words.get(words)) is not None:
         return Found(index, "choice_text")
-    said = said_of(before_reason(sentence), forms)
-    if (index := about_one(said)) is not None:
+    mentions = mentions_of(before_reason(sentence), forms)
+    if (index := about_one(mentions)) is not None:
         return Found(index, "similarity")
-    if said.named or said.undecided:
+    if mentions.named or mentions.undecided:
         return OPEN
-    if said.denied:
+    if mentions.denied:
         return None
-    if len(words) <= 20 and not PLAIN_DENIAL.search(sentence) and (index := most_similar(sentence, forms)) is not None:
+    if len(words) <= 20 and not cues.PLAIN_DENIAL.search(sentence) and (index := most_similar(sentence, forms)) is not None:
         return Found(index, "similarity")
-    return OPEN if PLAIN_DENIAL.match(sentence) else None
+    return OPEN if cues.PLAIN_DENIAL.match(sentence) else None
 
 
 def before_reason(sentence: str) -> str:
-    return REASON.split(sentence, 1)[0]
+    return cues.REASON.split(sentence, 1)[0]
 
 
 def subject_of(clause: str, before: str, forms: Forms) -> Found | None:
-    """What "is the correct answer"."""
-    if NOT_STATED.search(clause):
+    """The choice before a cue: what "is the correct answer"."""
+    if cues.NOT_STATED.search(clause):
         return None
     clause = clause.strip()
-    if LETTERS_JOINED.search(before) and not PREFERS.search(before):
+    if cues.LETTERS_JOINED.search(before) and not cues.PREFERS.search(before):
         return OPEN
-    lead = SUBJECT_LEAD.match(clause)
+    lead = cues.SUBJECT_LEAD.match(clause)
     rest = clause[lead.end() if lead else 0 :]
-    letter = LETTER.match(rest)
+    letter = cues.LETTER.match(rest)
     if letter and (letter.group(1) or letter.group(2) not in "aIi" or not rest[letter.end() :].strip()):
         tail = rest[letter.end() :]
-        if MORE_LETTERS.match(tail):
+        if cues.MORE_LETTERS.match(tail):
             return OPEN
         if not tail.strip() or letter.group(1) or tail[0] in ".):]" or letter.group(2) not in "A" or tail[:2] in (" (", " -"):
             return chosen(letter, tail, forms)
-    if last := LAST_LETTER.search(rest):
+    if last := cues.LAST_LETTER.search(rest):
         return chosen(last, "", forms)
-    index = about_one(said_of(clause, forms))
+    index = about_one(mentions_of(clause, forms))
     return None if index is None else Found(index, "similarity")

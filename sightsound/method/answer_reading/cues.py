@@ -1,7 +1,7 @@
 """
-The words and marks by which `answer_statements` finds a statement.
+The patterns by which `statements` and `claims` find and read a statement.
 
-Every repetition has a bound, and none nests in another: a text of any length and content is read in linear time.
+Every repetition is bounded and none is nested in another, so that any text takes linear time.
 """
 
 import re
@@ -15,8 +15,8 @@ LEAD = (
     r"answer|option|choice|letter|is|it's|it|be|would|to|with|number|choose|select|labell?ed|in|fact|actually|and|my|i)"
     r"(?![\w'])[\s:,]{0,4}){0,8}?"
 )
-# A letter where a statement may have one. In brackets it needs nothing else; alone it must not be part of a word, a
-# contraction (A's, D'accord), a note (A#), a fraction or a compound (B-flat).
+# A letter of an option. In brackets it is always one; without, it must not be part of a word, a contraction (A's, D'accord), a
+# note (A#), a fraction or a compound (B-flat).
 LETTER = re.compile(
     r"[\s:=,>\"'-]{0,8}(?:option|choice|answer|letter)?[\s:]{0,3}"
     r"(?:[(\[{]\s?(?:option |choice )?([A-Za-z])\s?[)\]}]|(?<![\w'])([A-Za-z])(?![\w'#+%&/]|-\w))",
@@ -30,7 +30,8 @@ MORE_LETTERS = re.compile(
     r"(?:[(\[]\s?[A-Za-z]\s?[)\]]|[B-HJ-Z](?![\w'#])|A(?=\s{0,2}(?:[,.;:)\]]|$|or\b|and\b)))"
 )
 SLASH_LETTER = re.compile(r"[\s(\[]{0,3}[A-Z][)\]]?\s?(?:/|&)\s?[(\[]?[A-Z](?![\w'])")
-# What follows a letter in a sentence about it. Only this tells the letter "A because it rings" from the article "A dog barks".
+# The words after a letter in a sentence about it. Only they distinguish the letter in "A because it rings" from the article in
+# "A dog barks".
 AFTER_LETTER = re.compile(
     r"\s+(?:because|since|as|is|due|based|given|which|but|while|although|considering|would|seems|fits|matches|best|here|for|"
     r"if|by|to me|according|rather|not|instead|--?|[–—=])(?!\w)",
@@ -52,8 +53,8 @@ BE = (
     r"(?:(?:would|will|should|must|has to|have to|can only|seems? to|appears? to)\s+(?:likely\s+|therefore\s+)?be"
     r"|is|was|are|'s|remains)"
 )
-# "the answer is", "the option that fits best is", "my pick would be", "Answer:", "ANSWER = ", "réponse :". Another option, or a
-# wrong one, is no answer.
+# "the answer is", "the option that fits best is", "my pick would be", "Answer:", "ANSWER = ", "réponse :". "Another
+# option is" and "the wrong option is" state no answer.
 STATES = re.compile(
     r"(?<!other )(?<!\bone )(?<!\bfirst )(?<!\bsecond )(?<!\bthird )(?<!\bfourth )(?<!\blast )(?<!\bnext )(?<!\beach )"
     r"(?<!\bwrong )(?<!\bevery )(?<!\bno )(?<!\bany )(?<!\bpossible )(?<!\bincorrect )(?<!\btempting )(?<!\bplausible )"
@@ -83,7 +84,7 @@ CHOOSES = re.compile(
     r"|\b(?:choose|pick|select|with)\s(?=(?:the )?(?:option|choice)\b)",
     re.IGNORECASE,
 )
-# "(B) bell is the correct answer", "B fits best": the statement stands before these words.
+# "(B) bell is the correct answer", "B fits best": the choice stands before these words.
 IS_RIGHT = re.compile(
     r"\s(?:is|are|'s|would be|must be|should be|seems|sounds|seems to be|appears to be)\s(?:clearly |definitely |indeed "
     r"|therefore |thus |also |then |likely )?"
@@ -100,7 +101,7 @@ IS_RIGHT = re.compile(
 CLAUSE_START = re.compile(
     r"[,;:!?\n—–]\s|\.\s(?!\w\s)|\n|\b(?:but|so|therefore|thus|hence|and|because|while|whereas)\s", re.IGNORECASE
 )
-# Before a cue in its clause: what is said is not stated.
+# One of these before a cue, in the same clause, turns the statement into a denial, a doubt or a condition.
 NOT_STATED = re.compile(
     r"\b(?:not|\w{2,7}n't|doubt|whether|if|unless|unclear|unsure|never|cannot|neither|nor|might|may|maybe|perhaps"
     r"|possibly|could|initial|original|previous|unlikely|(?:least|less) \w+)\b",
@@ -129,7 +130,7 @@ POINTS = re.compile(
     r"(?:(?:actually|really|definitely|clearly|simply|rather)\s)?",
     re.IGNORECASE,
 )
-# "The answer is A. Wait, no, C.": only what comes after counts, if it answers.
+# "The answer is A. Wait, no, C.": only the text after the correction counts, if it answers.
 CORRECTS = re.compile(
     r"(?:^|[.!?\n—–…-]\s{0,4}|,\s)(?:oh,? |no,? |hmm,? |but )?(?:wait|actually,|correction|scratch that"
     r"|on second thoughts?|oops|hold on|i mean|or rather|sorry"
@@ -153,14 +154,14 @@ REFUSES = re.compile(
 )
 UNMARKED = re.compile(r"[A-Za-z0-9 ,.;:!?()/%+-]*")
 LONE_LETTER = re.compile(r"(?<![^\W_])[A-Za-z](?![^\W_])")
-# A few plain words ("fire engines") hold neither a mark, nor a letter, nor any word that a statement is made of.
+# A text without any of these is a few plain words ("fire engines"), which are compared with the choices directly.
 SPECIAL_READING = re.compile(
     r"[^A-Za-z ]|\b[A-Za-z]\b|.{60}|answer|option|choice|choose|select|conclu|pick|correct|right|best|\b(?:is|it|so|then"
     r"|therefore|that|go|say|"
     r"no|not|none|yes|both|all|neither)\b",
     re.IGNORECASE,
 )
-# Every statement below holds one of these; "a man reading in a library" holds none and is read at once.
+# Every statement below has one of these; a text without, "a man reading in a library", skips the search for statements.
 HAS_CUE = re.compile(
     r"\b(?:answer|option|choice|choos|chose|ans|conclu|select|response|predict|pick|guess|bet|verdict|deci|match|fit|suit"
     r"|r[ée]ponse|"
@@ -174,13 +175,13 @@ HAS_CUE = re.compile(
 )
 INLINE_OPTION = re.compile(r"(?<![\w'])[(\[]?([A-Z])[)\].:](?=\s)")
 SETS_APART = re.compile(r"\b(?:not|unlike|than|whereas|instead|while|but)\b", re.IGNORECASE)
-# "not B but C" and "not A, not B, C" say C.
+# "not B but C" and "not A, not B, C" mean C.
 NOT_BUT = re.compile(
     r"(?:definitely |actually )?not\b[^.;\n]{1,80}?\bbut (?:rather |instead )?"
     r"|not [(\[]?[A-Z][)\]]?(?:,? (?:and )?(?:not|nor) [(\[]?[A-Z][)\]]?){0,24}[,;]? (?=[(\[]?[A-Z][)\]]?[.!]?$)",
     re.IGNORECASE,
 )
-# "At first I thought the answer was A": what was believed before is no answer. A belief lasts up to a turn of the sentence.
+# "At first I thought the answer was A": an earlier belief is no answer. It ends where the sentence turns ("but", "so").
 PAST_BELIEF = re.compile(
     r"\b(?:thought(?! (?:about|carefully|hard|it (?:through|over)))|believed|assumed|suspected|(?<!as )expected"
     r"|used to (?:think|believe|say)|at first|initially"
@@ -202,7 +203,7 @@ TURNS = re.compile(
     re.IGNORECASE,
 )
 TAKES_BACK = re.compile(r"\bbut\b|;|\bturn(?:s|ed) out\b")
-# "The sound in the clip is C." A choice's text is a claim there only as the last words of all.
+# "The sound in the clip is C." A choice's text counts here only as the last words of the text.
 SUBJECT_IS = re.compile(
     r"\b(?:the|my)(?:\s(?!wrong|incorrect|other|first|second|third|next|last|not\b|never|least|less|un|(?:there|it|he|she|they|if|when)\b)[a-z][\w'-]{0,24}){1,8}?"
     r"\s" + BE + r"[\s:]{1,3}(?=(?:option |choice )?((?-i:\([A-Z]\)|[A-Z]))(?:[.!]?\s{0,3}\Z|[.!]\s|\n)"
@@ -233,10 +234,10 @@ REASON = re.compile(
     r"|even though|although)\b",
     re.IGNORECASE,
 )
-# "Between A and B, B" names one, which is no list.
+# "Between A and B, B" decides for one letter.
 PREFERS = re.compile(r"\b(?:between|of|comparing|among)\b[^.;\n]{3,50},\s[(\[]?[A-Z][)\]]?\s{0,3}$", re.IGNORECASE)
 LETTERS_JOINED = re.compile(r"(?<![\w'])[A-Z][)\].]?\s?(?:,|and|or|&|/)\s{0,3}(?:and |or )?[(\[]?[A-Z][)\]]?\s{0,3}$")
-# "on closer listening D" is correct. The groups are those of `LETTER`.
+# "on closer listening D" (is correct). The groups are those of `LETTER`.
 LAST_LETTER = re.compile(r"(?<=\s)(?:[(\[]([A-Z])[)\]]|([A-HJ-Z]))$")
 SUBJECT_LEAD = re.compile(
     r"\W{0,3}(?:(?:so|therefore|thus|hence|i think|i believe|only|clearly|that|the|option|choice|answer|letter|here|then"
@@ -244,7 +245,7 @@ SUBJECT_LEAD = re.compile(
     re.IGNORECASE,
 )
 OPTION_LINE = re.compile(r"(?:option |choice )?[(\[]?([A-Za-z])(?:[)\]]|[.:)](?=\s))\s{0,3}(.*)", re.IGNORECASE)
-# "D) bell - correct" in a list that goes through the options.
+# "D) bell - correct", in a list of all options.
 MARKED_CORRECT = re.compile(
     r"(?:[-–—:(=,]\s{0,3}|\bis )(?:this is )?(?:the )?(?:correct|right|yes|true|best)\b[^.;\n]{0,20}$|[✓✔✅]", re.IGNORECASE
 )
@@ -259,7 +260,7 @@ NO_END = re.compile(
     re.IGNORECASE,
 )
 JOINED = re.compile(r"\W*(?:[^\W_]+\W+){1,2}(?:and|or|&)\W+(?!not\b)(?:[^\W_]+\W*){1,2}$", re.IGNORECASE)
-# "C since the man is not heard": the denial is of something else than C.
+# "C since the man is not heard": the denial is not about C.
 OTHER_CLAUSE = re.compile(r"because|since|,|\.|;|—|as\b")
 # "The options are a man and a woman" repeats the question.
 REPEATS_OPTIONS = re.compile(

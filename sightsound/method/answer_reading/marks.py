@@ -1,12 +1,12 @@
-"""One way of writing for all answers: without Markdown, LaTeX and curly quotes, and with the cues of Chinese in English."""
+"""Bring all answers into one form: no Markdown, LaTeX or curly quotes, and Chinese, Japanese and Korean cues in English."""
 
 import re
 
 
-# A letter in bold, quotes or back-ticks is as good as one in brackets.
+# A letter in bold, quotes or back-ticks counts like one in brackets.
 _MARKED_LETTER = re.compile(r"(?<![\w*_`\"'$])[*_`\"'$]{1,6}[(\[]?([A-Za-z])[)\]]?[.:]?[*_`\"'$]{1,6}(?![\w*_`\"'$])")
 _MARKDOWN = re.compile(r"\*+|`+|\"|(?<![^\W_])_+|_+(?![^\W_])|(?m:^[ \t]{0,8}(?:#{1,6}[ \t]+|>[ \t]?|[-•–][ \t]+(?=\S)))")
-# The question mark of full width stays: it says nothing of doubt after a single choice.
+# The full-width question mark stays: after a single choice it does not express doubt.
 _MARKS: dict[int, int | str] = {
     **str.maketrans("‘’“”„＂「」『』《》〈〉：（）【】［］；、", "''" + 12 * '"' + ":()[][];,"),
     **{0xFEE0 + code: code for code in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B))},  # of full width
@@ -22,8 +22,8 @@ _UNCLOSED_LETTER = re.compile(r"(?<![^\s:])[(\[{]\s?[A-Za-z]$")
 _CJK = re.compile(r"[぀-ヿ一-鿿가-힣]")
 _CJK_EDGE = re.compile(r"(?<=[぀-ヿ一-鿿가-힣])(?=[A-Za-z(\[\"])|(?<=[A-Za-z)\]\"])(?=[぀-ヿ一-鿿가-힣])")
 _BEFORE_CHOICE = r"\]?\s{0,3}:?\s{0,3}(?=[A-Za-z(\[\"])"
-# What models that were trained on Chinese, and some on Japanese or Korean, mix into English answers. In this order: a denial
-# comes before what it denies.
+# Cues that models trained on Chinese, Japanese or Korean mix into English answers. The order matters: denials are replaced
+# before the words that they deny.
 _CJK_CUES = [
     (re.compile(pattern), english)
     for pattern, english in (
@@ -50,7 +50,7 @@ _CJK_CUES = [
 
 
 def without_marks(text: str) -> str:
-    """The text in one way of writing. Most texts are in it and come back as they are."""
+    """The text in this form. Most texts are in it already and come back unchanged."""
     if "\\" in text:
         text = plain_latex(text)
     if not text.isascii():
@@ -59,12 +59,12 @@ def without_marks(text: str) -> str:
 
 
 def closed(text: str) -> str:
-    """A bracket around a last letter that was cut, or left open, is closed."""
+    """The text with the bracket closed that an answer such as "(B" left open."""
     return f"{text})" if text[-1:].isalpha() and _UNCLOSED_LETTER.search(text[-4:]) else text
 
 
 def plain_latex(text: str) -> str:
-    """`\\text{B}` is B; dollars and spaces of formulas go."""
+    """`\\text{B}` becomes B; the dollars and spaces of formulas are removed."""
     for _ in range(3):
         text = _LATEX_COMMAND.sub(r"\1", text)
     return _LATEX_SPACE.sub(" ", text)

@@ -1,8 +1,8 @@
 """
-Where an output holds its answer: the reasoning is told apart from the section that answers.
+Separate the reasoning of an output from the section with its answer.
 
 Models mark both in many ways: `<think>`, `<REASONING>`, `[THINK]`, `<answer>`, `<Conclusion>`, `<C> B </C>`, `\\boxed{B}`,
-JSON, or not at all. A tag is known by its sense and not by its name alone.
+JSON, or not at all. So a tag is recognised by the words in its name, not by a list of names.
 """
 
 import re
@@ -14,20 +14,23 @@ from sightsound.method.answer_reading.marks import plain_latex
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.IGNORECASE | re.DOTALL)
 
-# A name of up to four words and attributes. Every part has a bound: a text full of "<" is read in linear time.
+# A name of up to four words, and attributes. Every repetition is bounded, so that a text full of "<" takes linear time.
 _TAG = re.compile(r"<(/?)([A-Za-z]{1,24}(?:[ _-][A-Za-z]{1,24}){0,3})\s{0,3}/?(?:[\s=:][^<>]{0,80})?>")
-# What chat templates add, as models write it when special tokens are not skipped: <|im_end|>, </s>.
+# Special tokens of chat templates, where decoding did not skip them: <|im_end|>, </s>.
 _SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]{0,40}<\|message\|>")
-# Tags in brackets of another kind.
+# Tags in other brackets.
 _OTHER_BRACKETS = re.compile(r"\[(/?(?:think|answer))\]|◁(/?\w{1,20})▷", re.IGNORECASE)
+# A tag whose name has one of these holds thinking in a checker's reply too (`verdict_reading/replies.py`). The further names
+# below hold reasoning about an answer; in a reply they may take a yes back.
+THINKING_TAGS = r"think|thought|reason|rational|analy[sz]|reflect|scratch"
 _REASONING = re.compile(
-    r"think|thought|reason|rational|analy[sz]|caption|summar|plan|reflect|expla[in]|descri|observ|percep|scratch|cot\b"
+    THINKING_TAGS + r"|caption|summar|plan|expla[in]|descri|observ|percep|cot\b"
     r"|deliberat|evidence|justif|verif|review|listen|transcri|context|monolog|compar|hypothes|consider|eliminat|notes?\b"
     r"|draft|critique|check|steps?\b|inner|process|chain"
 )
 _ANSWER = re.compile(r"answer|conclu|^(?:final|result|response|reply|output|choice|option|selection|verdict|decision)|solution")
-# These follow an answer as often as they precede it: a cut one does not make the answer before it reasoning.
+# These tags follow an answer as often as they precede it. So when one is cut, the text before it may still be the answer.
 _AFTERWARDS = re.compile(r"expla[in]|justif|rational|evidence")
 _HTML = frozenset("biuaspq")
 
@@ -60,16 +63,16 @@ def _kind(name: str) -> str:
 
 
 def extract_think(output: str) -> str | None:
-    """The reasoning inside `<think></think>`, or None when there is none or it was cut."""
+    """The reasoning inside `<think></think>`; None when there is none or it was cut."""
     found = _THINK.search(output)
     return found.group(1).strip() if found else None
 
 
 def extract_answer_text(output: str) -> str:
     """
-    The part of an output that holds the answer: the last answer tag, else what follows the reasoning, else everything.
+    The part of an output with the answer: the last answer tag, else the text after the reasoning, else the whole output.
 
-    Reasoning that never ended holds no answer, however often it names a choice: the result is then empty.
+    Reasoning that does not end has no answer, even if it names a choice: the result is empty.
     """
     text = output.strip()
     if text.endswith("</answer>"):  # the format that the project's prompts ask for
@@ -86,7 +89,7 @@ def extract_answer_text(output: str) -> str:
 
 
 def _boxed(text: str) -> str:
-    """The content of the last `\\boxed{}`, without LaTeX's commands; an unclosed one reaches to the end."""
+    """The content of the last `\\boxed{}` without LaTeX commands; an unclosed one extends to the end."""
     found = list(_BOXED.finditer(text))
     if not found:
         return text
@@ -109,7 +112,7 @@ def _outside_reasoning(text: str) -> str:
     tags = [_Tag(m.start(), m.end(), bool(m.group(1)), m.group(2), _kind(m.group(2))) for m in _TAG.finditer(text)]
     if not tags:
         return text
-    opened: list[_Tag] = []  # reasoning that goes on
+    opened: list[_Tag] = []  # reasoning tags that are still open
     outer, inner = list[_Tag](), list[_Tag]()  # opening answer tags, outside and inside of reasoning
     kept = list[tuple[int, int]]()  # text outside of reasoning
     letters = list[_Tag]()
@@ -125,7 +128,7 @@ def _outside_reasoning(text: str) -> str:
                 del opened[names.index(tag.name.casefold()) :]
             elif opened:
                 continue
-            else:  # the template wrote the opening tag: all up to here was reasoning
+            else:  # the chat template wrote the opening tag: everything so far was reasoning
                 inner += outer
                 outer, kept, letters = [], [], []
             if not opened:
@@ -160,7 +163,7 @@ def _letter_or_space(tag: re.Match[str]) -> str:
 
 
 def _content_end(text: str, tag: _Tag, tags: list[_Tag]) -> tuple[int, int]:
-    """Where the content of an opening answer tag ends, and where what follows it begins."""
+    """Where the content of an opening answer tag ends, and where the text after it begins."""
     for other in tags:
         if other.start >= tag.end and (other.kind in ("answer", "reasoning")):
             return other.start, other.end if other.closes else other.start
@@ -168,7 +171,7 @@ def _content_end(text: str, tag: _Tag, tags: list[_Tag]) -> tuple[int, int]:
 
 
 def _last_content(text: str, opening: list[_Tag], tags: list[_Tag]) -> str | None:
-    """The last answer that is not empty, from a tag called answer if there is one; None without such tags."""
+    """The last answer that is not empty, from tags called answer if there are any; None without answer tags."""
     if not opening:
         return None
     named = [tag for tag in opening if "answer" in tag.name.casefold()] or opening
@@ -180,12 +183,12 @@ def _last_content(text: str, opening: list[_Tag], tags: list[_Tag]) -> str | Non
         if content:
             return content
         if any(other.kind == "reasoning" and other.start < tag.start for other in tags if other.start > named[0].start):
-            break  # it thought again, and was cut
+            break  # the model went on reasoning and was cut
     return ""
 
 
 def _in_letter_tag(text: str, letters: list[_Tag]) -> str:
-    """`<C> B </C>` holds B, `<B>` alone is the letter; empty where a letter is mere markup, as in `<b>bold</b>`."""
+    """B of `<C> B </C>`, and the letter itself of a lone `<B>`; empty where the letter is only markup, as in `<b>bold</b>`."""
     opening = [tag for tag in letters if not tag.closes]
     if not opening:
         return ""

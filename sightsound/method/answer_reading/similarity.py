@@ -1,4 +1,4 @@
-"""Which choice a text is similar to, when it names none as it stands: other small words, endings, or a typing error."""
+"""The choice that a text resembles when it names none exactly: other small words, other endings, or a typing error."""
 
 import re
 from collections.abc import Iterator
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 from sightsound.method.answer_reading.choices import DENIES, HEDGES, KINDS, Form, Forms, bare_words, content_of, root_of
 
 
-# Below this the closest choice is no longer an alignment but a guess.
+# Below this share of common words, the closest choice would be a guess.
 MIN_SIMILARITY = 0.6
 _OF_ALL = frozenset(("none", "all", "both", "neither"))
 OF_THESE = re.compile(r"of (?:(?:the|these|those) )?(?:them|these|those|above|below|options?|choices|answers)")
 _YES_AND_NO = (frozenset(("yes",)), frozenset(("no",)))
-# Words without which a part says something else than its whole.
+# With one of these words, a part of a choice means something else than the whole choice.
 _NO_PART = DENIES | HEDGES | frozenset(("and", "or", "with", "than", "then", "more", "less", "fewer", "before", "after", "of"))
 
 
 def most_similar(text: str, forms: Forms) -> int | None:
     """
-    The one choice that a text is similar to: the same but for small words, endings, a typing error or its last letters.
+    The one choice that equals a text except for small words, endings, a typing error or its last letters.
 
-    A word that stands for another makes another text ("jazz guitar" is no "bass guitar"), however many letters they share.
-    Words may be added or left out, as long as `MIN_SIMILARITY` of all are shared.
+    A word in place of another makes a different text, however many letters the two share: "jazz guitar" is not "bass guitar".
+    Words may be added or left out as long as the share of common words is at least `MIN_SIMILARITY`.
     """
     words = bare_words(text)
     if not words or len(words) > 60:
@@ -39,10 +39,10 @@ def most_similar(text: str, forms: Forms) -> int | None:
 
 def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
     """
-    The one choice that a word or two say in short: "none" is "None of the above", "dog" is "dog barking".
+    The one choice that one or two words abbreviate: "none" is "None of the above", "dog" is "dog barking".
 
-    "female" is "female speech" only beside "male speech": both must share the rest. A part that is a thing of its own is not
-    its whole: "bass" is no "double bass".
+    "female" is "female speech" only beside "male speech", which shares the rest. A part that is a thing of its own does not
+    stand for the whole: "bass" is not "double bass".
     """
     if words[0] in _OF_ALL and (len(words) == 1 or OF_THESE.fullmatch(" ".join(words[1:]))):
         return _only(i for i, one in _longer(forms) if one.words[:2] == (words[0], "of"))
@@ -62,12 +62,12 @@ def short_form(words: tuple[str, ...], forms: Forms) -> int | None:
 
 
 def _longer(forms: Forms) -> Iterator[tuple[int, Form]]:
-    """Choices of more than one word, each of equal ones once."""
+    """Choices of more than one word, without repetitions."""
     return ((i, one) for i, one in enumerate(forms.all) if forms.first[i] == i and len(one.words) > 1)
 
 
 def _only(found: Iterator[int]) -> int | None:
-    """The one that there is; None for none and for several."""
+    """The only index; None for no index and for several."""
     first = next(found, None)
     return first if next(found, None) is None else None
 
@@ -85,17 +85,17 @@ def _similarity(words: tuple[str, ...], said: frozenset[str], choice: Form) -> f
     if (added and missing) or any(word[0].isdigit() for word in added | missing) or not added.isdisjoint(DENIES | HEDGES):
         return 0.0
     if wanted in _YES_AND_NO and words != choice.words:
-        return 0.0  # "there is no violin" may answer yes
+        return 0.0  # "there is no violin" may mean yes
     if missing & DENIES or (missing and len(wanted) < 3):
         return 0.0
-    # In another order the same words say something else.
+    # The same words in another order may mean something else.
     order = [word for word in map(root_of, words) if word in shared]
     other = [word for word in map(root_of, choice.words) if word in shared]
     return 2 * len(shared) / (len(shared) * 2 + len(added) + len(missing)) - (0.01 if order != other else 0.0)
 
 
 def _is_typing_error(word: str, other: str) -> bool:
-    """Two letters swapped, one doubled or the last one cut; in a long word any one letter too much or too few."""
+    """Whether two letters are swapped, one is doubled or the last is missing; in long words also any letter added."""
     shorter, longer = sorted((word, other), key=len)
     if len(longer) < 5 or word[0] != other[0] or not word.isalpha() or not other.isalpha() or len(longer) - len(shorter) > 1:
         return False
