@@ -7,5 +7,5 @@ Training: what the recipes `sft.py`, `grpo.py` and `verifier.py` are made of.
 - `distributed.py`: several processes; `checkpoints.py`: save and resume
 - `vllm_rollouts.py`, `rollout_buffer.py`: completions for GRPO
 - `card.py`, `trained_on.py`: what a student was trained on
-- `sharing/`: prompts that completions share
+- `sharing/`: prompts and clips that completions share
 """
