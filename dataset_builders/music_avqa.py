@@ -4,24 +4,18 @@ MUSIC-AVQA's test questions + videos -> a multiple-choice benchmark with the col
     python dataset_builders/music_avqa.py --annotations avqa-test.json --media_dir videos --output_dir music-avqa
 
 Takes the official `avqa-test.json` and a folder with the videos, `<video_id>.mp4` at any depth, one minute each; the whole
-sound is kept. Placeholders are filled in order. MUSIC-AVQA is open-ended, over a vocabulary of 42 answers: the choices of a
-question are the answers that its kind of question admits (`CHOICES`), always all of them and in one order, so that they say
-nothing of the gold answer. `modality` tells what a question needs (Audio, Visual, Audio-Visual); `in_paper` marks the four
-types, over all modalities, that the paper evaluates on (6,984 of 9,129). "video" in lower case becomes "audio" in `question`,
-as in avqa-audio; `video_question` is the official text.
+audio is kept. Placeholders are filled in order. MUSIC-AVQA is open-ended, with a vocabulary of 42 answers. The choices of a
+question are all answers that its kind of question admits, always in one order, so that they reveal nothing of the right answer
+(`CHOICES` in `sightsound/benchmarks/music_avqa.py`). `modality` is what a question needs (Audio, Visual, Audio-Visual).
+`in_paper` is true for the four types, over all modalities, that the paper evaluates on (6,984 of 9,129). "video" in lower case
+becomes "audio" in `question`, as in avqa-audio; `video_question` is the official text.
 """
 
 from dataclasses import dataclass, field
-from operator import itemgetter
 
-from sightsound.benchmarks.music_avqa import CHOICES, ID_KEY, PINNED, to_row
-from sightsound.building.audio_dataset import AudioDataset, AudioDatasetArguments, build_dataset
+from sightsound.benchmarks import get_benchmark
+from sightsound.building.audio_dataset import AudioDatasetArguments, build_dataset
 from sightsound.cli import parse_arguments, run
-from sightsound.data import schema
-from sightsound.data.annotations import read_annotations
-
-
-OFFICIAL_FILE = "MUSIC-AVQA's avqa-test.json"
 
 
 @dataclass(kw_only=True)
@@ -29,31 +23,10 @@ class MusicAvqaArguments(AudioDatasetArguments):
     annotations: str = field(metadata={"help": "avqa-test.json"})
 
 
-MUSIC_AVQA = AudioDataset(
-    features=schema.music_avqa_features,
-    to_row=to_row,
-    clip_name=itemgetter("video_id"),
-    id_key=ID_KEY,
-    official_file=OFFICIAL_FILE,
-    card="dataset_music_avqa.md",
-    front_matter={
-        "license": "other",
-        "license_name": "music-avqa-mit-or-gpl-3.0",
-        "language": "en",
-        "pretty_name": "MUSIC-AVQA, audio, multiple choice",
-        "source_datasets": ["extended|other-music-avqa"],
-        "task_categories": ["audio-text-to-text", "question-answering", "multiple-choice"],
-        "tags": ["audio", "music", "benchmark", "audio-question-answering", "music-avqa", "sightsound-r1"],
-    },
-)
-
-
 def main() -> None:
     args = parse_arguments(MusicAvqaArguments, __doc__)
-    kinds = [{"beginning": beginning, "choices": choices} for beginning, choices in CHOICES]
-    annotations = read_annotations(args.annotations, OFFICIAL_FILE)
-    revision = PINNED.check(args.annotations, annotations, allow_unpinned=True)  # the card says so
-    build_dataset(MUSIC_AVQA, args, {"test": args.annotations}, revision=revision, kinds=kinds)
+    _, revision = get_benchmark("music_avqa").read(args.annotations, allow_unpinned=True)  # the card says which file it is
+    build_dataset("music_avqa", args, {"test": args.annotations}, revision=revision)
 
 
 if __name__ == "__main__":

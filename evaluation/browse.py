@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.embedded_clips import ClipSource, EmbeddedClips, embedding_order
 from evaluation.reporting.finished_runs import answers_of, find_runs, run_names, split_of
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data import parquet, schema
 from sightsound.data.sources import shown_source
@@ -202,7 +202,7 @@ def write_page(args: BrowseArguments) -> None:
     """
     check_arguments(args)
     benchmark, runs_split = benchmark_and_split(args)
-    clips = EmbeddedClips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(benchmark).clip_name)
+    clips = EmbeddedClips(args.media_dir, args.media_mb * MEGABYTE, get_benchmark(benchmark).video_name)
     datasets: dict[str, Dataset] = {}
     added: dict[str, dict[str, Question]] = {}  # split -> question id -> traces and answers
     provenance: dict[str, Any] = {}

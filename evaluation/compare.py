@@ -15,12 +15,13 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from evaluation.benchmarks import BENCHMARKS, Row, load_questions
+from evaluation.benchmarks import Row, load_questions
 from evaluation.reporting.finished_runs import answers_in, answers_of, find_runs, predictions_file
 from evaluation.running.controls import NO_CONTROL
 from evaluation.scoring.paired_runs import compare_runs, split_in
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, decide_all
+from sightsound.benchmarks import benchmark_names
 from sightsound.cli import InputError, parse_arguments
 
 
@@ -28,7 +29,7 @@ from sightsound.cli import InputError, parse_arguments
 class CompareArguments:
     runs: list[str] = field(metadata={"help": "two folders written by `python -m evaluation run`, or files of predictions"})
     benchmark: str | None = field(
-        default=None, metadata={"help": "benchmark that files of other tools answer", "choices": list(BENCHMARKS)}
+        default=None, metadata={"help": f"benchmark that files of other tools answer: one of {', '.join(benchmark_names())}"}
     )
     annotations: str | None = field(default=None, metadata={"help": "its official annotation file"})
     dataset: str | None = field(default=None, metadata={"help": "or the dataset built from it, folder or Hub id"})
@@ -47,7 +48,7 @@ def read_sides(args: CompareArguments) -> list[dict[str, dict[str, Row]]]:
     if args.benchmark is not None:
         return grade_sides(args, args.benchmark)
     if args.annotations or args.dataset:
-        raise InputError(f"--benchmark: which of {', '.join(BENCHMARKS)} are these questions of?")
+        raise InputError(f"--benchmark: which of {', '.join(benchmark_names())} are these questions of?")
     return [
         answers_in(side) if Path(side).is_file() else {run.results["benchmark"]: answers_of(run) for run in find_runs([side])}
         for side in args.runs

@@ -27,9 +27,9 @@ from evaluation.reporting.figures import plot_accuracy, plot_curves, plot_table,
 from evaluation.reporting.finished_runs import FinishedRun, answers_of, find_runs, is_given_audio, run_names, split_of
 from evaluation.reporting.paper_tables import TABLES, conflicts, load_table, row_of, table_lines
 from evaluation.reporting.sections import (
-    BREAKDOWNS,
     breakdown_note,
     breakdown_table,
+    breakdown_titles,
     comparisons_lines,
     controls_table,
     coverage_lines,
@@ -131,7 +131,7 @@ def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     if controlled := [results for results in all_results if results["gains"]]:
         note = "Percent points, with 95 % intervals over clips, over the questions that got an output both ways."
         lines += ["### Controls", "", note, "", *controls_table(controlled), ""]
-    for group, (title, _) in BREAKDOWNS.items():
+    for group, title in breakdown_titles(benchmark).items():
         if broken_down := [results for results in all_results if group in results["results"][NO_CONTROL]]:
             note = breakdown_note(benchmark, broken_down, group)
             lines += [f"### {title}", "", *([note, ""] if note else []), *breakdown_table(broken_down, group), ""]

@@ -6,19 +6,19 @@ Run a model over benchmarks: batched inference -> predictions -> results.
     python -m evaluation run --benchmark avqa,mmau,music_avqa --dataset avqa=avqa-audio mmau=mmau music_avqa=music-avqa \
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
 
-The model is a folder or a Hub id, of a whole model or of a LoRA, or what a server calls it: `--base_url` may be given several
-times, for replicas; `--request_field`, `--omit_field` and `--frames` change its requests as those of
-`dataset_builders/traces.py`. With several benchmarks each has a sub-folder of its own in `output_dir`; `--dataset`, `--split`,
-`--media_dir` and `--traces` are then given per benchmark as `NAME=VALUE`, all but `--dataset` also once for all of them.
+The model is a folder or a Hub id of a whole model or of a LoRA, or the name of a served model. `--base_url` takes several URLs
+of replicas; `--request_field`, `--omit_field` and `--frames` change the requests as in `dataset_builders/traces.py`. With
+several benchmarks each has its own sub-folder of `output_dir`. `--dataset`, `--split`, `--media_dir` and `--traces` are then
+given per benchmark as `NAME=VALUE`; all but `--dataset` may also be given once for all of them.
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
-matched; `results.json`, the figures. A question whose clip cannot be read, or that a server refuses, is unanswered and
-counted. A run that was killed continues. Controls may be added to a run, also to a finished one, and left out of it: rows and
-figures of one that is left out go, its answers stay in `left_out.jsonl`, and adding it again asks nothing anew. A model that
-refuses requests without audio is scored on all others; its `text_only` is `refused`.
+matched; and `results.json`, the figures. A question counts as unanswered if its clip cannot be read or a server refuses it. A
+run that was killed continues. Controls may be added to a run or removed from it, even when it is finished. The rows and figures
+of a removed control go, but its outputs are kept in `left_out.jsonl`, so adding it again sends no requests. If a model refuses
+requests without audio, its `text_only` outcome is `refused`, and it is scored on everything else.
 
-The controls show whether the model listens, and whether it goes by what the choices say: `silent` gives it silence of the
-clip's length, `swapped` another clip's sound, `text_only` no clip at all, and `shuffled` every choice at another letter.
+The controls show whether the model uses the audio, and whether it chooses by content: `silent` replaces the clip by silence of
+the same length, `swapped` by another clip, `text_only` leaves it out, and `shuffled` gives every choice another letter.
 """
 
 import json
@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks import Row, get_benchmark, load_benchmark
+from evaluation.benchmarks import Row, load_benchmark
 from evaluation.reporting.finished_runs import RESULTS_FILE, predictions_file
 from evaluation.reporting.sections import summary_line
 from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
@@ -39,9 +39,10 @@ from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, Request
 from evaluation.scoring.accuracy import ANSWERED, score_run
 from evaluation.scoring.prediction_files import read_rows
 from evaluation.scoring.protocols import OFFICIAL, PAPER, protocols_of
-from sightsound.benchmarks.pinned import TEXTS
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import parse_arguments, read_json
 from sightsound.data import parquet, schema
+from sightsound.data.pinned import TEXTS
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
 from sightsound.engines.base import Engine, EngineFlags, Sampling
@@ -56,18 +57,18 @@ from sightsound.training.trained_on import count_trained_on
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LEFT_OUT_FILE = "left_out.jsonl"  # what was answered under controls that a run has no more, as in its journal
+LEFT_OUT_FILE = "left_out.jsonl"  # journal entries of controls that were removed from the run
 
 
 def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """A benchmark row and what the journal holds for it -> one row of predictions. A clip that failed is unanswered."""
+    """A benchmark row and its journal entry -> one row of predictions. A request that failed is unanswered."""
     completion = (entry.get("completions") or [{"text": "", "finish_reason": entry.get("outcome", "")}])[0]
     answer = parse_answer(completion["text"], row["choices"])
     return {
         **{name: row[name] for name in ("id", "video_id", "question_type", "question_relation", "choices", "duration_s")},
         "control": key.split("/")[1],
         "prompt": entry.get("prompt", ""),
-        "output": completion["text"] if "completions" in entry else None,  # None: no answer came, which is not an empty answer
+        "output": completion["text"] if "completions" in entry else None,  # None: the request failed; "": an empty output
         "finish_reason": completion["finish_reason"],
         "answer": answer.index,
         "matched_by": answer.matched_by,
@@ -80,7 +81,7 @@ def to_prediction(row: Row, key: str, entry: dict[str, Any], provenance: dict[st
 
 
 def to_entry(prediction: dict[str, Any]) -> dict[str, Any]:
-    """A row of predictions -> what the journal held for it; the reverse of `to_prediction`."""
+    """A row of predictions -> its journal entry; the reverse of `to_prediction`."""
     if prediction["output"] is None:
         return {"outcome": prediction["finish_reason"], "detail": None}
     completion = {"text": prediction["output"], "finish_reason": prediction["finish_reason"]}
@@ -94,9 +95,9 @@ class BenchmarkRun:
     One benchmark of a run, in a folder of its own.
 
     Args:
-        rows, revision: From `load_benchmark`.
-        model_commit (`str`, *optional*): From `resolved_revision`.
-        reasoning (`dict`, *optional*): From `read_reasoning`.
+        rows (`Dataset`), revision (`str`): From `load_benchmark`.
+        model_commit (`str`, *optional*): Commit of a Hub model, from `pin_model`.
+        reasoning (`dict`, *optional*): From `read_reasoning`, for `cot_distill`.
     """
 
     args: RunArguments
@@ -108,9 +109,9 @@ class BenchmarkRun:
     sampling: Sampling
 
     def run(self, output_dir: Path, open_engine: Callable[[], Engine]) -> None:
-        """Ask, or go on asking, and write predictions and results."""
+        """Send the requests that have no result yet, then write predictions and results."""
         with Stage(output_dir, settings_of(self.args, self.source, self.revision, self.model_commit)) as stage:
-            finished = self._finished_controls(stage) if stage.complete else []
+            finished = read_json(str(stage.path / RESULTS_FILE))["results"] if stage.complete else {}
             if set(finished) == {NO_CONTROL, *(self.args.controls or ())}:
                 print(f"{stage.path} is complete")
                 return
@@ -118,19 +119,16 @@ class BenchmarkRun:
             try:
                 if stage.complete:
                     self._reopen(stage, journal)
-                build, revision = self._ask(journal, open_engine)
+                build, revision = self._send_requests(journal, open_engine)
             finally:
                 journal.close()
-            self._write(stage, build, journal, revision)
-            self._keep_left_out(stage, build, journal)
+            self._write_results(stage, build, journal, revision)
+            self._keep_removed_controls(stage, build, journal)
             stage.finish()
 
-    def _finished_controls(self, stage: Stage) -> list[str]:
-        return list(read_json(str(stage.path / RESULTS_FILE))["results"])
-
     def _reopen(self, stage: Stage, journal: Journal) -> None:
-        """Go on with a finished run: its predictions become a journal again, before the folder is marked as incomplete."""
-        numbers: dict[str, Iterator[int]] = defaultdict(count)  # under each control questions are in the order of the dataset
+        """Continue a finished run: write its predictions back to the journal, then mark the folder as incomplete."""
+        numbers: dict[str, Iterator[int]] = defaultdict(count)  # the predictions of each control are in the dataset's order
         predictions = read_rows(str(predictions_file(stage.path, self.source.benchmark)))
         journal.append((f"{next(numbers[row['control']])}/{row['control']}", to_entry(row)) for row in predictions)
         left_out = stage.path / LEFT_OUT_FILE
@@ -138,19 +136,8 @@ class BenchmarkRun:
             journal.append((key, entry) for key, entry, _ in read_journal(left_out))
         stage.reopen()
 
-    def _keep_left_out(self, stage: Stage, build: RequestBuilder, journal: Journal) -> None:
-        """The journal goes when the run is finished; answers under controls that are left out stay, and are not asked again."""
-        counts = Counter(name for key in journal if (name := key.split("/")[1]) not in build.controls())
-        lines = [json.dumps([k, journal[k]], ensure_ascii=False) + "\n" for k in journal if k.split("/")[1] in counts]
-        write_atomically(stage.path / LEFT_OUT_FILE, "".join(lines))
-        if counts:
-            told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            print(f"left out of the results, and kept in {stage.path / LEFT_OUT_FILE}: answers under controls ({told})")
-        else:
-            (stage.path / LEFT_OUT_FILE).unlink()
-
-    def _ask(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
-        """All requests are in the journal after this. Returns what made them, and which model answered."""
+    def _send_requests(self, journal: Journal, open_engine: Callable[[], Engine]) -> tuple[RequestBuilder, str]:
+        """Fill the journal with the result of every request. Returns the builder of the requests and the model's revision."""
         args, engine = self.args, open_engine()
         sizes, prompt = (args.num_frames, args.max_pixels), args.chosen_prompt.text
         asking = QuestionFormat(args.modality, args.method, tuple(args.controls or ()), *sizes, prompt)
@@ -163,7 +150,7 @@ class BenchmarkRun:
             journal,
             f"{args.name}, {self.source.benchmark}",
             block_of=build.block,
-            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # the only requests of another form than the run's own
+            is_optional=lambda key: key.endswith(f"/{TEXT_ONLY}"),  # a model may refuse requests without audio
         )
         missing = {"outcome": NO_TRACE, "detail": "no trace of this question has any reasoning"}
         journal.append((key, missing) for key in build.without_reasoning())
@@ -171,12 +158,12 @@ class BenchmarkRun:
         return build, engine.revision + served
 
     def _num_trained_on(self, split: str) -> int | None:
-        """None of a served model that is no local folder: a server may give any model the name of a Hub id."""
+        """Number of questions that the model was trained on; None for a served model, whose name does not identify it."""
         if self.args.base_url and not Path(self.args.model).is_dir():
             return None
-        return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
+        return count_trained_on(self.args.model, self.args.model_revision, self.rows, dataset=self.source.dataset, split=split)
 
-    def _write(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
+    def _write_results(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
         prompt = args.chosen_prompt
         generation = {
@@ -193,7 +180,7 @@ class BenchmarkRun:
             "benchmark_revision": self.revision,
             "model": shown_source(args.model),
             "model_revision": model_revision,
-            # A prompt of the user's own is none of the paper's methods: reports must not take it for one.
+            # A user's own prompt is not one of the paper's methods, so a report must not put it in their row.
             "method": f"{args.modality}/{prompt.version if prompt.sha256 else args.method}",
         }
 
@@ -220,7 +207,7 @@ class BenchmarkRun:
         results = {
             "arm": args.name,
             "seed": args.seed,
-            # The resolved path of the clips would say where they lie on this machine.
+            # As given: the resolved path would show where the clips lie on this machine.
             "settings": stage.settings | {"controls": self.args.controls, "media_dir": self.source.media_dir},
             **provenance,
             "generation": next((p for p in predictions if p["output"] is not None), predictions[0])["generation"],
@@ -236,6 +223,17 @@ class BenchmarkRun:
         }
         write_atomically(stage.path / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
         print(summary_line(results))
+
+    def _keep_removed_controls(self, stage: Stage, build: RequestBuilder, journal: Journal) -> None:
+        """Finishing the stage deletes the journal. Entries of removed controls are kept, so that they are not asked again."""
+        counts = Counter(name for key in journal if (name := key.split("/")[1]) not in build.controls())
+        if not counts:
+            (stage.path / LEFT_OUT_FILE).unlink(missing_ok=True)
+            return
+        lines = [json.dumps([k, journal[k]], ensure_ascii=False) + "\n" for k in journal if k.split("/")[1] in counts]
+        write_atomically(stage.path / LEFT_OUT_FILE, "".join(lines))
+        kept = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        print(f"left out of the results, and kept in {stage.path / LEFT_OUT_FILE}: answers under controls ({kept})")
 
 
 def main(argv: list[str]) -> None:
@@ -258,7 +256,7 @@ def main(argv: list[str]) -> None:
         )
         return make_engine(flags)
 
-    # Report what is wrong with the last benchmark before hours are spent on the first.
+    # All benchmarks are loaded and checked first: an error in the last one must not come after hours on the first.
     runs = []
     commit = None if args.base_url else pin_model("model", args.model, None, args.model_revision, args.base_model)
     for source in map(pin_source, sources):

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import BENCHMARKS, get_benchmark, load_questions, part_asked
+from evaluation.benchmarks import load_questions, part_asked
 from evaluation.reporting.sections import gain_cell, percent, with_interval
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import score_run
 from evaluation.scoring.audio_use import audio_use_statement
 from evaluation.scoring.predictions import Predictions
 from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
+from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub.cards import markdown_table
 from sightsound.stage import write_atomically
@@ -39,7 +40,7 @@ from sightsound.stage import write_atomically
 @dataclass
 class ScoreArguments:
     predictions: str = field(metadata={"help": "file of outputs: .parquet, .json or .jsonl"})
-    benchmark: str = field(metadata={"help": "benchmark that they answer", "choices": list(BENCHMARKS)})
+    benchmark: str = field(metadata={"help": f"benchmark that they answer: one of {', '.join(benchmark_names())}"})
     annotations: str | None = field(default=None, metadata={"help": "its official annotation file"})
     dataset: str | None = field(default=None, metadata={"help": "or the dataset built from it, folder or Hub id"})
     split: str | None = field(default=None, metadata={"help": "split of --dataset (default: the benchmark's)"})

@@ -168,7 +168,7 @@ def test_an_output_folder_that_cannot_be_one_and_mistyped_flags_are_one_line(scr
         ("recipes/grpo.py", {"per_device_train_batch_size": 200}, "12 questions do not fill one batch of 25"),
         ("recipes/verifier.py", {"verdicts": "traces"}, "traces holds no verdicts"),
         ("evaluation", {"method": "cot_distill", "traces": "avqa", "split": "train"}, "does not hold teacher traces: it lacks"),
-        ("evaluation", {"benchmark": "mmau"}, "avqa is no dataset of mmau"),
+        ("evaluation", {"benchmark": "mmau"}, "avqa is a dataset of avqa, not of mmau"),
     ],
 )  # fmt: skip
 def test_a_start_that_made_nothing_leaves_nothing(script, changed, told, start, place):

@@ -37,14 +37,14 @@ class EmbeddedClips:
     Args:
         media_dir (`str`, *optional*): Folder with the videos.
         budget (`int`): Bytes of base64 text for all clips together.
-        clip_name (`Callable` or `None`): A row -> the name of its video; None for a benchmark of sounds only.
+        video_name (`Callable` or `None`): A row -> the name of its video; None for a benchmark of sounds only.
     """
 
-    def __init__(self, media_dir: str | None, budget: int, clip_name: Callable[[dict[str, Any]], str] | None):
+    def __init__(self, media_dir: str | None, budget: int, video_name: Callable[[dict[str, Any]], str] | None):
         self.embedded: list[dict[str, str]] = []
         self._media = MediaFolder(media_dir) if media_dir else None
         self._left = budget
-        self._clip_name = clip_name
+        self._video_name = video_name
         self._number: dict[tuple[str, float], int] = {}
 
     def number_of(self, source: ClipSource) -> int | None:
@@ -63,9 +63,9 @@ class EmbeddedClips:
         """The video, or the reason why there is none."""
         if self._media is None:
             return {}
-        if self._clip_name is None:
+        if self._video_name is None:
             return {"no_video": "This benchmark has sounds only."}
-        name = self._clip_name(row)
+        name = self._video_name(row)
         reasons = []
         for found in self._media.candidates(name, row["media_sha256"]):
             path = Path(found.path)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import NO_CONTROL
 from evaluation.running.requests import VIDEO
 from evaluation.scoring.prediction_files import read_rows
+from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError, read_json
 from sightsound.stage import STAGE_FILE, is_complete
 
@@ -50,7 +51,7 @@ def _runs_in(folder: Path) -> list[FinishedRun]:
     if not folder.is_dir():
         raise InputError(f"--runs: {folder} is no folder; {REMEDY}")
     # Only sub-folders named after a benchmark belong to a run: the parent folder of several runs is not a run.
-    by_name = [folder / name for name in BENCHMARKS if (folder / name).is_dir()]
+    by_name = [folder / name for name in benchmark_names() if (folder / name).is_dir()]
     candidates = [folder] if _is_stage(folder) else by_name
     if not any(map(_is_stage, candidates)):
         below = _first_below(folder)
@@ -140,6 +141,6 @@ def run_names(folders: Sequence[str]) -> list[str]:
     """The shortest ends of the folders' paths that are unique. (A report does not show where folders lie on this machine.)"""
     parts = [Path(folder).resolve().parts for folder in folders]
     longest = max(map(len, parts), default=1)
-    least = 2 if any(part[-1] in BENCHMARKS for part in parts) else 1  # "avqa" alone names a benchmark, not a run
+    least = 2 if any(part[-1] in benchmark_names() for part in parts) else 1  # "avqa" alone names a benchmark, not a run
     depth = next((n for n in range(least, longest) if len({part[-n:] for part in parts}) == len(parts)), least)
     return ["/".join(part[-depth:]) for part in parts]

@@ -23,11 +23,11 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.benchmarks import get_benchmark
 from evaluation.reporting.finished_runs import FinishedRun, run_names, split_of
 from evaluation.reporting.sections import num_asked, overlap_lines, with_interval
 from evaluation.running.controls import NO_CONTROL
 from evaluation.scoring.statistics import format_difference
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 from sightsound.data.sources import REPO_ID
 from sightsound.data.statistics import wilson_interval

@@ -13,25 +13,15 @@ from evaluation.scoring.audio_use import answers_nothing, compared_part
 from evaluation.scoring.paired_runs import compare_runs
 from evaluation.scoring.protocols import OFFICIAL, PAPER
 from evaluation.scoring.statistics import Comparison
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 from sightsound.hub.cards import markdown_table
 
 
 Results = dict[str, Any]
 
-# Breakdowns that a benchmark may have: heading and note.
-BREAKDOWNS = {
-    "by_type": ("By question type", ""),
-    "by_relation": ("By relation", ""),
-    "by_difficulty": ("By difficulty", ""),
-    "by_sub_category": ("By sub-category", ""),
-    "by_position": (
-        "By position of the right choice",
-        "Even figures mean that the model does not favour a letter.",
-    ),
-}
-MINIATURE_RELATIONS = {"Both", "Sound"}
-MINIATURE_NOTE = 'In the miniature "Both" are clean clips (audio and video agree), "Sound" are traps (they do not).'
+BY_POSITION = "by_position"
+POSITION_NOTE = "Even figures mean that the model does not favour a letter."
 MAX_COLUMNS = 8  # a breakdown with more groups is printed with a row per group: MMAU has 27 sub-categories
 
 
@@ -169,11 +159,18 @@ def _pairs_note(scored: dict[str, Any], n: int) -> str:
     return f" (n={n:,})" if compared_part(scored, n) else ""
 
 
+def breakdown_titles(benchmark: str) -> dict[str, str]:
+    """Titles of a benchmark's breakdowns, by their key in the results; every benchmark has one by position."""
+    titles = {name: breakdown.title for name, breakdown in get_benchmark(benchmark).breakdowns.items()}
+    return titles | {BY_POSITION: "By position of the right choice"}
+
+
 def breakdown_note(benchmark: str, runs: Sequence[Results], group: str) -> str:
-    """The note under a breakdown's heading. AVQA's relations have another meaning where they are the miniature's two."""
+    """The sentence below a breakdown's title; empty if there is none."""
+    if group == BY_POSITION:
+        return POSITION_NOTE
     names = {name for run in runs for name in run["results"][NO_CONTROL][group]}
-    is_miniature = (benchmark, group) == ("avqa", "by_relation") and names == MINIATURE_RELATIONS
-    return MINIATURE_NOTE if is_miniature else BREAKDOWNS[group][1]
+    return get_benchmark(benchmark).breakdowns[group].note(names)
 
 
 def breakdown_table(runs: Sequence[Results], group: str) -> list[str]:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks import BENCHMARKS, Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
 from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
+from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.data.clips import Clip, MediaError, MediaFolder
@@ -26,7 +27,7 @@ class RunArguments(request_fields.RequestFieldArguments):
     model: str = field(metadata={"help": "folder or Hub id of a model or a LoRA, or its name at --base_url"})
     output_dir: str = field(metadata={"help": "where to write predictions and results"})
     dataset: list[str] = field(metadata={"help": "dataset of the benchmark, folder or Hub id; for several: NAME=VALUE each"})
-    benchmark: str = field(default="avqa", metadata={"help": f"one of {', '.join(BENCHMARKS)}, or several with commas"})
+    benchmark: str = field(default="avqa", metadata={"help": f"one of {', '.join(benchmark_names())}, or several with commas"})
     split: list[str] | None = field(default=None, metadata={"help": "split of the dataset (default: the benchmark's)"})
     modality: str = field(default=AUDIO, metadata={"help": "what the model gets", "choices": [AUDIO, VIDEO, AUDIO_VIDEO]})
     method: str = field(default=DIRECT, metadata={"help": "instruction that ends the prompt", "choices": list(METHODS)})
@@ -92,7 +93,7 @@ class Source:
 
     def find_videos(self) -> Callable[[Row], list[Clip]] | None:
         """A function from a row to the files of its video, in the order to try them; None for a run without videos."""
-        name_of = get_benchmark(self.benchmark).clip_name
+        name_of = get_benchmark(self.benchmark).video_name
         if self.media_dir is None or name_of is None:
             return None
         media = MediaFolder(self.media_dir)
@@ -111,7 +112,7 @@ def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_sha
     given: dict[str, str] = {}
     for value in values or []:
         name, is_named, rest = value.partition("=")
-        if is_named and name in BENCHMARKS:  # any other "=" is part of a path
+        if is_named and name in benchmark_names():  # any other "=" is part of a path
             if name not in names:
                 raise InputError(f"--{flag} {value}: {name} is not among --benchmark {','.join(names)}")
             found = {name: rest}
@@ -165,7 +166,7 @@ def check_arguments(args: RunArguments, sources: list[Source]) -> None:
     if not args.base_url and args.model_revision and Path(args.model).is_dir():
         raise InputError(f"--model_revision is of a Hub model, and {args.model} is a folder; leave one of them out")
     for source in sources:
-        if args.modality != AUDIO and get_benchmark(source.benchmark).clip_name is None:
+        if args.modality != AUDIO and get_benchmark(source.benchmark).video_name is None:
             raise InputError(f"{source.benchmark} has no videos; ask it with --modality audio")
         for flag, is_needed, why in (
             ("media_dir", args.modality != AUDIO, f"--modality {args.modality}"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +18,8 @@ from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import Clip
 from sightsound.data.frames import Frames, frames_of_first
-from sightsound.data.kinds import TRACES, check_kind
-from sightsound.data.parquet import parquet_schema, read_parquet
-from sightsound.data.sources import split_revision
 from sightsound.engines.base import ChatRequest, Engine
+from sightsound.method.ledger import stream_rows
 from sightsound.method.prompts import (
     COT_DISTILL_INSTRUCTION,
     COT_INSTRUCTION,
@@ -188,7 +186,7 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
     columns = ["id", "choices", "media_sha256", "traces"]
     asked = {row["id"]: (row["choices"], row["media_sha256"]) for row in rows.select_columns(columns[:3])}
     found, num_traced = {}, 0
-    for row in read_parquet(_files_of_traces(source), columns):
+    for row in stream_rows(source, columns, may_be_corpus=True):
         if row["id"] not in asked:
             continue
         if (row["choices"], row["media_sha256"]) != asked[row["id"]]:
@@ -202,20 +200,3 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
     if not num_traced:
         raise InputError(f"--traces: {source} has none of the {len(asked)} questions; was another dataset or split traced?")
     return found
-
-
-def _files_of_traces(source: str) -> Collection[Any]:
-    """Parquet files of the traces: the whole dataset, or the config `traces` of a corpus."""
-    import pyarrow as pa
-    from datasets import Features, get_dataset_config_names, load_dataset_builder
-
-    name, revision = split_revision(source)
-    try:
-        config = "traces" if "traces" in get_dataset_config_names(name, revision=revision) else None
-        files = load_dataset_builder(name, config, revision=revision).config.data_files["train"]
-        found = Features.from_arrow_schema(parquet_schema(files[0]))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--traces: {source} cannot be opened ({reason}); expected a folder or a Hub id of traces") from error
-    check_kind(found, source, TRACES)
-    return files

@@ -1,34 +1,34 @@
-"""
-Scores with intervals. Unanswered is kept apart from wrong: it counts against accuracy, and is also reported by itself.
-"""
+"""Accuracy with intervals. An unanswered question counts as wrong in the accuracy, and its rate is reported as well."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.benchmarks import Benchmark, Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import NO_CONTROL, SHUFFLED
 from evaluation.scoring.audio_use import consistency, gains_over
 from evaluation.scoring.protocols import PAPER, UNANSWERED, Decision, decide_all
 from evaluation.scoring.statistics import clustered_error, percent_interval
+from sightsound.benchmarks import Benchmark, get_benchmark
 from sightsound.data.schema import LETTERS
 
 
 Figures = dict[str, float | None]
 
-ANSWERED = "answered"  # outcome of a question that the engine answered, with whatever text
+ANSWERED = "answered"  # outcome of a question to which the engine returned a text
 
 
 def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
     """
-    Accuracy with its interval and error and the unanswered rate, all in percent.
+    Accuracy with its interval and standard error, and the unanswered rate, all in percent.
 
     Args:
         decisions (`Sequence[Decision]`): Per question.
         clips (`Sequence[str]`): The clip of each question.
 
     Returns:
-        `dict`: `n`, `accuracy`, `low`, `high` (Wilson, 95 %), `error` (clustered by clip; None for one clip), `unanswered`.
+        `dict`: `n`, `accuracy`, `low` and `high` (Wilson, 95 %), `error` (standard error clustered by clip; None for one
+            clip), `unanswered`.
     """
     correct = [decision.correct for decision in decisions]
     low, high = percent_interval(sum(correct), len(correct))
@@ -44,7 +44,7 @@ def score(decisions: Sequence[Decision], clips: Sequence[str]) -> Figures:
 
 
 def over_answered(decisions: Sequence[Decision]) -> Figures | None:
-    """Accuracy over the questions that were answered, with its interval, in percent; None where none was."""
+    """Accuracy over the answered questions, with its interval, in percent; None where all are unanswered."""
     answered = [decision for decision in decisions if decision.matched_by != UNANSWERED]
     if not answered:
         return None
@@ -54,7 +54,7 @@ def over_answered(decisions: Sequence[Decision]) -> Figures | None:
 
 
 def score_by(decisions: Sequence[Decision], clips: Sequence[str], groups: Sequence[str]) -> dict[str, Figures]:
-    """`score` per group of questions, groups in alphabetical order."""
+    """`score` of each group of questions, groups in alphabetical order."""
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -63,18 +63,25 @@ def score_by(decisions: Sequence[Decision], clips: Sequence[str], groups: Sequen
 
 def results_of(decisions: Sequence[Decision], rows: Sequence[Row], benchmark: Benchmark) -> dict[str, Any]:
     """
-    All figures of one run over a benchmark under one protocol.
+    All figures of one run on a benchmark, with one control, under one protocol.
 
-    `by_relation`: AVQA's `question_relation`. In the miniature "Both" marks clean clips (heard as seen) and "Sound" the
-    traps, where only the sound tells. `by_position` is by the letter of the right choice as it was asked. `over_answered` is
-    over the questions that were answered. Where the paper's
-    average leaves questions out, the figures on top are over the ones that it counts, and `all` is over every one.
+    Args:
+        decisions (`Sequence[Decision]`): Per question.
+        rows (`Sequence[dict]`): The questions as they were asked.
+        benchmark (`Benchmark`): It says which questions are averaged, and which breakdowns there are.
+
+    Returns:
+        `dict`: The figures of `score` over the questions that the paper averages; `over_answered`, over those of them that are
+            answered; `all`, over all questions, where the average leaves some out; `matched_by`, the number of answers per
+            way of reading them; and the breakdowns over all questions: the benchmark's own, and `by_position`, by the letter
+            of the right choice.
     """
     clips = [row["video_id"] for row in rows]
     counted = [i for i, row in enumerate(rows) if benchmark.counts(row)]
     some = len(counted) < len(rows)
     breakdowns = {
-        name: score_by(decisions, clips, [row[column] or "" for row in rows]) for name, column in benchmark.groups.items()
+        name: score_by(decisions, clips, [row[breakdown.column] or "" for row in rows])
+        for name, breakdown in benchmark.breakdowns.items()
     }
     average = [decisions[i] for i in counted]
     return {
@@ -91,18 +98,18 @@ def score_run(
     benchmark: str, protocols: Sequence[str], outputs: Mapping[str, Sequence[str | None]], rows: Mapping[str, Sequence[Row]]
 ) -> dict[str, dict[str, Any]]:
     """
-    All figures of one run over a benchmark, with its controls.
+    All figures of one run on a benchmark, with its controls.
 
     Args:
         benchmark (`str`): Its name.
         protocols (`Sequence[str]`): `"official"`, `"paper"`.
-        outputs (`Mapping`): Per control, `"none"` among them, what the model wrote to each question; None where nothing came.
-        rows (`Mapping`): Per control the questions as they were asked, the same ones in one order.
+        outputs (`Mapping`): Per control, and `"none"` with the clip, the output to each question; None without one.
+        rows (`Mapping`): Per control, the questions as they were asked: the same questions in the same order.
 
     Returns:
-        `dict`: Per protocol `results`, the figures per control; `gains`, of the run over each control; and where choices were
-        shuffled, under the paper's protocol, `consistency`. Both are over the questions of the average that were answered both
-        with the clip and under the control; where there are none, they are left out.
+        `dict`: Per protocol, `results`, the figures per control; `gains`, of the run over each control; and under the paper's
+            protocol, where choices were shuffled, `consistency`. Gains and consistency are over those averaged questions that
+            have an output both with the clip and under the control; without such questions they are left out.
     """
     counts = get_benchmark(benchmark).counts
     counted = [i for i, row in enumerate(rows[NO_CONTROL]) if counts(row) and outputs[NO_CONTROL][i] is not None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.benchmarks import Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.scoring.statistics import Comparison, compare
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 
 
@@ -22,10 +23,10 @@ def compare_runs(first: dict[str, Row], second: dict[str, Row], benchmark: str, 
         `InputError`: They did not answer the same questions, or one does not hold which questions are averaged.
     """
     check_same_questions(first, second, benchmark, are_files)
-    counted_by = get_benchmark(benchmark)
-    if any(counted_by.counted not in (None, *row) for run in (first, second) for row in run.values()):
-        raise InputError(f"predictions on {benchmark} lack {counted_by.counted}: not by this version; evaluate again")
-    counted = [row_id for row_id, row in first.items() if counted_by.counts(row)]
+    spec = get_benchmark(benchmark)
+    if spec.averages_in_paper and any("in_paper" not in row for run in (first, second) for row in run.values()):
+        raise InputError(f"predictions on {benchmark} lack in_paper: not by this version; evaluate again")
+    counted = [row_id for row_id, row in first.items() if spec.counts(row)]
     first_correct, second_correct = ([run[row_id]["correct"] for row_id in counted] for run in (first, second))
     return compare(first_correct, second_correct, [first[row_id]["video_id"] for row_id in counted])
 

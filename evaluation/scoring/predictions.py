@@ -7,13 +7,14 @@ does not belong to exactly one question is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from evaluation.benchmarks import Row, get_benchmark
+from evaluation.benchmarks import Row
 from evaluation.running.controls import CONTROLS, NO_CONTROL, SHUFFLED, shuffle_choices
-from evaluation.scoring.prediction_files import CHOICES, output_key, outputs_of, read_rows, some_of
+from evaluation.scoring.prediction_files import output_key, outputs_of, read_rows, some_of
+from sightsound.benchmarks import Benchmark, get_benchmark
 from sightsound.cli import InputError
 from sightsound.data.annotations import LETTERED, RowError, without_letters
 from sightsound.data.schema import LETTERS
@@ -21,12 +22,12 @@ from sightsound.data.schema import LETTERS
 
 OWN_KEYS = {"gold", "matched_by"}  # in a file of `evaluation run`, where `answer` is the model's and not the correct one
 # Keys of the question that other tools copy beside the output -> our columns with the same content. They are compared, to find
-# a file that answers other questions. An official `question` is our `video_question`; `answer` is an index, in MMAU a text.
+# a file that answers other questions. An official `question` is our `video_question`; `answer` is an index or a text. A
+# benchmark adds its own keys as `text_keys`.
 TEXTS = {
-    **dict.fromkeys(("question", "video_question", "question_text"), ("video_question", "question")),
-    "question_content": ("template",),
-    **dict.fromkeys(CHOICES, ("choices",)),
-    **dict.fromkeys(("answer_text", "anser"), ("answer_text",)),
+    **dict.fromkeys(("question", "video_question"), ("video_question", "question")),
+    "choices": ("choices",),
+    "answer_text": ("answer_text",),
     **dict.fromkeys(("answer", "gold"), ("answer",)),
 }
 
@@ -111,11 +112,11 @@ class Predictions:
         self.outputs: dict[str, list[str | None]] = {}
         self.missing: dict[str, int] = {}
         self.not_text: dict[str, int] = {}
-        for control, given in found.items():
-            self._check_texts(given, {row["id"]: row for row in self.rows[control]})
-            values = [given[row["id"]].get(self.key) if row["id"] in given else None for row in questions]
+        for control, by_id in found.items():
+            self._check_texts(by_id, {row["id"]: row for row in self.rows[control]})
+            values = [by_id[row["id"]].get(self.key) if row["id"] in by_id else None for row in questions]
             self.outputs[control] = [value if isinstance(value, str) else None for value in values]
-            self.missing[control] = sum(row["id"] not in given or self.key not in given[row["id"]] for row in questions)
+            self.missing[control] = sum(row["id"] not in by_id or self.key not in by_id[row["id"]] for row in questions)
             self.not_text[control] = self.outputs[control].count(None) - self.missing[control]
 
     def _check_origin(self, rows: list[Row], revision: str) -> None:
@@ -127,12 +128,12 @@ class Predictions:
                 seen = f"{name} {sorted(others)[0]}, expected {expected}"
                 raise InputError(f"{self._path} answers other questions: {seen}; give the ones that it was made from")
 
-    def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
+    def _check_texts(self, by_id: dict[str, Row], questions: dict[str, Row]) -> None:
         """Check that whatever a prediction repeats of its question equals this benchmark's question."""
-        to_row = get_benchmark(self._benchmark).to_row
-        for row_id, row in given.items():
+        benchmark = get_benchmark(self._benchmark)
+        for row_id, row in by_id.items():
             question = questions[row_id]
-            for name, seen, columns in _repeated(row, to_row):
+            for name, seen, columns in _repeated(row, benchmark):
                 known = [question[column] for column in columns if column in question]
                 if name == "answer" and isinstance(seen, str) and seen.strip(" ().") == LETTERS[question["answer"]]:
                     continue  # the letter of the right choice
@@ -145,11 +146,11 @@ class Predictions:
                     )
 
 
-def _repeated(row: Row, to_row: Callable[[Any], Row]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+def _repeated(row: Row, benchmark: Benchmark) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     """What a prediction repeats of its question: the key, the value, and the columns that it may equal."""
     with suppress(RowError):  # a whole official annotation: MUSIC-AVQA's question is built from its template and values
-        row = row | to_row(row)
-    for name, columns in TEXTS.items():
+        row = row | benchmark.to_row(row)
+    for name, columns in (TEXTS | dict(benchmark.text_keys)).items():
         value = row.get(name)
         if value is None or (name == "answer" and OWN_KEYS & row.keys()):
             continue

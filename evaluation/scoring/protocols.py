@@ -1,8 +1,8 @@
 """
-Protocols: from what a model wrote to right, wrong or unanswered.
+Protocols: which answers are right, wrong, or no answer at all.
 
-`paper` is the paper's, an option letter or else the most similar choice; `official` is the benchmark's own. Both read the
-answer that `sightsound.method.answers` extracts. The scorers themselves are the `evaluate` metrics in `evaluation/metrics/`.
+`paper` is the paper's protocol: an option letter, or else the most similar choice. `official` is the benchmark's own rule, in
+its file of `sightsound/benchmarks/`. Both read the answer that `sightsound.method.answers` extracts from an output.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from evaluation.benchmarks import Row, get_benchmark
-from evaluation.metrics.mmau_official import matcher as mmau_matcher
-from evaluation.metrics.music_avqa import matcher as music_avqa_matcher
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
+from sightsound.data.annotations import Row
 from sightsound.method.answers import extract_answer_text, is_correct, match_choice
 
 
@@ -23,8 +22,12 @@ UNANSWERED = "none"
 
 class Decision(NamedTuple):
     """
-    Whether an output is right, and how that was told: `matched_by` is `"none"` when it answers nothing. `choice` is the text
-    of the choice that it was matched to, where the protocol matches any.
+    The grade of one output.
+
+    Args:
+        correct (`bool`): Whether it is right.
+        matched_by (`str`): How the answer was read; `"none"` for an output without an answer.
+        choice (`str`, *optional*): Text of the choice that the answer was matched to; official rules match no choice.
     """
 
     correct: bool
@@ -32,56 +35,55 @@ class Decision(NamedTuple):
     choice: str | None = None
 
 
-def _paper(answer_text: str, row: Row) -> Decision:
+def _decide_as_paper(answer_text: str, row: Row) -> Decision:
     answer = match_choice(answer_text, row["choices"])
     choice = None if answer.index is None else row["choices"][answer.index]
     return Decision(is_correct(answer, row["answer"], row["choices"]), answer.matched_by, choice)
 
 
-def _by_rule(rule: str) -> dict[bool | None, Decision]:
-    return {None: Decision(False, UNANSWERED), False: Decision(False, rule), True: Decision(True, rule)}
+def _decider(benchmark: str, protocol: str) -> Callable[[str, Row], Decision]:
+    """
+    The grading function of a protocol: an extracted answer and its question -> a decision.
 
-
-_BY_WORDS, _BY_VOCABULARY = _by_rule("words"), _by_rule("vocabulary")
-
-
-def _mmau(answer_text: str, row: Row) -> Decision:
-    return _BY_WORDS[mmau_matcher.decide(answer_text, row["answer_text"], row["choices"])]
-
-
-def _music_avqa(answer_text: str, row: Row) -> Decision:
-    return _BY_VOCABULARY[music_avqa_matcher.decide(answer_text, row["answer_text"])]
-
-
-# By `Benchmark.official`; `decide_all` asks for none where a benchmark has none.
-_OFFICIAL: dict[str | None, Callable[[str, Row], Decision]] = {"mmau_official": _mmau, "music_avqa": _music_avqa}
+    Raises:
+        `InputError`: The benchmark has no such protocol.
+    """
+    if protocol == PAPER:
+        return _decide_as_paper
+    rule = get_benchmark(benchmark).official_rule
+    if protocol != OFFICIAL or rule is None:
+        raise InputError(f"{benchmark} has no protocol '{protocol}'; expected {', '.join(protocols_of(benchmark))}")
+    # Made once, since a file has tens of thousands of answers and only three different decisions.
+    unanswered, wrong, right = Decision(False, UNANSWERED), Decision(False, rule.matched_by), Decision(True, rule.matched_by)
+    decisions = {None: unanswered, False: wrong, True: right}
+    return lambda answer_text, row: decisions[rule.decide(answer_text, row)]
 
 
 def protocols_of(benchmark: str) -> list[str]:
-    """What a benchmark can be scored by, the official one first."""
-    return [OFFICIAL, PAPER] if get_benchmark(benchmark).official else [PAPER]
+    """The protocols that a benchmark is scored by, the official one first."""
+    return [OFFICIAL, PAPER] if get_benchmark(benchmark).official_rule else [PAPER]
 
 
 def decide_all(
     benchmark: str, protocols: Iterable[str], outputs: Iterable[str | None], rows: Iterable[Row]
 ) -> dict[str, list[Decision]]:
     """
-    Decide on outputs under several protocols.
+    Grade outputs under several protocols.
 
     Args:
         benchmark (`str`): Its name.
         protocols (`Iterable[str]`): `"official"`, `"paper"`.
-        outputs (`Iterable[str | None]`): As the model wrote them; None where there is none: unanswered.
+        outputs (`Iterable[str | None]`): As the model wrote them; None where there is no output, which is unanswered.
         rows (`Iterable[dict]`): The question of each output.
+
+    Returns:
+        `dict`: Per protocol, a decision on each output.
 
     Raises:
         `InputError`: The benchmark has no such protocol.
     """
-    protocols, known = list(protocols), protocols_of(benchmark)
-    unknown = [name for name in protocols if name not in known]
-    if unknown:
-        raise InputError(f"{benchmark} has no protocol '{unknown[0]}'; expected {', '.join(known)}")
-    # Samples of a run, and runs, repeat each other's answers: each answer to a question is decided once.
+    deciders = {name: _decider(benchmark, name) for name in protocols}
+    # Samples of a run, and runs, repeat each other's answers: each answer to a question is graded once.
     number: dict[tuple[str, str | None], int] = {}
     distinct: list[tuple[str | None, Row]] = []
     order = []
@@ -93,19 +95,18 @@ def decide_all(
             distinct.append((answer, row))
         order.append(number[key])
     decisions = {}
-    for name in protocols:
-        decide = _decider(benchmark, name)
-        told = [Decision(False, UNANSWERED) if answer is None else decide(answer, row) for answer, row in distinct]
-        decisions[name] = [told[i] for i in order]
+    for name, decide in deciders.items():
+        of_distinct = [Decision(False, UNANSWERED) if answer is None else decide(answer, row) for answer, row in distinct]
+        decisions[name] = [of_distinct[i] for i in order]
     return decisions
 
 
 def chosen_index(benchmark: str, protocol: str, decision: Decision, output: str | None, row: Row) -> int | None:
     """
-    Which choice an output was taken for, by its index.
+    Index of the choice that an output was read as.
 
-    An official rule decides right or wrong, and says no choice: an output is taken for the only choice that the rule would
-    call right, were it the gold one.
+    An official rule only says right or wrong. Where it says wrong, the output is read as the one choice that the rule would
+    accept if that choice were the right one.
 
     Args:
         decision (`Decision`): The protocol's on this output.
@@ -113,7 +114,7 @@ def chosen_index(benchmark: str, protocol: str, decision: Decision, output: str 
         row (`dict`): The question as it was asked.
 
     Returns:
-        `int` or `None`: None when nothing was answered, or when the official rule fits no choice or several.
+        `int` or `None`: None for an unanswered question, or where the official rule fits no choice or several.
     """
     choices: list[str] = row["choices"]
     if output is None or decision.matched_by == UNANSWERED:
@@ -127,7 +128,3 @@ def chosen_index(benchmark: str, protocol: str, decision: Decision, output: str 
         choice: i for i, choice in enumerate(choices) if decide(answer, row | {"answer": i, "answer_text": choice}).correct
     }
     return next(iter(fitting.values())) if len(fitting) == 1 else None
-
-
-def _decider(benchmark: str, protocol: str) -> Callable[[str, Row], Decision]:
-    return _paper if protocol == PAPER else _OFFICIAL[get_benchmark(benchmark).official]

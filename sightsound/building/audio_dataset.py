@@ -1,7 +1,7 @@
 """
 What the builders of audio datasets share: annotations and clips in, a dataset repository with its ledger and card out.
 
-A builder's script says how one annotation reads and where its clip lies (`AudioDataset`); decoding, shards, resume,
+The benchmark (`sightsound/benchmarks/`) says how one annotation reads and where its clip lies; decoding, shards, resume,
 coverage and card are here. Annotations are validated before any clip is opened, so a worker gets rows that only
 lack their sound.
 """
@@ -13,11 +13,12 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightsound.benchmarks import Benchmark, front_matter_for, get_benchmark
 from sightsound.building.overlap import overlaps
 from sightsound.building.report import (
     contents_in_words,
@@ -38,7 +39,6 @@ from sightsound.stage import Stage, fingerprint
 
 
 if TYPE_CHECKING:
-    from datasets import Features
     from tqdm import tqdm
 
 # An entry of the ledger, and its row without the audio columns; None if the annotation is bad.
@@ -59,39 +59,6 @@ class AudioDatasetArguments(PublishArguments):
     num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 
-@dataclass(frozen=True)
-class AudioDataset:
-    """
-    What sets one audio dataset apart from the others. Functions are the builder's own and stand at the top of its script.
-
-    Args:
-        features (`Callable`): Columns, from `schema`.
-        to_row (`Callable`): An annotation, of any type that JSON has, -> its columns without `audio`, `duration_s` and
-            `media_sha256`. Raises `RowError`.
-        clip_name (`Callable`): Such a row -> the name of its clip without the extension.
-        id_key (`str`): Where an annotation keeps its id.
-        choices_key (`str`, *optional*): Where it keeps its choices; None where the row function knows them.
-        official_file (`str`): Whose format is expected, for messages.
-        card (`str`): Template in `model_cards/`.
-        front_matter (`dict`): Of the card.
-        check_file (`Callable`, *optional*): A file's path and its annotations; raises `InputError` where all of them would
-            be misread.
-        describe (`Callable`, *optional*): The rows that were built, without their sound -> front matter in place of
-            `front_matter`, and further values for the card.
-    """
-
-    features: Callable[[], Features]
-    to_row: Callable[[Any], Row]
-    clip_name: Callable[[Row], str]
-    id_key: str
-    official_file: str
-    card: str
-    front_matter: Row
-    choices_key: str | None = None
-    check_file: Callable[[str, list[Any]], None] | None = None
-    describe: Callable[[list[Row]], tuple[Row, Row]] | None = None
-
-
 def _storable(text: str) -> str:
     """Text for the ledger. File names and annotations can be no valid UTF-8, and of any length."""
     plain = text.encode("utf-8", "backslashreplace").decode()
@@ -102,7 +69,7 @@ def _explain(entry: Row, error: RowError) -> None:
     entry |= {"outcome": error.outcome, "detail": _storable(str(error))}
 
 
-def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validated]:
+def validate(dataset: Benchmark, annotations: list[Any]) -> Iterator[Validated]:
     """Check every annotation of a split. The id of a bad annotation remains free for a later one."""
     seen: set[str] = set()
     for annotation in annotations:
@@ -121,7 +88,7 @@ def validate(dataset: AudioDataset, annotations: list[Any]) -> Iterator[Validate
         yield entry, row
 
 
-def count_lettered(dataset: AudioDataset, annotations: list[Any], validated: list[Validated]) -> int:
+def count_lettered(dataset: Benchmark, annotations: list[Any], validated: list[Validated]) -> int:
     """How many good annotations had letters before their choices, which `annotations.without_letters` removed."""
     key = dataset.choices_key
     if key is None:
@@ -132,7 +99,7 @@ def count_lettered(dataset: AudioDataset, annotations: list[Any], validated: lis
 
 def _rows_with_sound(
     validated: list[Validated],
-    dataset: AudioDataset,
+    dataset: Benchmark,
     media: MediaFolder,
     reader: SoundReader,
     sounds: Iterator[Sound],
@@ -202,12 +169,12 @@ def join_ledger(folder: Path, splits: Sequence[str]) -> tuple[dict[str, Counter[
     return {split: Counter(entry["outcome"] for entry in entries if entry["split"] == split) for split in splits}, entries
 
 
-def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], **card_values: Any) -> None:
+def build_dataset(name: str, args: AudioDatasetArguments, annotations: dict[str, str], **card_values: Any) -> None:
     """
     Build a dataset folder from annotation files, continue one, or do nothing when it is complete; then publish it if asked.
 
     Args:
-        dataset (`AudioDataset`): Which one.
+        name (`str`): The benchmark that the annotations are of, or whose format they have.
         args (`AudioDatasetArguments`): What the user asked for.
         annotations (`dict`): Split to annotation file.
         card_values: What the card's template names beyond what every audio dataset has.
@@ -222,7 +189,7 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
             print(f"{stage.path} is complete: {contents_in_words(stage.path)}; delete the folder to build again")
         else:
             try:
-                _build(dataset, args, annotations, stage, card_values)
+                _build(name, args, annotations, stage, card_values)
             except InputError:
                 if not any((stage.path / part).exists() for part in ("ledger", "data")):
                     stage.forget_settings()  # so that the corrected command can have other settings
@@ -230,16 +197,14 @@ def build_dataset(dataset: AudioDataset, args: AudioDatasetArguments, annotation
         args.publish(stage.path)
 
 
-def _build(
-    dataset: AudioDataset, args: AudioDatasetArguments, annotations: dict[str, str], stage: Stage, card_values: Row
-) -> None:
-    media = MediaFolder(args.media_dir)
+def _build(name: str, args: AudioDatasetArguments, annotations: dict[str, str], stage: Stage, card_values: Row) -> None:
+    dataset, media = get_benchmark(name), MediaFolder(args.media_dir)
     shards: list[Shard] = []
     sources, num_lettered = [], 0
     for split, path in annotations.items():
         rows = read_annotations(path, dataset.official_file)
-        if dataset.check_file is not None:
-            dataset.check_file(path, rows)
+        if dataset.check_answers is not None:
+            dataset.check_answers(path, rows)
         validated = list(validate(dataset, rows[: args.limit]))
         num_lettered += count_lettered(dataset, rows, validated)
         shards += shards_of(split, validated)
@@ -261,7 +226,7 @@ def _build(
         built = zip(ledger, rows_of_ledger, strict=True)
         front_matter, described = dataset.describe([row for entry, row in built if row and entry["outcome"] == schema.BUILT])
     features, values = dataset.features(), {"sources": sources, "num_lettered": num_lettered, **card_values, **described}
-    write_card(stage.path, dataset.card, front_matter, features, counts, shared, **values)
+    write_card(stage.path, dataset.card, front_matter | front_matter_for(name), features, counts, shared, **values)
     stage.finish()
 
 
@@ -284,7 +249,7 @@ def _print_findings(folder: Path, counts: dict[str, Counter[str]], ledger: Seque
     return [part for overlap in shared for part in (overlap.leak, overlap.same_ids) if part]
 
 
-def _write_shards(shards: list[Shard], dataset: AudioDataset, folder: Path, media: MediaFolder, num_proc: int) -> None:
+def _write_shards(shards: list[Shard], dataset: Benchmark, folder: Path, media: MediaFolder, num_proc: int) -> None:
     """
     Write the missing shards, one after the other: first the rows, then the part of the ledger, which marks a shard as done.
 

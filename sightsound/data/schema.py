@@ -95,33 +95,6 @@ def avqa_audio_features() -> Features:
     )
 
 
-def music_avqa_features() -> Features:
-    """
-    MUSIC-AVQA: the columns of avqa-audio and its own.
-
-    `question_relation` repeats `modality` and `question_type` is the official one, so that evaluation breaks both down;
-    `template` is the official question before its placeholders were filled; `in_paper` marks the four types that the paper
-    evaluates on.
-    """
-    from datasets import Features, Value
-
-    own = {"modality": Value("string"), "template": Value("string"), "in_paper": Value("bool")}
-    return Features({**avqa_audio_features(), **own})
-
-
-def mmau_features() -> Features:
-    """
-    MMAU: the columns of avqa-audio and its own.
-
-    `question_type` repeats `task` (sound, speech, music: the columns of the paper's Table 2), `question_relation` repeats
-    `category`; `source_dataset` is MMAU's field `dataset`.
-    """
-    from datasets import Features, Value
-
-    own = ("task", "difficulty", "category", "sub_category", "source_dataset")
-    return Features({**avqa_audio_features(), **{name: Value("string") for name in own}})
-
-
 def traces_features() -> Features:
     """
     The whole ledger of the corpus: one row per question, without audio (join by `id`).
@@ -186,7 +159,7 @@ def predictions_features() -> Features:
     """
     One row per benchmark question and control of one evaluation run.
 
-    `output` is None without an answer. `in_paper` is MUSIC-AVQA's; it is None for benchmarks that are averaged over all rows.
+    `output` is None where no answer came; `in_paper` is None for benchmarks that are averaged over all questions.
     """
     from datasets import Features, List, Value
 

@@ -133,7 +133,7 @@ def request_body(
 
 
 def encodable(text: str) -> str:
-    """Half a surrogate pair, which cannot be written as UTF-8, becomes U+FFFD. Neither `json` nor pydantic replaces it."""
+    """Half a surrogate pair, which no UTF-8 file can hold, becomes U+FFFD: `json` keeps it, and pydantic refuses the text."""
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -12,7 +12,7 @@ from sightsound.data.sources import split_revision
 from sightsound.method.selection import TraceRow
 
 
-def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[TraceRow]:
+def stream_rows(source: str, columns: Sequence[str] | None = None, *, may_be_corpus: bool = False) -> Iterator[TraceRow]:
     """
     The rows of a traces or verdicts folder (or Hub dataset), in order, a row group in memory at a time.
 
@@ -22,16 +22,18 @@ def stream_rows(source: str, columns: Sequence[str] | None = None) -> Iterator[T
     Args:
         source (`str`): Output of `traces.py` or `verdicts.py`.
         columns (`Sequence[str]`, *optional*): Only these.
+        may_be_corpus (`bool`): Of a source that has a config `traces`, as `cot_corpus.py` writes it, read that.
 
     Raises:
         `InputError`: There is no such dataset.
     """
     import pyarrow as pa
-    from datasets import Features, load_dataset_builder
+    from datasets import Features, get_dataset_config_names, load_dataset_builder
 
     name, revision = split_revision(source)
     try:
-        files = load_dataset_builder(name, revision=revision).config.data_files["train"]
+        has_traces = may_be_corpus and "traces" in get_dataset_config_names(name, revision=revision)
+        files = load_dataset_builder(name, "traces" if has_traces else None, revision=revision).config.data_files["train"]
         found = Features.from_arrow_schema(parquet_schema(files[0]))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]

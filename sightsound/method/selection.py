@@ -30,12 +30,12 @@ BAD_FORMAT = "bad_format"  # the checker accepted a trace, but none that can be 
 
 
 def is_unanimous(answers: Sequence[int | None]) -> bool:
-    """The paper's |unique(A)| = 1. No answer is an answer of its own: one trace without one breaks unanimity."""
+    """The paper's |unique(A)| = 1. None counts as an answer: a trace without an answer breaks unanimity."""
     return len(set(answers)) == 1
 
 
 def majority(answers: Sequence[int | None]) -> int | None:
-    """The answer that most traces give, the earliest of equals; None when no trace answers."""
+    """The most frequent answer, of equals the earliest; None when no trace has one."""
     given = [answer for answer in answers if answer is not None]
     return Counter(given).most_common(1)[0][0] if given else None
 
@@ -46,12 +46,12 @@ class Filter:
     A condition that the traces of a question have to meet.
 
     Args:
-        name (`str`): Of its step in the funnel, as the figure and the cards of students show it.
-        passes (`Callable`): The traces of a question -> whether the question goes on to the next filter.
-        outcome (`str` or `Callable`): Outcome of a question that this filter drops, or a function that finds it in the traces.
-        meaning (`str`): What this outcome says, for the page with the traces.
-        step (`str`, *optional*): The step on the card of the corpus. Without one the filter has no step of its own: the
-            questions that it drops are missing from the last step, `accepted`.
+        name (`str`): Name of the filter's step in the funnel, on the figure and on the cards of students.
+        passes (`Callable`): From the traces of a question to whether the question passes.
+        outcome (`str` or `Callable`): The outcome of a question that does not pass, or a function that finds it in the traces.
+        meaning (`str`): Explains this outcome on the page with the traces.
+        step (`str`, *optional*): Text of the step on the card of the corpus; `{num_traces}` is filled in. A filter without it
+            has no step: the questions that it drops show only in the last step, `accepted`.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Filter:
     step: str | None = None
 
 
-# In this order: the outcome of a question is that of the first filter that drops it, and `accepted` when none does. The
-# outcome, the funnel, its figure, the cards and the page with the traces all go by this list: to add a filter, add it here.
+# The filters apply in this order. The outcome of a question is that of the first filter that it does not pass, or `accepted`.
+# The funnel, its figure, the cards and the page with the traces iterate this list too: to add a filter, add it here.
 FILTERS = [
     Filter(
         name="answered by the teacher",
@@ -101,7 +101,11 @@ FILTERS = [
 
 
 def trace_outcome(traces: Sequence[Trace]) -> dict[str, Any]:
-    """`teacher_answer`, `unanimous` and `outcome` of a question, from its traces and the verdicts that they have so far."""
+    """
+    `teacher_answer`, `unanimous` and `outcome` of a question, from its traces and their verdicts.
+
+    Before verification the verdicts are None, and a question that passes the first filters is `not_verified`.
+    """
     answers = _answers(traces)
     dropped_by = next((each for each in FILTERS if not each.passes(traces)), None)
     outcome = schema.ACCEPTED if dropped_by is None else dropped_by.outcome
@@ -113,14 +117,14 @@ def trace_outcome(traces: Sequence[Trace]) -> dict[str, Any]:
 
 
 def outcome_meanings() -> dict[str, str]:
-    """Outcome word -> what it says, for the page with the traces; in the order of the filters."""
+    """What each outcome means, in the order of the filters; the page with the traces shows it."""
     words = {each.outcome: each.meaning for each in FILTERS if isinstance(each.outcome, str)}
     reasons = {word: meaning for word, meaning in VERDICTS.items() if word not in (ACCEPT, REJECT, None)}
-    return words | {schema.NOT_VERIFIED: VERDICTS[None], **reasons, schema.ACCEPTED: "every filter was passed"}
+    return words | {schema.NOT_VERIFIED: VERDICTS[None], **reasons, schema.ACCEPTED: "the question passed every filter"}
 
 
 def lacking_verdicts(traces: Sequence[Trace]) -> dict[str, int]:
-    """Why traces have no verdict, and how many each: the most frequent reason first, the earliest of equals."""
+    """Reasons why traces have no verdict, with their numbers: the most frequent first, of equals the earliest."""
     reasons = Counter(trace["verdict"] or schema.NOT_VERIFIED for trace in traces if trace["verdict"] not in (ACCEPT, REJECT))
     return dict(reasons.most_common())
 
@@ -134,7 +138,7 @@ def _usable(trace: Trace) -> bool:
 
 
 def _texts(traces: Iterable[Trace], *, accepted: bool) -> list[str]:
-    """Of the traces that can be trained on, with `accepted` only those that the checker accepted."""
+    """Texts of the traces that can be trained on; with `accepted` only of those that the checker accepted."""
     return [trace["text"] for trace in traces if _usable(trace) and (not accepted or trace["verdict"] == ACCEPT)]
 
 
@@ -148,11 +152,11 @@ class Arm:
     A row of the paper's Table 2: what the student learns from each question, and under which prompt.
 
     Args:
-        name (`str`): The `selection` of a recipe's YAML.
-        meaning (`str`): For `--help`.
-        completions (`Callable`): A row of the ledger -> the targets that the student learns from it, none to many.
-        prompt (`str`): The question is filled in here.
-        of_ledger (`bool`): False where the rows are those of avqa-audio instead of the ledger.
+        name (`str`): The `selection` in a recipe's YAML.
+        meaning (`str`): Explains the arm in `--help`.
+        completions (`Callable`): From a row of the ledger to the targets that the student learns, none to many.
+        prompt (`str`): The prompt that the question is filled into.
+        of_ledger (`bool`): False for an arm whose rows are those of avqa-audio, not of the ledger.
     """
 
     name: str
@@ -162,10 +166,10 @@ class Arm:
     of_ledger: bool = True
 
 
-# The upper baseline, and the only arm that reads an annotated answer.
+# The upper baseline of Table 2 and the only arm that reads annotated answers.
 GROUND_TRUTH = "ground_truth"
 FULL_METHOD = "tts_agfv"
-# Without test-time scaling (tts) there is one sample per question: the first.
+# Without test-time scaling (tts), a question has one sample: its first trace.
 ARMS = {
     arm.name: arm
     for arm in (
@@ -249,16 +253,16 @@ def counted(words: Counter[str] | Counter[str | None]) -> str:
 
 
 def shown(word: str | None) -> str:
-    """An outcome or verdict as people read it: a trace that was not checked yet has not failed a check."""
+    """An outcome or verdict as cards and messages show it: what was not checked yet is no failure."""
     return VERDICTS[None] if word in (None, schema.NOT_VERIFIED) else word
 
 
 @dataclass
 class Funnel:
-    """Counts of a ledger, taken row by row."""
+    """Counts of the questions and verdicts of a ledger, row by row."""
 
     questions: int = 0
-    passed: Counter[str] = field(default_factory=Counter)  # questions, by the name of the filter
+    passed: Counter[str] = field(default_factory=Counter)  # questions that passed a filter, by its name
     outcomes: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str | None] = field(default_factory=Counter)
 
@@ -286,12 +290,12 @@ class Funnel:
             yield row
 
     def steps(self) -> dict[str, int]:
-        """Questions that are left after each step, by the step's short name; each step contains the next."""
+        """Name of each step -> questions that are left after it; each step contains the next."""
         left = {each.name: self.passed[each.name] for each in FILTERS if each.step}
         return {"asked": self.questions, **left, "accepted": self.accepted}
 
     def card_steps(self, num_traces: int) -> list[tuple[str, int]]:
-        """The same in the words of the card."""
+        """The steps with their texts on the card of the corpus."""
         left = [(each.step.format(num_traces=num_traces), self.passed[each.name]) for each in FILTERS if each.step]
         return [("asked", self.questions), *left, ("accepted: at least one trace verified", self.accepted)]
 

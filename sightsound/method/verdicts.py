@@ -126,5 +126,5 @@ def compare_with_transcript(think: str | None, transcript: str) -> str:
 
 
 def verdict_of_probability(p: float | None, threshold: float) -> str:
-    """The verdict of a trained verifier that every claim is heard with probability `p`; None is no probability."""
+    """The verdict of a trained verifier, from its probability `p` that every claimed sound is heard; None is unclear."""
     return UNCLEAR if p is None else ACCEPT if p >= threshold else REJECT

@@ -17,8 +17,8 @@ import time
 from dataclasses import dataclass, field
 
 from evaluation.benchmarks import Row, read_annotations
-from evaluation.metrics.mmau_official import matcher as mmau_matcher
 from evaluation.scoring.protocols import decide_all, protocols_of
+from sightsound.benchmarks import mmau
 from sightsound.cli import parse_arguments, run
 from sightsound.data.schema import LETTERS
 from sightsound.method.answer_reading.choices import _stem, form, forms_of, root_of
@@ -81,7 +81,7 @@ def main() -> None:
     for _ in range(args.repeats):
         start = time.process_time()
         plain_pass(outputs, rows)
-        for cache in (forms_of, form, _stem, root_of, mmau_matcher._expected):
+        for cache in (forms_of, form, _stem, root_of, mmau._expected):
             cache.cache_clear()
         middle = time.process_time()
         decide_all("mmau", protocols_of("mmau"), outputs, rows)

@@ -192,7 +192,7 @@ def test_the_help_says_which_fields_are_needed(monkeypatch, capsys):
         avqa_audio.main()
     told = " ".join(capsys.readouterr().out.split("options:")[0].split())
     for line in (
-        "Needed are",
+        "An annotation needs",
         "`id`, a number or a text",
         "`question_text`;",
         "`multi_choice`, exactly four choices",
@@ -209,7 +209,7 @@ def test_clips_of_both_kinds_are_told_apart_on_the_card(clips, monkeypatch):
     (folder / "mixed.json").write_text(json.dumps(rows))
     build(folder, monkeypatch, "--train_annotations", "mixed.json", "--media_dir", "clips", "--output_dir", "mixed")
     card = (folder / "mixed" / "README.md").read_text()
-    assert "2 of its rows are about clips with AVQA's names, 1 about other files, which are not AVQA's" in card
+    assert "2 of its rows are about clips with AVQA's names, and 1 about other files, which are not AVQA's" in card
     assert "AVQA states no licence" in card and "The licence of the other clips" in card
     assert validate(card, "dataset") == ([], [])
     assert "What the splits share" not in card

@@ -1,4 +1,4 @@
-"""The first builder, run as a user runs it: every annotation ends in the ledger, and a killed run continues."""
+"""The builder of avqa-audio, run as a user runs it: every annotation is in the ledger, and a killed run continues."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from dataset_builders import avqa_audio
+from sightsound.benchmarks import avqa
 from sightsound.building.audio_dataset import AudioDatasetArguments
 from sightsound.building.sounds import MIN_DURATION_S
 from sightsound.cli import InputError
@@ -132,6 +133,7 @@ def test_the_card_tells_what_was_built_and_how(built):
     card = (folder / "out" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["license_name"], front["language"]) == ("other", "avqa-states-none", "en")
+    assert front["sightsound"] == {"benchmark": "avqa"}
     assert {"pretty_name", "source_datasets", "task_categories", "tags", "configs", "dataset_info"} <= set(front)
     shards = list((folder / "out" / "data").glob("*.parquet"))
     info = front["dataset_info"]
@@ -167,7 +169,7 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"push_to_hub": "avqa-audio"}, "expected ORG/NAME"),
         ({"push_to_hub": "https://huggingface.co/lab/x"}, "expected ORG/NAME"),
@@ -176,15 +178,15 @@ def test_a_finished_build_can_still_be_published(built, monkeypatch, capsys):
         ({"push_to_hub": "lab/avqa", "media_dir": "clips", "output_dir": "lab/avqa/"}, "is named like the repository"),
     ],
 )
-def test_where_to_publish_is_checked_before_anything_is_built(given, told):
-    with pytest.raises(InputError, match=told):
+def test_where_to_publish_is_checked_before_anything_is_built(given, message):
+    with pytest.raises(InputError, match=message):
         (AudioDatasetArguments if "output_dir" in given else PublishArguments)(**given)
 
 
 @pytest.mark.parametrize(("file", "count"), [("train_qa.subset.json", 8710), ("val_qa.sample.json", 112)])
 def test_the_real_annotations_keep_their_texts(file, count, real_data):
     official = json.loads((real_data / "annotations" / "avqa" / file).read_text(encoding="utf-8"))
-    rows = [avqa_audio.to_row(each) for each in official]
+    rows = [avqa.to_row(each) for each in official]
     assert len(rows) == count
     for source, row in zip(official, rows, strict=True):
         assert f"{row['video_id']}_{row['start_s']:06.0f}" == source["video_name"], "ids begin with - and _ too"

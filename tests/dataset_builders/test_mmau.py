@@ -1,4 +1,4 @@
-"""MMAU test-mini: one file, known by its bytes; its texts untouched; another file only knowingly."""
+"""MMAU test-mini: the pinned file, its texts unchanged; another file is refused unless it is allowed."""
 
 import hashlib
 import json
@@ -50,9 +50,9 @@ def test_every_official_row_keeps_its_texts(pinned):
     assert repeated == 27
 
 
-def test_the_pinned_file_is_known_whatever_its_name(pinned):
-    told = mmau.PINNED.check(str(pinned), None, allow_unpinned=False)
-    assert told == f"the pinned file: {mmau.PINNED.source}, unchanged"
+def test_the_pinned_file_is_recognised_under_any_name(pinned):
+    message = mmau.PINNED.check(str(pinned), None, allow_unpinned=False)
+    assert message == f"the pinned file: {mmau.PINNED.source}, unchanged"
     assert mmau.digest_of(json.loads(pinned.read_bytes())) == (mmau.PINNED_CONTENT, mmau.PINNED_IDS)
     assert hashlib.sha256(pinned.read_bytes()).hexdigest() == mmau.PINNED.sha256
 
@@ -76,14 +76,14 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
-def test_another_file_is_refused_and_told_how_it_differs(case, pinned, tmp_path):
-    change, told = DIFFERENCES[case]
+def test_another_file_is_refused_with_its_difference(case, pinned, tmp_path):
+    change, message = DIFFERENCES[case]
     file = tmp_path / "mmau-test-mini.json"
     changed = change(json.loads(pinned.read_bytes()))
     file.write_text(json.dumps(changed))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         mmau.PINNED.check(str(file), changed, allow_unpinned=False)
-    assert told in mmau.PINNED.check(str(file), changed, allow_unpinned=True)
+    assert message in mmau.PINNED.check(str(file), changed, allow_unpinned=True)
 
 
 def test_the_file_before_v05_15_25_is_refused_in_one_line_and_built_when_allowed(before, tmp_path, write_clip):
@@ -116,10 +116,10 @@ def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_c
     assert done.returncode == 0, done.stderr
     assert [entry["outcome"] for entry in read_ledger(out)] == ["built", "corrupt_media", "missing_media", "missing_media"]
     row = parquet.open_dataset(str(out), "test")[0]
-    assert list(row) == list(schema.mmau_features())
+    assert list(row) == list(mmau.features())
     assert list(row)[:13] == list(schema.avqa_audio_features())
-    told = {name: row[name] for name in ("id", "choices", "answer", "answer_text", "question_type", "task", "source_dataset")}
-    assert told == {
+    shown = {name: row[name] for name in ("id", "choices", "answer", "answer_text", "question_type", "task", "source_dataset")}
+    assert shown == {
         "id": first["id"],
         "choices": ["Man", "Woman", "Child", "Robot"],
         "answer": 0,

@@ -1,4 +1,4 @@
-"""MUSIC-AVQA as multiple choice: the official texts untouched, the choices a rule, every annotation accounted for."""
+"""MUSIC-AVQA as multiple choice: official texts unchanged, choices by a rule, every annotation in the ledger."""
 
 import json
 import re
@@ -125,15 +125,15 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
     flags = {"annotations": file, "media_dir": tmp_path / "clips", "output_dir": out, "num_proc": 1}
     done = run_script("dataset_builders/music_avqa.py", **flags)
     assert done.returncode == 0, done.stderr
-    told = f"warning: {file} is NOT data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095; "
-    assert told in done.stderr and "not comparable" in done.stderr
+    message = f"warning: {file} is NOT data/json_update/avqa-test.json of GeWu-Lab/MUSIC-AVQA at commit cc88095; "
+    assert message in done.stderr and "not comparable" in done.stderr
     outcomes = ["built", "built", "missing_media", "bad_annotation", "bad_annotation", "duplicate_id", "built"]
     assert [entry["outcome"] for entry in read_ledger(out)] == outcomes
     shutil.rmtree(out / "ledger")  # what a user downloads
 
     dataset, _ = load_benchmark("music_avqa", str(out), None, None)
-    assert list(dataset.features) == list(schema.music_avqa_features())
-    assert list(schema.music_avqa_features())[:13] == list(schema.avqa_audio_features())
+    assert list(dataset.features) == list(music_avqa.features())
+    assert list(music_avqa.features())[:13] == list(schema.avqa_audio_features())
     row = dataset.remove_columns(["audio", "duration_s", "media_sha256"])[1]
     assert row == {
         "id": "8",
@@ -169,5 +169,5 @@ def test_the_file_of_another_benchmark_is_what_is_wrong(tmp_path):
     )
     flags = {"annotations": file, "media_dir": tmp_path, "output_dir": tmp_path / "out", "num_proc": 1}
     done = run_script("dataset_builders/music_avqa.py", **flags)
-    told = f"no row could be built from 2 annotations (2 bad_annotation): {file} is not MUSIC-AVQA's avqa-test.json"
-    assert done.returncode == 2 and told in done.stderr and "clips" not in done.stderr.splitlines()[-1]
+    message = f"no row could be built from 2 annotations (2 bad_annotation): {file} is not MUSIC-AVQA's avqa-test.json"
+    assert done.returncode == 2 and message in done.stderr and "clips" not in done.stderr.splitlines()[-1]

@@ -1,11 +1,11 @@
-"""Unanswered apart from wrong, breakdowns of each benchmark, and what a run gains over its controls."""
+"""Accuracy and unanswered rate, the breakdowns of each benchmark, and the gain of a run over its controls."""
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.scoring.accuracy import results_of, score, score_by, score_run
 from evaluation.scoring.audio_use import controls_without_gain
 from evaluation.scoring.statistics import clustered_error, percent_interval
+from sightsound.benchmarks import get_benchmark
 from tests.support.questions import CLIPS, DECISIONS, ROWS, question
 
 
@@ -26,22 +26,22 @@ def test_scores_are_grouped_in_alphabetical_order():
 
 
 def test_the_results_of_a_run_hold_every_breakdown():
-    results = results_of(DECISIONS, ROWS, BENCHMARKS["avqa"])
+    results = results_of(DECISIONS, ROWS, get_benchmark("avqa"))
     assert results["matched_by"] == {"letter": 2, "none": 1, "similarity": 1}
     assert results["by_type"]["Where"]["accuracy"] == 0.0
     assert results["by_relation"]["Sound"]["unanswered"] == 50.0
     assert (results["by_position"]["A"]["n"], results["by_position"]["B"]["accuracy"]) == (3, 100.0)
     assert {name: results[name] for name in score(DECISIONS, CLIPS)} == score(DECISIONS, CLIPS)
-    assert {"by_difficulty", "by_sub_category"} <= results_of(DECISIONS, ROWS, BENCHMARKS["mmau"]).keys()
+    assert {"by_difficulty", "by_sub_category"} <= results_of(DECISIONS, ROWS, get_benchmark("mmau")).keys()
 
 
 def test_what_the_paper_leaves_out_is_in_no_average_but_in_the_figures_over_all():
     rows = [*ROWS[:3], ROWS[3] | {"in_paper": False, "question_type": "Location"}]
-    results = results_of(DECISIONS, rows, BENCHMARKS["music_avqa"])
+    results = results_of(DECISIONS, rows, get_benchmark("music_avqa"))
     assert (results["n"], results["accuracy"]) == (3, pytest.approx(100 / 3))
     assert (results["all"]["n"], results["all"]["accuracy"]) == (4, 50.0)
     assert results["by_type"]["Location"]["accuracy"] == 100.0
-    assert "all" not in results_of(DECISIONS, ROWS, BENCHMARKS["music_avqa"])
+    assert "all" not in results_of(DECISIONS, ROWS, get_benchmark("music_avqa"))
 
 
 def test_a_run_is_scored_by_each_protocol_and_against_each_control():

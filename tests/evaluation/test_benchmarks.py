@@ -1,4 +1,4 @@
-"""The measurements that the README cites hold on this machine; each script fails by itself beyond its bounds."""
+"""The measurements in the docs hold on this machine; each script exits with an error beyond its bound."""
 
 import json
 import shutil
@@ -45,10 +45,10 @@ def test_memory_of_the_corpus_is_flat_and_its_time_linear():
 @pytest.mark.storm
 @pytest.mark.skipif(not served.PYTHON.exists(), reason=f"no vLLM at {served.PYTHON}; run `make setup-vllm`")
 def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
-    # Its own bound, 1 / 0.95, is for an idle machine: where others want the two cores, what the client and the server do comes
-    # on top of the engine's time instead of beside it.
-    told = measure("traces_engine", may_miss=True)
-    assert json.loads(told.splitlines()[-1])["ratio"] <= 1.25
+    # The script's own bound, 1 / 0.95, is for an idle machine. On busy cores the time of client and server adds to the engine's
+    # instead of overlapping with it.
+    output = measure("traces_engine", may_miss=True)
+    assert json.loads(output.splitlines()[-1])["ratio"] <= 1.25
 
 
 @pytest.mark.storm
@@ -76,5 +76,5 @@ def test_steps_of_a_model_of_the_size_of_the_7b():
 
 @pytest.mark.storm
 def test_a_grpo_step_takes_less_than_half_of_the_plain_way():
-    told = measure("grpo_step", "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1")
-    assert json.loads(told.splitlines()[-1])["10"] >= 2
+    output = measure("grpo_step", "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1")
+    assert json.loads(output.splitlines()[-1])["10"] >= 2

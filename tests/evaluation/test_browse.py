@@ -313,7 +313,7 @@ def test_chromium_pages_filters_and_searches(opened):
     assert (place.text, len(shown(opened))) == ("21–40 of 72", 20)
     assert opened.switch_to.active_element == count, "the keyboard goes on where the new questions begin"
     choose(opened, "outcome", "no answer (16)")
-    assert count.text == "16 of 72 questions fit these filters."
+    assert count.text == "16 of 72 questions match these filters."
     assert all("no answer" in text and HOSTILE[:30] in text for text in shown(opened)), "markup is shown as text"
     find(opened, "button[type=reset]").click()
     choose(opened, "change", "wrong → right (8)")
@@ -325,9 +325,9 @@ def test_chromium_pages_filters_and_searches(opened):
     assert count.text.startswith(f"{kind.split('(')[1][:-1]} of 72")
     find(opened, "button[type=reset]").click()
     find(opened, "input[type=search]").send_keys("BELL. piccolo")
-    assert count.text == "32 of 72 questions fit these filters."
+    assert count.text == "32 of 72 questions match these filters."
     find(opened, "input[type=search]").send_keys(" zither")
-    assert (count.text, shown(opened)) == ("No question fits these filters.", [])
+    assert (count.text, shown(opened)) == ("No question matches these filters.", [])
     find(opened, "button[type=reset]").click()
     find(opened, "input[name=with_clip]").click()
     assert shown(opened) and not any("Not in this page" in text for text in shown(opened))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation import run as generate
-from sightsound.benchmarks import mmau, music_avqa
+from sightsound.benchmarks import get_benchmark
 from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.hub.cards import write_dataset_card
@@ -54,18 +54,14 @@ def make_clips() -> list[bytes]:
 
 def write_benchmark(name: str, annotations: Path, folder: Path) -> Path:
     """Every question of the official file, each with one of a few sounds."""
-    to_row, features = {
-        "mmau": (mmau.to_row, schema.mmau_features),
-        "music_avqa": (music_avqa.to_row, schema.music_avqa_features),
-    }[name]
-    clips = make_clips()
+    benchmark, clips = get_benchmark(name), make_clips()
 
     def rows() -> Iterator[dict]:
         for i, annotation in enumerate(json.loads(annotations.read_text())):
             sound = {"bytes": clips[i % NUM_CLIPS], "path": f"{i % NUM_CLIPS}.flac"}
-            yield {**to_row(annotation), "audio": sound, "duration_s": CLIP_S, "media_sha256": str(i % NUM_CLIPS)}
+            yield {**benchmark.to_row(annotation), "audio": sound, "duration_s": CLIP_S, "media_sha256": str(i % NUM_CLIPS)}
 
-    parquet.write_parquet(rows(), features(), folder / "data" / "test-00000-of-00001.parquet")
+    parquet.write_parquet(rows(), benchmark.features(), folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, f"# {name}\n", {"default": {"test": "data/*.parquet"}})
     return folder
 

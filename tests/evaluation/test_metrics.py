@@ -1,4 +1,4 @@
-"""Scorers: MMAU's official rule on every row, by decisions frozen from the published rule; the others; all as metrics."""
+"""Official rules: MMAU's on every row, against frozen decisions of the published rule; MUSIC-AVQA's; all as metrics."""
 
 import base64
 import hashlib
@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from evaluation.benchmarks import read_annotations
-from evaluation.metrics.mmau_official.matcher import decide as mmau_decides
-from evaluation.metrics.music_avqa.matcher import decide as music_decides
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, decide_all
-from sightsound.benchmarks.mmau import PINNED
-from sightsound.benchmarks.music_avqa import VOCABULARY
+from sightsound.benchmarks import mmau, music_avqa
 from sightsound.cli import InputError
 from sightsound.data.schema import LETTERS
 from tests.support.tiny import REPO
@@ -60,12 +57,12 @@ def random_outputs(row: dict, count: int) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def official(real_data) -> list[dict]:
     content = (real_data / "annotations" / "mmau" / "mmau-test-mini.json").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == PINNED.sha256
+    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == mmau.PINNED.sha256
     return json.loads(content)
 
 
 def decisions(official: list[dict], outputs: Callable[[dict], list[str]]) -> str:
-    bits = (mmau_decides(output, row["answer"], row["choices"]) for row in official for output in outputs(row))
+    bits = (mmau.decide(output, row["answer"], row["choices"]) for row in official for output in outputs(row))
     return "".join("1" if bit else "0" for bit in bits)
 
 
@@ -89,15 +86,15 @@ def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_ever
     assert hashlib.sha256(decided.encode()).hexdigest() == expected["sha256"]
 
 
-def test_what_is_known_of_the_official_rule_holds(official):
+def test_the_official_rule_has_its_known_limits(official):
     rejected = [
-        row for row in official if not mmau_decides(CASES["letter and gold text"](row)[0], row["answer"], row["choices"])
+        row for row in official if not mmau.decide(CASES["letter and gold text"](row)[0], row["answer"], row["choices"])
     ]
-    accepted = [row for row in official if any(mmau_decides(c, row["answer"], row["choices"]) for c in distractors(row))]
+    accepted = [row for row in official if any(mmau.decide(c, row["answer"], row["choices"]) for c in distractors(row))]
     assert (len(rejected), len(accepted)) == (33, 9)
     assert sum(len(set(row["choices"])) < len(row["choices"]) for row in official) == 27
-    assert mmau_decides("(A) Man", "Man", ["Man", "Woman", "Child", "Robot"])
-    assert mmau_decides("(A) Man", "Man", ["Man", "A woman"]) is False
+    assert mmau.decide("(A) Man", "Man", ["Man", "Woman", "Child", "Robot"])
+    assert mmau.decide("(A) Man", "Man", ["Man", "A woman"]) is False
 
 
 def test_the_paper_s_protocol_takes_what_the_official_rule_rejects(real_data):
@@ -132,19 +129,19 @@ def test_a_benchmark_without_an_official_protocol_says_so():
 
 
 def test_music_avqa_is_matched_over_its_forty_two_words():
-    assert len(VOCABULARY) == 42
-    assert all(music_decides(word, word) for word in VOCABULARY)
+    assert len(music_avqa.VOCABULARY) == 42
+    assert all(music_avqa.decide(word, word) for word in music_avqa.VOCABULARY)
     for said in ("Acoustic guitar.", "acoustic_guitar", "**ACOUSTIC  GUITAR**"):
-        assert music_decides(said, "acoustic_guitar")
-    assert music_decides("More than ten!", "more than ten")
-    assert music_decides("one", "two") is False
+        assert music_avqa.decide(said, "acoustic_guitar")
+    assert music_avqa.decide("More than ten!", "more than ten")
+    assert music_avqa.decide("one", "two") is False
     for said in ("", "A", "guitar", "2", "two or three", "it is two"):
-        assert music_decides(said, "two") is None, said
+        assert music_avqa.decide(said, "two") is None, said
 
 
 def test_a_reference_may_be_spelled_as_an_answer_may():
-    assert music_decides("acoustic_guitar", "acoustic guitar") and music_decides("More than ten", "More than ten.")
-    assert music_decides("two", "One") is False
+    assert music_avqa.decide("acoustic_guitar", "acoustic guitar") and music_avqa.decide("More than ten", "More than ten.")
+    assert music_avqa.decide("two", "One") is False
 
 
 @pytest.mark.slow  # `evaluate` takes long to import
@@ -155,8 +152,10 @@ def test_a_metric_loads_by_its_path_and_does_what_its_page_shows(name):
     metric = evaluate.load(str(METRICS / name))
     page = (METRICS / name / "README.md").read_text()
     shown = re.search(r"```python\n.*?(metric\.compute\(.*\))\n# (\{.*?\})\n```", page, re.DOTALL)
-    told = eval(shown.group(1), {"metric": metric})
-    assert {key: round(value, 2) if isinstance(value, float) else value for key, value in told.items()} == eval(shown.group(2))
+    computed = eval(shown.group(1), {"metric": metric})
+    assert {key: round(value, 2) if isinstance(value, float) else value for key, value in computed.items()} == eval(
+        shown.group(2)
+    )
     one = {"predictions": "", "references": 0 if name == "paper_protocol" else "two", "choices": ["two", "one"]}
     assert metric.compute(**{column: [one[column]] for column in metric.features})["unanswered"] == 100.0
     for wrong in (-1, 2) if name == "paper_protocol" else ("acoustic",):

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 from tests.support.mmau import annotation as mmau_annotation
 from tests.support.scoring import ONE, OUTPUTS, score, write
@@ -107,7 +107,7 @@ def test_decisions_under_controls_say_which(mmau_annotations, tmp_path, capsys):
     score(write(tmp_path / "p.json", rows), mmau_annotations, capsys, *where)
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and {line["control"] for line in lines} == {"none", "shuffled"}
-    asked = shuffle_choices(BENCHMARKS["mmau"].to_row(json.loads(mmau_annotations.read_text())[0]))
+    asked = shuffle_choices(get_benchmark("mmau").to_row(json.loads(mmau_annotations.read_text())[0]))
     (line,) = (x for x in lines if x["id"] == "q0" and x["control"] == "shuffled")
     assert asked["choices"][line["answer"]] == "Man" and line["answer"] != 0
 
@@ -118,7 +118,7 @@ def test_a_place_where_decisions_cannot_go_is_told_before_scoring(mmau_annotatio
         (tmp_path, "expected the path of a file in a folder that exists"),
         (tmp_path / "nowhere" / "d.jsonl", "expected the path of a file in a folder that exists"),
         (predictions, "is the file of --predictions, which it would replace"),
-        (mmau_annotations, "is the file of --mmau_annotations, which it would replace"),
+        (mmau_annotations, "is the file of --annotations, which it would replace"),
     ):
         with pytest.raises(InputError, match=told):
             score(predictions, mmau_annotations, capsys, "--rows_file", str(place))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS
 from evaluation.report import main
 from evaluation.running.controls import CONTROLS
 from evaluation.scoring.accuracy import results_of
 from evaluation.scoring.audio_use import gains_over
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision
+from sightsound.benchmarks import get_benchmark
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
@@ -42,7 +42,7 @@ NOTHING_RIGHT = [Decision(False, "letter")] * len(ROWS)
 def write_run(folder, arm: str, controls=(), complete: bool = True, seed: int = 0, heard=DECISIONS, **more) -> str:
     decisions = {"none": heard, **dict.fromkeys(controls, NOTHING_RIGHT)}
     results = {
-        "results": {name: results_of(part, ROWS, BENCHMARKS["avqa"]) for name, part in decisions.items()},
+        "results": {name: results_of(part, ROWS, get_benchmark("avqa")) for name, part in decisions.items()},
         "gains": gains_over(decisions, CLIPS, dict.fromkeys(decisions, range(len(ROWS)))),
     }
     return write_results(folder, {"arm": arm, "seed": seed, **ASKED, **results, **more}, complete)
@@ -106,7 +106,7 @@ def test_the_first_line_says_who_is_deaf(tmp_path):
 
 
 def test_controls_and_the_official_protocol_stand_beside_the_figures(tmp_path):
-    official = results_of(NOTHING_RIGHT, ROWS, BENCHMARKS["mmau"])
+    official = results_of(NOTHING_RIGHT, ROWS, get_benchmark("mmau"))
     kept = {"n": 4, "same_choice": 75.0, "low": 30.1, "high": 95.4}
     more = {"official": {"none": official}, "benchmark": "mmau", "consistency": kept}
     run = write_run(tmp_path / "run", "sft", list(CONTROLS), heard=ALL_RIGHT, **more)

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from evaluation import compare
 from evaluation.reporting.sections import missing_answers
 from evaluation.running import arguments as run_arguments
+from sightsound.benchmarks import mmau, music_avqa
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.engines.sampling import NEUTRAL
@@ -31,10 +32,8 @@ def benchmarks(questions, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("benchmarks")
     return {
         "avqa": write_benchmark(questions[:4], schema.avqa_audio_features(), "validation", folder / "avqa"),
-        "mmau": write_benchmark([r | MMAU for r in questions[:3]], schema.mmau_features(), "test", folder / "mmau"),
-        "music_avqa": write_benchmark(
-            [r | MUSIC for r in questions[:2]], schema.music_avqa_features(), "test", folder / "music"
-        ),
+        "mmau": write_benchmark([r | MMAU for r in questions[:3]], mmau.features(), "test", folder / "mmau"),
+        "music_avqa": write_benchmark([r | MUSIC for r in questions[:2]], music_avqa.features(), "test", folder / "music"),
     }
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.benchmarks import BENCHMARKS, load_benchmark, part_asked, read_annotations
+from evaluation.benchmarks import load_benchmark, part_asked, read_annotations
 from evaluation.reporting.sections import coverage_lines
 from evaluation.run import to_prediction
 from evaluation.running.controls import shuffle_choices
 from evaluation.score import main
+from sightsound.benchmarks import benchmark_names, get_benchmark, mmau
 from sightsound.cli import InputError
-from sightsound.data import parquet, schema
+from sightsound.data import parquet
 from sightsound.data.audio import encode_flac
 from sightsound.hub.cards import write_dataset_card
 from tests.support.avqa import annotation as avqa_annotation
@@ -130,8 +131,8 @@ def test_questions_come_from_one_place_and_protocols_exist(mmau_annotations, tmp
 def write_dataset(folder: Path, annotations: list[dict], leave_out: str = "") -> Path:
     sound = {"audio": {"bytes": encode_flac(np.zeros(160, dtype=np.float32)), "path": "a.flac"}}
     clip = {**sound, "duration_s": 0.01, "media_sha256": "0"}
-    rows = [BENCHMARKS["mmau"].to_row(each) | clip for each in annotations]
-    features = schema.mmau_features()
+    rows = [get_benchmark("mmau").to_row(each) | clip for each in annotations]
+    features = mmau.features()
     features.pop(leave_out, None)
     parquet.write_parquet(rows, features, folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, "# Questions\n", {"default": {"test": "data/*.parquet"}})
@@ -169,7 +170,7 @@ def test_a_figure_on_a_part_says_so():
     assert part_asked(20, 1000, None) == "20 of 1,000 questions"
     assert part_asked(9129, 9129, True) is None and part_asked(20, None, None) is None
     assert part_asked(1000, 1000, False) == "other questions than the pinned ones"
-    assert {name: benchmark.pinned.questions for name, benchmark in BENCHMARKS.items()} == {
+    assert {name: get_benchmark(name).pinned.questions for name in benchmark_names()} == {
         "avqa": None, "mmau": 1000, "music_avqa": 9129,
     }  # fmt: skip
     figures = {"n": 15, "all": {"n": 20}}  # MUSIC-AVQA's average leaves questions out that were asked
@@ -226,7 +227,7 @@ def told_of(benchmark: str, prediction: dict, tmp_path: Path, capsys) -> dict:
 
 @pytest.mark.parametrize("benchmark", OFFICIAL)
 def test_rows_of_the_file_or_of_the_dataset_with_the_output_beside_them_are_scored(benchmark, tmp_path, capsys):
-    official, built = OFFICIAL[benchmark], BENCHMARKS[benchmark].to_row(OFFICIAL[benchmark])
+    official, built = OFFICIAL[benchmark], get_benchmark(benchmark).to_row(OFFICIAL[benchmark])
     assert benchmark == "mmau" or built["question"] != built["video_question"]
     for row in (official, built, built | {"question": built["video_question"], "answer": built["answer_text"]}):
         assert told_of(benchmark, row | {"model_output": built["answer_text"]}, tmp_path, capsys)["accuracy"] == 100.0
@@ -243,7 +244,7 @@ REPEATED = {
 @pytest.mark.parametrize("whole", [False, True])
 def test_one_text_of_another_revision_is_enough_to_be_told(benchmark, name, whole, tmp_path, capsys):
     other = ["x", "y"] if name in ("choices", "multi_choice") else "something else"
-    row = {"id": 1, "model_output": "A"} | (BENCHMARKS[benchmark].to_row(OFFICIAL[benchmark]) if whole else {})
+    row = {"id": 1, "model_output": "A"} | (get_benchmark(benchmark).to_row(OFFICIAL[benchmark]) if whole else {})
     with pytest.raises(InputError, match=rf"question 1 has other texts there than in {benchmark} in .*(something|'x')"):
         told_of(benchmark, row | {name: other}, tmp_path, capsys)
 
@@ -255,7 +256,7 @@ def test_another_index_or_filling_is_another_question(tmp_path, capsys):
 
 
 def test_what_a_run_wrote_is_scored(tmp_path, capsys):
-    row = BENCHMARKS["mmau"].to_row(OFFICIAL["mmau"]) | {"duration_s": 1.0}
+    row = get_benchmark("mmau").to_row(OFFICIAL["mmau"]) | {"duration_s": 1.0}
     said = {"completions": [{"text": "Woman", "finish_reason": "stop"}]}
     ours = [to_prediction(row, "0/none", said, {"benchmark": "mmau"})]
     ours.append(to_prediction(shuffle_choices(row), "0/shuffled", said, {"benchmark": "mmau"}))
@@ -296,19 +297,18 @@ def test_a_control_that_is_there_in_part_is_told_and_compared_on_that_part(mmau_
 )
 def test_the_official_files_are_the_pinned_ones(real_data, name, file, count, counted):
     rows, revision = read_annotations(name, str(real_data / "annotations" / file), allow_unpinned=False)
-    column = BENCHMARKS[name].counted
-    assert (len(rows), sum(column is None or row[column] for row in rows)) == (count, counted)
-    assert revision == f"sha256:{BENCHMARKS[name].pinned.sha256}"
+    assert (len(rows), sum(map(get_benchmark(name).counts, rows))) == (count, counted)
+    assert revision == f"sha256:{get_benchmark(name).pinned.sha256}"
 
 
 def test_questions_are_known_by_their_texts_in_any_order(real_data):
     rows, _ = read_annotations("mmau", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"), allow_unpinned=False)
     before = real_data / "annotations" / "mmau" / "mmau-test-mini.pre-v05.15.25.json"
     others, _ = read_annotations("mmau", str(before), allow_unpinned=True)
-    asks = BENCHMARKS["mmau"].pinned.asks
+    asks = get_benchmark("mmau").pinned.asks
     assert (asks(rows[::-1]), asks(others), asks(rows[1:])) == (True, False, None)
     music, _ = read_annotations("music_avqa", str(real_data / "annotations" / "music_avqa" / "avqa-test.json"), False)
-    assert BENCHMARKS["music_avqa"].pinned.asks(music) is True and BENCHMARKS["avqa"].pinned.asks(rows) is None
+    assert get_benchmark("music_avqa").pinned.asks(music) is True and get_benchmark("avqa").pinned.asks(rows) is None
 
 
 def test_the_sample_of_avqa_is_read_whole(real_data):
@@ -319,7 +319,7 @@ def test_the_sample_of_avqa_is_read_whole(real_data):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: [*rows, rows[0]], "annotation 4: id q0 stands there twice"),
+        (lambda rows: [*rows, rows[0]], "annotation 4: id q0 occurs twice"),
         (lambda rows: [rows[0] | {"answer": "Dog"}], "annotation 0: 'Dog' is none of .*; scoring leaves no question out"),
         (lambda rows: {}, "expected a list of annotations"),
     ],

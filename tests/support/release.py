@@ -11,7 +11,8 @@ from trl import ModelConfig, SFTConfig
 
 from evaluation import publish
 from evaluation import run as generate
-from sightsound.data import parquet, schema
+from sightsound.benchmarks import get_benchmark
+from sightsound.data import parquet
 from sightsound.hub.cards import write_dataset_card
 from sightsound.stage import Stage, fingerprint
 from sightsound.training.card import write_student_card
@@ -32,12 +33,12 @@ def write_card(folder: Path, stage: str, audio: Path, traces: Path | None, base:
     state = TrainerState(global_step=8, best_global_step=6, best_metric=0.75, log_history=[{"train_runtime": 90.0, "step": 8}])
     write_student_card(
         folder,
-        stage,
-        SimpleNamespace(**script, num_validation=4),
-        SFTConfig(**settings),
-        ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=[LORA]),
-        state,
-        None,
+        method=stage,
+        script_args=SimpleNamespace(**script, num_validation=4),
+        training_args=SFTConfig(**settings),
+        model_args=ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=[LORA]),
+        state=state,
+        base_revision=None,
     )
     return (folder / "README.md").read_text()
 
@@ -70,7 +71,7 @@ def model(student_checkpoint, tiny_dataset, corpus, tmp_path_factory) -> Path:
 def mmau(questions, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "mmau"
     rows = [question | MMAU for question in questions[:3]]
-    parquet.write_parquet(rows, schema.mmau_features(), folder / "data" / "test-00000-of-00001.parquet")
+    parquet.write_parquet(rows, get_benchmark("mmau").features(), folder / "data" / "test-00000-of-00001.parquet")
     write_dataset_card(folder, "# MMAU\n", {"default": {"test": "data/*.parquet"}})
     return folder
 

@@ -1,16 +1,17 @@
 """
-MMAU's official matcher as an `evaluate` metric, reproduced from its published rule.
+MMAU's official rule as an `evaluate` metric.
 
     metric = evaluate.load("evaluation/metrics/mmau_official")
     metric.compute(predictions=["The answer is Man."], references=["Man"], choices=[["Man", "Woman", "Child", "Robot"]])
 
-The rule is in `matcher.py`.
+The rule itself is `decide` in `sightsound/benchmarks/mmau.py`. `evaluate` runs a copy of this file in another folder and reads
+its imports line by line. So the file imports installed packages only, one module a line.
 """
 
 import datasets
 import evaluate
 
-from evaluation.metrics.mmau_official.matcher import decide, words
+from sightsound.benchmarks.mmau import decide, words
 from sightsound.method.answers import extract_answer_texts
 
 
@@ -26,13 +27,13 @@ _CITATION = """\
 """
 _INPUTS = """
 Args:
-    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
+    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty output is unanswered.
     references (`list[str]`): The text of the right choice.
     choices (`list[list[str]]`): All choices of each question.
 Returns:
     accuracy (`float`): Percent of all questions.
-    unanswered (`float`): Percent of outputs without any word where the answer should be. They count against the accuracy.
-    correct (`list[bool]`): The decisions.
+    unanswered (`float`): Percent of outputs whose answer holds no word. They count as wrong in the accuracy.
+    correct (`list[bool]`): Whether each output is right.
 Raises:
     `ValueError`: There are no predictions, one is None, or a reference is none of its choices.
 """

@@ -4,17 +4,18 @@ Exact match on MUSIC-AVQA over its closed vocabulary of 42 answers, as an `evalu
     metric = evaluate.load("evaluation/metrics/music_avqa")
     metric.compute(predictions=["<answer>Acoustic guitar.</answer>"], references=["acoustic_guitar"])
 
-The rule is in `matcher.py`.
+The rule itself is `decide` in `sightsound/benchmarks/music_avqa.py`. `evaluate` runs a copy of this file in another folder and
+reads its imports line by line. So the file imports installed packages only, one module a line.
 """
 
 import datasets
 import evaluate
 
-from evaluation.metrics.music_avqa.matcher import decide, word_of
+from sightsound.benchmarks.music_avqa import decide, word_of
 from sightsound.method.answers import extract_answer_texts
 
 
-_DESCRIPTION = "Accuracy on MUSIC-AVQA: the extracted answer is the right one of the 42 words that can be answered."
+_DESCRIPTION = "Accuracy on MUSIC-AVQA: the extracted answer is the right one of the 42 possible answers."
 _CITATION = """\
 @inproceedings{li2022learning,
   title={Learning to answer questions in dynamic audio-visual scenarios},
@@ -25,14 +26,14 @@ _CITATION = """\
 """
 _INPUTS = """
 Args:
-    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
-    references (`list[str]`): The right answers, words of the vocabulary; "acoustic guitar" is one too.
+    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty output is unanswered.
+    references (`list[str]`): The right answers, of the vocabulary; "acoustic guitar" is also accepted.
 Returns:
     accuracy (`float`): Percent of all questions.
-    unanswered (`float`): Percent of outputs whose answer is none of the 42. They count against the accuracy.
-    correct (`list[bool]`): The decisions.
+    unanswered (`float`): Percent of outputs whose answer is none of the 42. They count as wrong in the accuracy.
+    correct (`list[bool]`): Whether each output is right.
 Raises:
-    `ValueError`: There are no predictions, one is None, or a reference is no word of the vocabulary.
+    `ValueError`: There are no predictions, one is None, or a reference is none of the 42.
 """
 
 

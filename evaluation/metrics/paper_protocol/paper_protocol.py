@@ -4,8 +4,7 @@ The protocol of SightSound-R1's paper as an `evaluate` metric: an option letter 
     metric = evaluate.load("evaluation/metrics/paper_protocol")
     metric.compute(predictions=["<answer>(B)</answer>"], references=[1], choices=[["dog", "bell", "drum", "siren"]])
 
-The answer is extracted and matched by `sightsound.method.answers`, which also rewards the student and reads the
-teacher's traces.
+`sightsound.method.answers` extracts and matches the answer. It also grades the student's completions and the teacher's traces.
 """
 
 from collections import Counter
@@ -26,14 +25,14 @@ _CITATION = """\
 """
 _INPUTS = """
 Args:
-    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty one is unanswered.
+    predictions (`list[str]`): Outputs as the model wrote them; the answer is extracted here. An empty output is unanswered.
     references (`list[int]`): Index of the right choice.
     choices (`list[list[str]]`): All choices of each question, in the order in which they were asked.
 Returns:
     accuracy (`float`): Percent of all questions.
-    unanswered (`float`): Percent of outputs that are similar to no choice. They count against the accuracy.
-    matched_by (`dict[str, int]`): How many answers were matched by `letter`, `choice_text`, `similarity` and `none`.
-    correct (`list[bool]`): The decisions.
+    unanswered (`float`): Percent of outputs that are similar to no choice. They count as wrong in the accuracy.
+    matched_by (`dict[str, int]`): Number of answers matched by `letter`, `choice_text`, `similarity` and `none`.
+    correct (`list[bool]`): Whether each output is right.
 Raises:
     `ValueError`: There are no predictions, one is None, or a reference is no index of a choice.
 """

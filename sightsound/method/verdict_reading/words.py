@@ -1,11 +1,11 @@
 """
-The words by which `verdicts.py` tells replies apart, as parts of regular expressions for lower-cased text.
+Word lists of the patterns in `replies.py`, as parts of regular expressions for lower-cased text.
 
-A word in one of the first five lists keeps a yes from being an acceptance: a list that is too long costs a question that is
-asked again, one that is too short lets an invented sound into the corpus.
+A word of the first five lists in a reply prevents an acceptance. A word too many costs one more request; a word too few lets an
+invented sound into the corpus.
 """
 
-# "n't" also without its apostrophe; the commonest negations of other languages, in which a checker may go on after its yes.
+# Also "nt" without an apostrophe, and common negations of other languages: a checker may continue in one after its yes.
 NEGATIONS = (
     r"no|not|nor|neither|none|never|nothing|nobody|nowhere|without|cannot|nope|nah|non|nicht|kein\w*|aber|pas|mais|pero|sauf"
     r"|(?:is|are|was|were|do|does|did|ca|could|wo|would|has|have|had|should)n'?t|ain'?t|can'?t|won'?t"
@@ -44,7 +44,7 @@ FAULTS_OF_TRACES = (
     r"|un(?!mistak|ambig|doubt|equiv|der|it|iq|animous|ison|iform|iversal)\w+"
 )
 
-# What a trace is accused of, or by a double negation acquitted of.
+# Faults of a trace. A double negation ("no invented sounds") affirms instead.
 FRAUDULENT = (
     r"(?:missing|absent|lacking|inaudible|unheard|left out|omitted|made[- ]up|invented|imagined|imaginary|hallucinated"
     r"|fabricated|false|wrong|incorrect|unsupported)"
@@ -53,7 +53,7 @@ SENSED = (
     r"(?:heard|audible|present|there|real|correct|accurate|true|confirmed|detected|identified|perceived|recogni[sz]able"
     r"|supported|included)"
 )
-# What things do that are heard. Another verb after a yes ("the bell belongs to the next scene") may take it back.
+# Verbs of audible things. Another verb after a yes ("the bell belongs to the next scene") may take the yes back.
 SOUND_VERBS = (
     r"(?:bark|ring|play|chirp|tweet|meow|purr|growl|howl|roar|hiss|buzz|hum|beep|honk|blare|wail|whistle|sing|speak|talk|laugh|cr[iy]"
     r"|scream|shout|whisper|cough|sneeze|clap|applaud|cheer|knock|slam|click|tick|rattle|rumble|crackle|splash|drip|flow|pour"
@@ -66,7 +66,7 @@ SOUND_FILE = (
     r"(?:audio|recordings?|sound ?(?:files?|clips?)|clips?|files?|media)"
 )
 
-# Ways to refuse beside "I cannot ...".
+# Refusals other than "I cannot ...".
 REFUSALS = (
     r"\b(?:as an? (?:\w+ )?(?:ai|language model|llm|assistant)|as a text[- ]based)\b"
     r"|\bi(?:'m| am) (?:just |only )?an? (?:\w+ )?(?:ai|language model|text[- ]based)\b"
