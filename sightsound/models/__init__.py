@@ -1,9 +1,8 @@
 """
-Models: one file per student family, and how checkpoints are loaded.
+Models: one file per student family, and how models are loaded.
 
-- `family.py`: what a student family is; every family is found by its `model_type`
-- `qwen2_audio.py`: all that is particular to Qwen2-Audio
-- `loading.py`: load a checkpoint of any family
-- `adapters.py`: read a LoRA, find its base, check its weights, merge it
+- `family.py`: what a student family is; to add one, write one file with a `FAMILY`
+- `loading.py`: load a model and its processor
+- `adapters.py`: find, check and merge a LoRA
 - `sources.py`: name a model and pin its commit
 """

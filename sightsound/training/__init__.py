@@ -17,5 +17,5 @@ Training: the parts of the recipes `sft.py`, `grpo.py` and `verifier.py`.
 - `calibration.py`: the threshold of the verifier
 - `card.py`: model cards
 - `trained_on.py`: the questions that a model was trained on
-- `sharing/`: prompts that completions share
+- `sharing/`: prompts and clips that completions share
 """
