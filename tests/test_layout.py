@@ -122,7 +122,7 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
     assert set(circle(read_imports(tmp_path))) == {"sightsound.data.one", "sightsound.data.two"}
 
 
-@pytest.mark.parametrize("room", ["data", "hub", "building", "scale"])
+@pytest.mark.parametrize("room", ["data", "hub", "method", "models", "scale", "engines", "building"])
 def test_a_room_says_what_each_of_its_files_is_for(room: str) -> None:
     folder = REPO / "sightsound" / room
     described = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
