@@ -161,7 +161,7 @@ class BenchmarkRun:
         """Number of questions that the model was trained on; None for a served model, whose name does not identify it."""
         if self.args.base_url and not Path(self.args.model).is_dir():
             return None
-        return count_trained_on(self.args.model, self.args.model_revision, self.rows, self.source.dataset, split)
+        return count_trained_on(self.args.model, self.args.model_revision, self.rows, dataset=self.source.dataset, split=split)
 
     def _write_results(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark

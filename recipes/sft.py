@@ -5,19 +5,22 @@ Supervised fine-tuning of the student on one arm of the corpus (paper, section 3
         --config recipes/miniature/sft_tts_agfv.yaml --traces corpus --audio avqa-audio \
         --model_name_or_path models/student/model --output_dir sft-tts_agfv
 
-LoRA on the language model only, loss on the completion only. Written to `output_dir`: `adapter/`, `model/` (the adapter
-merged, what GRPO and the evaluation start from), `trainer_state.json` (the log) and `ledger.parquet` (every selected trace,
-and what became of it). `selection: ground_truth` is the upper baseline: the annotated answers of `--audio`, and no `--traces`.
+A LoRA on the language model is trained, with the loss on the completion only. `output_dir` then holds `adapter/`, `model/` (the
+adapter merged into the base: GRPO and the evaluation start from it), `trainer_state.json` (the log) and `ledger.parquet` (every
+selected trace with its outcome). `selection: ground_truth` is the upper baseline: it trains on the annotated answers of
+`--audio` and takes no `--traces`.
 
 With `eval_strategy: steps`, validation questions are answered and graded every `eval_steps`, and `load_best_model_at_end: true`
-ends with the best checkpoint. A killed run goes on with the same command. With `--push_to_hub true --hub_model_id ORG/NAME
-[--hub_private_repo true]` the finished `model/` is published, and `adapter/` as ORG/NAME-adapter, also by a rerun.
+keeps the best checkpoint. A killed run continues with the same command. With `--push_to_hub true --hub_model_id ORG/NAME
+[--hub_private_repo true]` the finished `model/` is published, and `adapter/` as ORG/NAME-adapter. A rerun of a finished run
+publishes too.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from sightsound.cli import run, show_help_and_exit
+from sightsound.cli import show_help_and_exit
 from sightsound.method.selection import ARMS
+from sightsound.training.distributed import run_distributed
 from sightsound.training.recipe import ValidationArguments
 
 
@@ -28,7 +31,7 @@ class SFTScriptArguments(ValidationArguments):
     traces: str | None = field(
         default=None, metadata={"help": "the corpus: folder or Hub id with the config `traces`; not for ground_truth"}
     )
-    split: str = field(default="train", metadata={"help": "split of avqa-audio that was traced"})
+    split: str = field(default="train", metadata={"help": "split of avqa-audio that the traces are about"})
 
 
 def main() -> None:
@@ -41,91 +44,45 @@ def main() -> None:
     from trl.trainer.utils import create_model_from_path
 
     from sightsound.models.loading import load_audio_processor, safetensors_only, student_class
-    from sightsound.stage import fingerprint
-    from sightsound.training.card import chosen_by, count_outcomes, write_student_card
-    from sightsound.training.checkpoints import checkpoint_to_resume
+    from sightsound.training.audio_rows import audio_rows
     from sightsound.training.collator import CompletionCollator
-    from sightsound.training.distributed import (
-        SharedStage,
-        all_ranks_or_none,
-        is_main_process,
-        on_main_process,
-        refuse_another_launch_than_asked,
-        save_trained,
-    )
-    from sightsound.training.recipe import (
-        audio_rows,
-        callbacks_of,
-        check_unsupported_fields,
-        lora_of,
-        parse_config,
-        pin_inputs,
-        take_publication,
-        training_settings,
-        validation_of,
-    )
+    from sightsound.training.distributed import all_ranks_or_none
+    from sightsound.training.recipe import lora_config, model_init_kwargs, parse_config
+    from sightsound.training.run import open_run
     from sightsound.training.sft import AudioSFTTrainer
-    from sightsound.training.trained_on import write_trained_on
+    from sightsound.training.validation import early_stopping, validation_set
 
-    with all_ranks_or_none():
-        script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
-        publication = take_publication(training_args)
-        refuse_another_launch_than_asked(training_args)
-        check_unsupported_fields(training_args, model_args)
-    commit = pin_inputs(script_args, model_args, training_args.output_dir, ("traces", "audio"))
-    with all_ranks_or_none():
-        settings = {**asdict(script_args), **training_settings(training_args), **asdict(model_args)}
-        for name in ("traces", "audio", "model_name_or_path"):
-            settings[name] = fingerprint(settings[name])
-        settings |= {"base_chosen_by": chosen_by(model_args.model_name_or_path) or None, "model_commit": commit}
-    model_args.model_revision = commit or model_args.model_revision
-    with SharedStage(training_args.output_dir, settings) as stage:
-        if stage.complete:
-            if is_main_process():
-                print(f"{stage.path} is complete")
-                publication.publish_student(stage.path)
+    script_args, training_args, model_args = parse_config((SFTScriptArguments, SFTConfig, ModelConfig))
+    with open_run(script_args, training_args, model_args, inputs=("traces", "audio")) as training:
+        if training.complete:
             return
-        checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, stage.path))
+        model = model_args.model_name_or_path
         with all_ranks_or_none():
-            processor = load_audio_processor(model_args.model_name_or_path, model_args.model_revision)
-            lora = lora_of(model_args)
+            processor = load_audio_processor(model, model_args.model_revision)
+            lora = lora_config(model_args)
             collator = CompletionCollator(processor, training_args.max_length)
-            dataset = audio_rows(script_args, collator, stage.path / "ledger.parquet")
-            validation = validation_of(script_args, training_args, ARMS[script_args.selection].prompt)
+            dataset = audio_rows(script_args, collator, training.ledger)
+            validation = validation_set(script_args, training_args, ARMS[script_args.selection].prompt)
             training_args.remove_unused_columns = False
             training_args.dataset_kwargs = {"skip_prepare_dataset": True}
-        # A part of its own: under ZeRO-3 processes load a model in step.
-        with all_ranks_or_none(), safetensors_only(model_args.model_name_or_path):
+        # Apart from the block above, because under ZeRO-3 all processes load the model together.
+        with all_ranks_or_none(), safetensors_only(model):
             trainer = AudioSFTTrainer(
                 model=create_model_from_path(
-                    model_args.model_name_or_path,
-                    student_class(model_args.model_name_or_path, model_args.model_revision),
-                    revision=model_args.model_revision,
-                    dtype=model_args.dtype,
-                    attn_implementation=model_args.attn_implementation,
-                    use_safetensors=True,
-                    device_map=None,  # TRL's default would spread the model over all GPUs that a process sees
+                    model, student_class(model, model_args.model_revision), **model_init_kwargs(model_args)
                 ),
                 args=training_args,
                 train_dataset=dataset,
-                eval_dataset=None if validation is None else validation.rows,
-                callbacks=callbacks_of(script_args),
+                validation=validation,
+                callbacks=early_stopping(script_args),
                 processing_class=processor,
                 data_collator=collator,
                 peft_config=lora,
             )
-        trainer.validation = validation
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_state()
-        for folder in save_trained(trainer, stage.path):
-            commit = trainer.model.config._commit_hash
-            write_student_card(folder, "SFT", script_args, training_args, model_args, trainer.state, commit)
-            used = count_outcomes(stage.path / "ledger.parquet")[1]["used"]
-            write_trained_on(folder, script_args.audio, script_args.split, used, model_args.model_name_or_path)
-        stage.finish()
-        if is_main_process():
-            publication.publish_student(stage.path)
+        trainer.train(resume_from_checkpoint=training.checkpoint)
+        training.save_student(trainer, method="SFT")
+        training.finish()
 
 
 if __name__ == "__main__":
-    run(main)
+    run_distributed(main)

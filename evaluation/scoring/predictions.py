@@ -112,11 +112,11 @@ class Predictions:
         self.outputs: dict[str, list[str | None]] = {}
         self.missing: dict[str, int] = {}
         self.not_text: dict[str, int] = {}
-        for control, given in found.items():
-            self._check_texts(given, {row["id"]: row for row in self.rows[control]})
-            values = [given[row["id"]].get(self.key) if row["id"] in given else None for row in questions]
+        for control, by_id in found.items():
+            self._check_texts(by_id, {row["id"]: row for row in self.rows[control]})
+            values = [by_id[row["id"]].get(self.key) if row["id"] in by_id else None for row in questions]
             self.outputs[control] = [value if isinstance(value, str) else None for value in values]
-            self.missing[control] = sum(row["id"] not in given or self.key not in given[row["id"]] for row in questions)
+            self.missing[control] = sum(row["id"] not in by_id or self.key not in by_id[row["id"]] for row in questions)
             self.not_text[control] = self.outputs[control].count(None) - self.missing[control]
 
     def _check_origin(self, rows: list[Row], revision: str) -> None:
@@ -128,10 +128,10 @@ class Predictions:
                 seen = f"{name} {sorted(others)[0]}, expected {expected}"
                 raise InputError(f"{self._path} answers other questions: {seen}; give the ones that it was made from")
 
-    def _check_texts(self, given: dict[str, Row], questions: dict[str, Row]) -> None:
+    def _check_texts(self, by_id: dict[str, Row], questions: dict[str, Row]) -> None:
         """Check that whatever a prediction repeats of its question equals this benchmark's question."""
         benchmark = get_benchmark(self._benchmark)
-        for row_id, row in given.items():
+        for row_id, row in by_id.items():
             question = questions[row_id]
             for name, seen, columns in _repeated(row, benchmark):
                 known = [question[column] for column in columns if column in question]

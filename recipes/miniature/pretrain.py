@@ -1,16 +1,18 @@
 r"""
-Train one of the miniature's models from scratch (student, teacher) or from another of them (checker, from the student).
+Train a model of the miniature: the student and the teacher from random weights, the checker from the student.
 
     python recipes/miniature/pretrain.py --config recipes/miniature/student.yaml \
         --world outputs/miniature/seed-0/world --output_dir outputs/miniature/seed-0/models/student
 
-The architectures are the real ones, a few hundred thousand parameters large; the result is an ordinary checkpoint that
-`from_pretrained` loads, processor and chat template included.
+The architectures are those of the real models, with a few hundred thousand parameters. The result is an ordinary checkpoint for
+`from_pretrained`, with processor and chat template.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from sightsound.cli import InputError, run, show_help_and_exit
 TOKENIZER = Path(__file__).parent / "tokenizer"
 HOP_LENGTH = 320  # samples; two seconds give 100 mel frames and 25 audio tokens
 WINDOW_S = 2
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 192,
     "num_hidden_layers": 3,
@@ -36,11 +38,11 @@ TEXT = {
 @dataclass
 class PretrainArguments:
     world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
-    model: str = field(metadata={"help": "which one", "choices": ["student", "teacher", "checker"]})
+    model: str = field(metadata={"help": "the model to train", "choices": ["student", "teacher", "checker"]})
     init_from: str | None = field(default=None, metadata={"help": "checkpoint to start from instead of random weights"})
 
 
-def make_student():  # type: ignore[no-untyped-def]
+def make_student() -> tuple[Any, Any]:
     """A Qwen2-Audio with random weights, and its processor."""
     import torch
     from transformers import (
@@ -67,8 +69,8 @@ def make_student():  # type: ignore[no-untyped-def]
         audio_token_index=audio_id,
     )
     model = Qwen2AudioForConditionalGeneration(config)
-    # Whisper's sinusoids, which a from-scratch encoder needs to tell earlier from later; halved, so that they do not
-    # drown the features of an encoder this narrow. They stay frozen, as in the real model.
+    # Whisper's sinusoids: an encoder with random weights needs them to represent order. Halved, because at full size they are
+    # much larger than the features of an encoder this narrow. They stay frozen, as in the real model.
     rates = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(positions)[:, None] * rates[None]
     model.model.audio_tower.embed_positions.weight.data = 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -87,7 +89,7 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 
-def make_teacher():  # type: ignore[no-untyped-def]
+def make_teacher() -> tuple[Any, Any]:
     """A Qwen2.5-VL with random weights, and its processor."""
     from transformers import (
         AutoTokenizer,
@@ -137,8 +139,8 @@ def make_teacher():  # type: ignore[no-untyped-def]
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
-    """Pretraining rows in the collator's form; videos are decoded once, they are tiny."""
+def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
+    """Pretraining rows as the collator takes them. The videos are tiny and are decoded here, once."""
     from sightsound.data.frames import load_frames
     from sightsound.data.parquet import open_dataset
 
@@ -153,12 +155,11 @@ def load_rows(world: Path, name: str):  # type: ignore[no-untyped-def]
     return rows
 
 
-def alternate(pools, args):  # type: ignore[no-untyped-def]
+def alternate(pools: Sequence[np.ndarray], args: Any) -> Iterator[int]:
     """
-    Row numbers of all micro-batches: in each optimizer step one from the first pool, the others from the last.
+    Row numbers of all micro-batches. In each optimizer step one is from the first pool, the others from the last.
 
-    Captions are half as long as chains of thought: a micro-batch of one kind wastes no padding, and a step over all of its
-    micro-batches still sees both kinds.
+    Captions are half as long as chains of thought. Micro-batches of one kind need less padding, and every step has both kinds.
     """
     generator = np.random.default_rng(args.seed)
     waiting: list[list[int]] = [[] for _ in pools]
@@ -184,10 +185,11 @@ def main() -> None:
     from sightsound.stage import Stage, fingerprint
     from sightsound.training.checkpoints import FullWeightsResume, last_complete_checkpoint, save_checkpoint
     from sightsound.training.collator import CompletionCollator
-    from sightsound.training.recipe import parse_config, training_settings
+    from sightsound.training.recipe import parse_config
+    from sightsound.training.run import training_settings
 
     class PretrainTrainer(FullWeightsResume, Trainer):
-        def _get_train_sampler(self, train_dataset=None):  # type: ignore[no-untyped-def]
+        def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
             return list(alternate(pools, self.args))
 
     script_args, training_args = parse_config((PretrainArguments, TrainingArguments))
@@ -200,7 +202,7 @@ def main() -> None:
         set_seed(training_args.seed)
         if script_args.model == "checker":
             if script_args.init_from is None:
-                raise InputError("the checker starts from a model that hears: give --init_from")
+                raise InputError("the checker is trained from the student: give its model/ folder with --init_from")
             model = Qwen2AudioForConditionalGeneration.from_pretrained(script_args.init_from, use_safetensors=True)
             processor = AutoProcessor.from_pretrained(script_args.init_from)
         else:
@@ -212,7 +214,8 @@ def main() -> None:
         pools = [np.flatnonzero(np.array(is_short) == short) for short in (True, False)]
         pools = [pool for pool in pools if len(pool)]
         if len(pools) > training_args.gradient_accumulation_steps:
-            raise InputError(f"{script_args.model} has {len(pools)} kinds of rows: gradient_accumulation_steps is too small")
+            expected = f"expected gradient_accumulation_steps of at least {len(pools)}"
+            raise InputError(f"{script_args.model}: {expected}, found {training_args.gradient_accumulation_steps}; raise it")
         trainer = PretrainTrainer(
             model=model,
             args=training_args,

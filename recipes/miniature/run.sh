@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole method on the miniature: the commands that a user types for real data, with small sizes. `make demo` calls this.
+# The whole method on the miniature: the same commands as for real data, with small sizes. `make demo` runs this script.
 #
-#   SEED=0 OUTPUT=outputs/miniature bash recipes/miniature/run.sh          # SMOKE=1: every stage, tiny, plumbing only
+#   SEED=0 OUTPUT=outputs/miniature bash recipes/miniature/run.sh          # SMOKE=1: all stages with toy sizes
 #
-# Two stages run side by side, one thread each. A stage that is complete is skipped, one that was killed continues.
+# Two stages run in parallel, with one thread each. A complete stage is skipped, a killed stage continues.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,11 +17,11 @@ mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
 ABLATIONS="label cot agfv"
-WORLD="" PRETRAIN="" STUDENT="" TEACHER="" TRACES="" SFT="" GRPO="" # what SMOKE makes smaller; of a flag given twice the last counts
+WORLD="" PRETRAIN="" STUDENT="" TEACHER="" TRACES="" SFT="" GRPO="" # the sizes of SMOKE; of a repeated flag the last counts
 if [ -n "${SMOKE:-}" ]; then
-  ABLATIONS=label # the same commands as the other arms
+  ABLATIONS=label # the other arms have the same commands
   WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
-  # Enough for teacher and checker to agree now and then: without one accepted trace there is nothing to train on.
+  # Enough steps for the checker to accept a few traces: without any, there is nothing to train on.
   PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
   STUDENT="--max_steps 30"
   TEACHER="--max_steps 110"
@@ -30,7 +30,7 @@ if [ -n "${SMOKE:-}" ]; then
   GRPO="--max_steps 2 --per_device_train_batch_size 8 --num_generations 4"
 fi
 
-# stage NAME COMMAND...: one line when it starts, one when it ends; progress bars on a terminal, everything in logs/NAME.log
+# stage NAME COMMAND...: prints a line at start and end, and progress bars on a terminal. logs/NAME.log has all output.
 stage() {
   local name=$1 log=$D/logs/$1.log start=$SECONDS
   shift
@@ -41,15 +41,15 @@ stage() {
     "$@" >>"$log" 2>&1
   fi || {
     printf 'FAILED %s, see %s:\n' "$name" "$log"
-    grep '^error: ' "$log" | tail -n 1 | grep . || tail -n 5 "$log" # the launcher adds a traceback of its own
+    grep '^error: ' "$log" | tail -n 1 | grep . || tail -n 5 "$log" # accelerate prints a traceback after our line
     return 1
   }
   printf '  done: %s, %d s\n' "$name" $((SECONDS - start))
 }
 
-# both LANE LANE: two functions side by side; the first failure, or an interrupt, stops both with all that they started
+# both LANE LANE: runs two functions in parallel; the first failure, or an interrupt, stops both and all their processes
 both() {
-  set -m # each lane gets a process group of its own
+  set -m # a process group for each lane
   "$1" & lanes=($!)
   TQDM_POSITION=1 "$2" & lanes+=($!)
   set +m
@@ -131,7 +131,7 @@ stage verdicts python dataset_builders/verdicts.py --dataset "$D/avqa-audio" --s
 stage cot-corpus python dataset_builders/cot_corpus.py --dataset "$D/avqa-audio" --traces "$D/traces" \
   --verdicts "$D/verdicts" --license apache-2.0 --output_dir "$D/corpus"
 both full_method_lane ablation_lane
-# Every finished run of every seed; training curves of this seed, and its traces and answers on the page.
+# The report covers the finished runs of all seeds. Its training curves, traces and answers are those of this seed.
 runs=() training=()
 for arm in base sft-label sft-cot sft-agfv sft-tts_agfv grpo-tts_agfv; do
   for run in "$OUTPUT"/seed-*/evaluation/"$arm"; do
@@ -142,5 +142,5 @@ done
 report=(python -m evaluation report --runs "${runs[@]}" --training "${training[@]}" --dataset "$D/avqa-audio"
   --corpus "$D/corpus" --media_dir "$D/world/clips" --output_dir "$OUTPUT")
 printf '> %s\n' "${report[*]}"
-if [ -n "${SMOKE:-}" ]; then echo "SMOKE: toy sizes, plumbing only: the figures mean nothing"; fi
+if [ -n "${SMOKE:-}" ]; then echo "SMOKE: toy sizes: the figures mean nothing"; fi
 "${report[@]}"

@@ -1,10 +1,10 @@
 """
-Train the miniature's tokenizer; its result, `recipes/miniature/tokenizer/`, is a fixed file of the project.
+Train the miniature's tokenizer. Its result, `recipes/miniature/tokenizer/`, is part of the repository.
 
     python recipes/miniature/tokenizer.py --world outputs/miniature/seed-0/world --output_dir recipes/miniature/tokenizer
 
-The class and the special tokens are those of Qwen2-Audio and Qwen2.5-VL; the BPE is trained on the prompts and on the
-miniature's texts. Only needed again when `PROMPT_VERSION` changes.
+The class and the special tokens are those of Qwen2-Audio and Qwen2.5-VL. The BPE is trained on the prompts and the texts of the
+miniature. Run it again only when `PROMPT_VERSION` changes.
 """
 
 import json
@@ -37,7 +37,7 @@ class TokenizerArguments:
 
 
 def corpus(world: Path) -> list[str]:
-    """Every kind of text that a miniature model reads or writes."""
+    """Samples of all texts that the miniature's models read or write."""
     from sightsound.data.parquet import open_dataset
 
     texts = [*TEMPLATE_TEXTS, prompts.CHECKER_YES_NO] * 50

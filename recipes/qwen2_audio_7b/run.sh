@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The whole pipeline with the paper's models, on one node with 8 GPUs: the training of every row of Table 2, in order, its
-# accuracy on AVQA's validation split (which also chose the checkpoints), MMAU test-mini and MUSIC-AVQA, and the table.
+# The whole pipeline with the paper's models, on one node with 8 GPUs: trains every row of Table 2, evaluates it on AVQA's
+# validation split (which also selected the checkpoints), MMAU test-mini and MUSIC-AVQA, and writes the table.
 #
 #   ANNOTATIONS=avqa VIDEOS=avqa/videos [MMAU=mmau] [MUSIC_AVQA=music-avqa] bash recipes/qwen2_audio_7b/run.sh
 #
-# The checker is CHECKER (Qwen/Qwen2.5-Omni-7B) at CHECKER_BASE_URL, with the key in OPENAI_API_KEY; its name is looked up there
-# before the teacher works for hours. Without CHECKER_BASE_URL this script serves it. The paper's, gpt-4o-audio-preview, is shut
-# down. OpenAI's own are CHECKER=gpt-audio-1.5, or gpt-audio, with CHECKER_BASE_URL=https://api.openai.com/v1.
+# The checker is CHECKER (default Qwen/Qwen2.5-Omni-7B) at CHECKER_BASE_URL, with the key in OPENAI_API_KEY. The server's list
+# of models is checked for its name first, before the teacher works for hours. Without CHECKER_BASE_URL this script serves the
+# checker. The paper's gpt-4o-audio-preview is shut down. OpenAI's audio models are CHECKER=gpt-audio-1.5 and gpt-audio, with
+# CHECKER_BASE_URL=https://api.openai.com/v1.
 #
-# ANNOTATIONS holds AVQA's train_qa.json and val_qa.json, VIDEOS the clips; MMAU holds mmau-test-mini.json and
-# test-mini-audios/, MUSIC_AVQA avqa-test.json and videos/: without one of them, its columns say "not run". Verdicts of a paid
-# checker cost money: ask `verdicts.py --dry_run` first. A stage that is complete is skipped, one that was killed goes on: the
-# remedy for every kill is the same command.
+# ANNOTATIONS: folder with AVQA's train_qa.json and val_qa.json. VIDEOS: folder with the clips. MMAU: folder with
+# mmau-test-mini.json and test-mini-audios/. MUSIC_AVQA: folder with avqa-test.json and videos/. Without MMAU or MUSIC_AVQA the
+# table says "not run" in its columns. Verdicts of a paid checker cost money: estimate them with `verdicts.py --dry_run` first.
+# After a kill, run the same command again: complete stages are skipped, and the killed one continues.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,7 +25,7 @@ STUDENT=Qwen/Qwen2-Audio-7B-Instruct
 
 is_complete() { grep -qs '"complete": true' "$1/stage.json"; }
 
-# with_server PORT GPUS SERVER... -- COMMAND...: a vLLM server for as long as the command runs
+# with_server PORT GPUS SERVER... -- COMMAND...: runs a vLLM server while the command runs
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true' EXIT
 with_server() {
@@ -53,7 +54,7 @@ sft() { # ARM [FLAGS]: 8 GPUs x 8 rows
 
 grpo() { # ARM MODEL: 2 GPUs sample, 6 train
   if is_complete "$D/grpo-$1"; then return; fi
-  # TRL pauses the server and sends it weights by its development routes.
+  # TRL pauses the server and sends weights through its development routes.
   VLLM_SERVER_DEV_MODE=1 with_server 8000 0,1 "$2" --tensor-parallel-size 2 --max-model-len 2048 \
     --max-num-batched-tokens 32768 --enable-scale-out \
     --logprobs-mode processed_logprobs --weight-transfer-config '{"backend": "nccl"}' -- \
@@ -62,7 +63,7 @@ grpo() { # ARM MODEL: 2 GPUs sample, 6 train
     --config "$R/grpo_$1.yaml" --audio "$D/avqa-audio" --traces "$D/corpus" --model_name_or_path "$2" --output_dir "$D/grpo-$1"
 }
 
-evaluate() { # ARM MODEL METHOD: a folder per benchmark
+evaluate() { # ARM MODEL METHOD: one output folder per benchmark
   local benchmark
   for benchmark in "${!benchmarks[@]}"; do
     python -m evaluation run --benchmark "$benchmark" --dataset "${benchmarks[$benchmark]}" --model "$2" --modality audio \
@@ -101,7 +102,7 @@ verdicts() { # BASE_URL
 if [ -n "${CHECKER_BASE_URL:-}" ]; then
   verdicts "$CHECKER_BASE_URL"
 elif ! is_complete "$D/verdicts"; then
-  # 28 heads and 4 heads of keys and values: Qwen2.5-Omni-7B can be cut into 4, not into 8.
+  # Qwen2.5-Omni-7B has 28 attention heads and 4 key-value heads: tensor parallelism of 4 is possible, of 8 is not.
   with_server 8002 0,1,2,3 "$CHECKER" --tensor-parallel-size 4 --max-model-len 8192 --generation-config vllm -- \
     verdicts http://127.0.0.1:8002/v1
 fi

@@ -1,11 +1,21 @@
 """
-Training: what the recipes `sft.py`, `grpo.py` and `verifier.py` are made of.
+Training: the parts of the recipes `sft.py`, `grpo.py` and `verifier.py`.
 
-- `recipe.py`: arguments, checks and outputs that the recipes share
-- `sft.py`, `grpo.py`, `verifier.py`: the trainers
-- `collator.py`: rows to batches; `validation.py`: accuracy while training
-- `distributed.py`: several processes; `checkpoints.py`: save and resume
-- `vllm_rollouts.py`, `rollout_buffer.py`: completions for GRPO
-- `card.py`, `trained_on.py`: what a student was trained on
+- `recipe.py`: the command line of a recipe, and the checks that refuse a run
+- `run.py`: the common start and end of the recipes
+- `distributed.py`: several processes
+- `audio_rows.py`: the rows to train on
+- `collator.py`: rows to batches
+- `sft.py`: the trainer of SFT
+- `grpo.py`: the trainer of GRPO
+- `rollout_buffer.py`: completions in a checkpoint of GRPO
+- `vllm_rollouts.py`: completions from vLLM
+- `validation.py`: accuracy during training, and the best checkpoint
+- `checkpoints.py`: save and resume
+- `verifier.py`: the small verifier as a checker
+- `verifier_trainer.py`: the trainer of the verifier
+- `calibration.py`: the threshold of the verifier
+- `card.py`: model cards
+- `trained_on.py`: the questions that a model was trained on
 - `sharing/`: prompts that completions share
 """

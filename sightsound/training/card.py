@@ -1,4 +1,4 @@
-"""Cards of models: the front matter that the Hub reads, and what a student was trained on, where and how."""
+"""Model cards: the front matter that the Hub reads, and what a student was trained on, on which hardware and for how long."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
 from sightsound.models.family import released_licence
-from sightsound.stage import read_settings
+from sightsound.stage import LEDGER_FILE, read_settings
+from sightsound.training.audio_rows import USED
 
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
     from trl import ModelConfig
 
-TASK = "audio-text-to-text"  # the Hub's name for it
-# What weights depend on.
+TASK = "audio-text-to-text"  # the Hub's name of the task
+# The packages whose versions can change the weights.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-USED = "used"
 
 
 def origin_on_hub(base: str) -> str | None:
-    """The Hub model that a base is, or that a recipe trained it from; None where folders are all that is known."""
+    """The Hub model that `base` is, or that a recipe trained it from; None if only folders are known."""
     if is_hub_id(base):
         return base
     origin = (read_settings(Path(base).parent) or {}).get("model_name_or_path") or ""
@@ -34,19 +34,22 @@ def origin_on_hub(base: str) -> str | None:
 
 def chosen_by(model: str) -> list[list[str]]:
     """
-    The questions that a local checkpoint, or one that it was trained from, was chosen by: datasets' fingerprints and splits.
+    The validation questions by which a local checkpoint, or one that it was trained from, was selected.
 
-    Every stage hands on those of its base, which may be gone when the last checkpoint is published.
+    Every stage records those of its base too, because the base may be deleted before the last checkpoint is published.
+
+    Returns:
+        `list[list[str]]`: Pairs of a dataset's fingerprint (or Hub id) and a split.
     """
     settings = read_settings(Path(model).parent) or {}
-    own = (
-        [[split_revision(settings["audio"])[0], settings["validation_split"]]] if settings.get("load_best_model_at_end") else []
-    )
-    return [*(settings.get("base_chosen_by") or []), *own]
+    inherited = settings.get("base_chosen_by") or []
+    if settings.get("load_best_model_at_end"):
+        return [*inherited, [split_revision(settings["audio"])[0], settings["validation_split"]]]
+    return inherited
 
 
 def hardware(training_args: TrainingArguments) -> str:
-    """What this process trains on, times how many processes there are."""
+    """The device of this process, times the number of processes."""
     import torch
 
     processes = training_args.world_size
@@ -56,13 +59,13 @@ def hardware(training_args: TrainingArguments) -> str:
 
 
 def training_time(state: TrainerState) -> str:
-    """As the trainer logged it when it ended: a run that was resumed has spent more."""
+    """The time that the trainer logged at its end. It does not include the time before a resume."""
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
     return "not recorded" if seconds is None else f"{seconds / 60:.1f} min since the last start"
 
 
 def count_outcomes(ledger: Path) -> tuple[Counter[str], dict[str, set[str]]]:
-    """Rows per outcome of a stage's ledger, and the ids of each."""
+    """The number of rows with each outcome of a ledger, and the ids with each outcome."""
     import pyarrow.parquet as pq
 
     ids: dict[str, set[str]] = {}
@@ -74,11 +77,11 @@ def count_outcomes(ledger: Path) -> tuple[Counter[str], dict[str, set[str]]]:
 
 def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]) -> dict[str, int]:
     """
-    Questions that are left after each step, from the first to those that were trained on.
+    The number of questions that are left after each step, down to those that were trained on.
 
     Args:
         selection (`str`): The arm.
-        traces (`str`, *optional*): The corpus; without one the annotated answers were taken.
+        traces (`str`, *optional*): The corpus; None for the arm `ground_truth`.
         ids (`dict`): Ids per outcome of the run's ledger.
     """
     from sightsound.data.parquet import open_dataset
@@ -94,35 +97,37 @@ def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]
 
 
 def write_model_card(
-    folder: Path, template: str, base: str, relation: str, tags: list[str], sources: dict[str, str | None], **values: Any
+    folder: Path, template: str, *, base: str, relation: str, tags: list[str], sources: dict[str, str | None], **values: Any
 ) -> None:
     """
-    README.md of a model.
+    Write the README.md of a model.
 
     Args:
         folder (`Path`): A finished checkpoint.
-        template (`str`): File name in `model_cards/`.
-        base (`str`): What it was trained from: folder or Hub id.
-        relation (`str`): `"adapter"` or `"finetune"`. The Hub's `merge` is for weights of several models: a LoRA that is
-            merged into its base makes a finetune.
-        tags (`list[str]`): Beside the project's.
-        sources (`dict`): What it was trained on, by the template's names for them; those on the Hub are linked.
-        values: What else the template names.
+        template (`str`): File name in `sightsound/hub/templates/`.
+        base (`str`): The model that training started from: folder or Hub id.
+        relation (`str`): `"adapter"` or `"finetune"`. The Hub's `merge` means weights of several models: a LoRA that is merged
+            into its base is a finetune.
+        tags (`list[str]`): In addition to the project's.
+        sources (`dict`): The training data, under the template's names. Those on the Hub become links.
+        values: Further values of the template.
     """
     from huggingface_hub import ModelCardData
 
     origin = origin_on_hub(base)
     licence = released_licence(origin or "")
     on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
-    front: dict[str, Any] = {
-        "library_name": "peft" if relation == "adapter" else "transformers",
-        "pipeline_tag": TASK,
-        "language": "en",
-        **({"license": licence} if licence else {"license": "other", "license_name": "that-of-the-base-model"}),
-        **({"base_model": origin, "base_model_relation": relation} if origin else {}),
-        **({"datasets": on_hub} if on_hub else {}),
-        "tags": ["sightsound-r1", "audio-question-answering", "reasoning", *tags],
-    }
+    front = ModelCardData(
+        library_name="peft" if relation == "adapter" else "transformers",
+        pipeline_tag=TASK,
+        language="en",
+        license=licence or "other",
+        license_name=None if licence else "that-of-the-base-model",
+        base_model=origin,
+        base_model_relation=relation if origin else None,
+        datasets=on_hub or None,
+        tags=["sightsound-r1", "audio-question-answering", "reasoning", *tags],
+    )
     text = render_card(
         template,
         **{name: source and shown_source(source) for name, source in sources.items()},
@@ -131,12 +136,13 @@ def write_model_card(
         **values,
         **provenance(PACKAGES),
     )
-    save_card(folder, ModelCardData(**front), text)
+    save_card(folder, front, text)
 
 
 def write_student_card(
     folder: Path,
-    stage: str,
+    *,
+    method: str,
     script_args: Any,
     training_args: TrainingArguments,
     model_args: ModelConfig,
@@ -144,24 +150,24 @@ def write_student_card(
     base_revision: str | None,
 ) -> None:
     """
-    README.md of a trained student, or of its adapter.
+    Write the README.md of a trained student, or of its adapter.
 
     Args:
         folder (`Path`): A finished `model/` or `adapter/`, beside the run's `ledger.parquet`.
-        stage (`str`): `"SFT"` or `"GRPO"`.
+        method (`str`): `"SFT"` or `"GRPO"`.
         state (`TrainerState`): Of the finished training.
         base_revision (`str`, *optional*): The commit that the base was loaded from.
     """
     is_adapter = (folder / "adapter_config.json").is_file()
-    outcomes, ids = count_outcomes(folder.parent / "ledger.parquet")
+    outcomes, ids = count_outcomes(folder.parent / LEDGER_FILE)
     write_model_card(
         folder,
         "student.md",
         base=model_args.model_name_or_path,
         relation="adapter" if is_adapter else "finetune",
-        tags=[stage.lower(), *(["lora"] if model_args.use_peft else [])],
+        tags=[method.lower(), *(["lora"] if model_args.use_peft else [])],
         sources={"traces": script_args.traces, "audio": script_args.audio},
-        stage=stage,
+        method=method,
         is_adapter=is_adapter,
         base_revision=base_revision,
         selection=script_args.selection,

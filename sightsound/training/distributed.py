@@ -1,19 +1,22 @@
 """
-Several processes of one training run: bad input ends all of them with one line, and the main one owns the output folder.
+A training run of several processes: bad input ends all of them with one line, and only the main process writes files.
 
-A recipe is launched once per GPU (`accelerate launch --config_file accelerate_configs/ddp.yaml ...`). What all processes read
-and compute alike they do each for itself; what is written, they leave to the main one and wait.
+`accelerate launch --config_file accelerate_configs/ddp.yaml ...` starts a recipe once per GPU. Each process reads the inputs
+itself. What is written, the main process writes while the others wait.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sightsound.cli import InputError
+from sightsound.cli import InputError, run
 from sightsound.stage import Stage
 
 
@@ -24,46 +27,95 @@ T = TypeVar("T")
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes; alone, it is. Known from the launcher, before the processes have met."""
+    """Whether this process writes files: rank 0, or the only one. Valid before `init_process_group` too."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
+_left_groups: list[Any] = []  # kept until the process ends: see `run_distributed`
+
+
 def leave_process_group() -> None:
-    """Call on every rank at the same point; exiting without it can abort gloo, whose threads are running."""
+    """Call on every rank at the same point."""
     import torch.distributed as dist
 
     if dist.is_initialized():
+        _left_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def run_distributed(main: Callable[[], None]) -> None:
+    """
+    `cli.run` for a script that may run in several processes: one that was in a process group ends without finalizing Python.
+
+    A thread of gloo takes the interpreter's lock to release the tensors of a collective, some time after the collective has
+    returned. If Python is being finalized by then, it ends that thread inside a C++ destructor, and this aborts the process.
+    Waiting for the thread is not possible here: only the last owner of the group can, which is often an imported torch module
+    that has the group as a default argument. If it is DDP, it waits while it holds the lock, forever. So the group is kept.
+    """
+    code = 0
+    try:
+        run(main)
+    except SystemExit as end:
+        if not (_was_in_a_group() and isinstance(end.code, int)):
+            raise
+        code = end.code
+    except Exception:
+        if not _was_in_a_group():
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if _was_in_a_group():
+        _end_at_once(code)
+
+
+def _was_in_a_group() -> bool:
+    """Whether this process is, or was, in a process group. Does not import torch, and works while torch is half imported."""
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    return bool(_left_groups) or (is_initialized is not None and is_initialized())
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Do what Python does at exit, but without finalizing the interpreter."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as `multiprocessing` does
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader has ended, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager
 def all_ranks_or_none() -> Iterator[None]:
     """
-    A part that all processes finish, or none: an `InputError` in any of them ends all, and the main process tells it.
+    An `InputError` inside it, in any process, ends all processes; the main process reports it.
 
-    For what comes before training: processes that have begun to wait for each other elsewhere would wait for ever.
+    For what comes before training. All ranks must reach its end: processes that wait for each other inside it wait forever.
+
+    Raises:
+        `InputError`: On the main process, the first one of any rank.
+        `SystemExit`: On the other ranks, with code 2.
     """
     import torch.distributed as dist
 
-    told: str | None = None
+    message: str | None = None
     try:
         yield
     except InputError as error:
-        told = str(error)
+        message = str(error)
     if dist.is_initialized():
-        everyone: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, told)
-        told = next((message for message in everyone if message is not None), None)
-    if told is None:
+        messages: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, message)
+        message = next((each for each in messages if each is not None), None)
+    if message is None:
         return
     leave_process_group()
     if is_main_process():
-        raise InputError(told)
+        raise InputError(message)
     raise SystemExit(2)
 
 
 def on_main_process(action: Callable[[], T]) -> T:
-    """Run `action` on the main process and give its result to all ranks; where it fails, all of them end."""
+    """Run `action` on the main process and return its result on all ranks. If it raises `InputError`, all ranks end."""
     import torch.distributed as dist
 
     result: list[Any] = [None]
@@ -77,7 +129,9 @@ def on_main_process(action: Callable[[], T]) -> T:
 
 class SharedStage(Stage):
     """
-    A `Stage` of several processes, which part at its end: the main one holds the folder, the others learn if it is complete.
+    A `Stage` of several processes. The main process locks the folder, and all ranks get `complete`.
+
+    All ranks leave the process group at its end.
     """
 
     def __enter__(self) -> SharedStage:
@@ -87,7 +141,7 @@ class SharedStage(Stage):
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         super().__exit__(kind, error, traceback)
-        if error is None:  # else the others may be anywhere
+        if error is None:  # after an error the other ranks may be anywhere
             leave_process_group()
 
     def finish(self) -> None:
@@ -96,51 +150,59 @@ class SharedStage(Stage):
 
 
 def describe_processes(training_args: TrainingArguments) -> str:
-    """How many processes train, and how they share the work, for `Stage`: `8 x DEEPSPEED`."""
+    """The number of processes and how they share the work, as `stage.json` records it: `8 x DEEPSPEED`."""
     return f"{training_args.world_size} x {training_args.distributed_state.distributed_type.value}"
 
 
-def refuse_another_launch_than_asked(training_args: TrainingArguments) -> None:
+def check_launch(training_args: TrainingArguments) -> None:
     """
-    Refuse a launch of which accelerate would silently make another one.
+    Refuse a launch that accelerate would silently replace by a different one.
 
     Raises:
-        `InputError`: Fewer processes than asked for, processes that each train alone, or sharding that would not take place.
+        `InputError`: Fewer processes than the launcher was given, processes that would each train alone, or sharding that would
+            not take place.
     """
-    asked, found = os.environ, training_args.distributed_state
+    env, state = os.environ, training_args.distributed_state
     if training_args.world_size == 1:
-        if int(asked.get("WORLD_SIZE", "1")) > 1:
+        if int(env.get("WORLD_SIZE", "1")) > 1:
             raise InputError(
-                f"{asked['WORLD_SIZE']} processes were started, and without GPUs each would train alone; set use_cpu: true"
+                f"{env['WORLD_SIZE']} processes were started, and without GPUs each would train alone; set use_cpu: true"
             )
-        # `accelerate launch` names a meeting place for several processes, and without MPI starts one all the same.
-        if "ACCELERATE_MIXED_PRECISION" in asked and "MASTER_ADDR" in asked and "RANK" not in asked:
+        # `accelerate launch` sets MASTER_ADDR for several processes, and starts only one of them when MPI is missing.
+        if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "RANK" not in env:
             raise InputError(
-                "accelerate was asked for several processes and started one; use accelerate_configs/ddp.yaml with "
-                "--num_processes N, also on CPUs (with use_cpu: true in the recipe); if one is meant, unset MASTER_ADDR"
+                "accelerate was given several processes and started one; use accelerate_configs/ddp.yaml with "
+                "--num_processes N, also on CPUs (with use_cpu: true in the recipe); for one process, unset MASTER_ADDR"
             )
     if training_args.n_gpu > 1:
         raise InputError(
             f"one process sees {training_args.n_gpu} GPUs and would train on one; set CUDA_VISIBLE_DEVICES=0, or use "
             "accelerate_configs/ddp.yaml with --num_processes"
         )
-    if asked.get("ACCELERATE_USE_DEEPSPEED") == "true" and found.distributed_type.value != "DEEPSPEED":
-        raise InputError("DeepSpeed was asked for, and with use_cpu: true would not be used; set use_cpu: false")
-    if asked.get("ACCELERATE_USE_FSDP") == "true" and found.device.type == "cpu":
+    if env.get("ACCELERATE_USE_DEEPSPEED") == "true" and state.distributed_type.value != "DEEPSPEED":
+        raise InputError("the launch asks for DeepSpeed, which use_cpu: true would turn off; set use_cpu: false")
+    if env.get("ACCELERATE_USE_FSDP") == "true" and state.device.type == "cpu":
         raise InputError(
-            "FSDP was asked for, and without GPUs DDP would be used; choose accelerate_configs/ddp.yaml or cpu.yaml"
+            "the launch asks for FSDP, and without GPUs DDP would be used; choose accelerate_configs/ddp.yaml or cpu.yaml"
         )
 
 
-def refuse_several_processes(training_args: TrainingArguments) -> None:
-    """For recipes of models that one process trains in minutes."""
+def check_single_process(training_args: TrainingArguments) -> None:
+    """
+    Raises:
+        `InputError`: Several processes were started for a script that trains on one.
+    """
     if training_args.world_size > 1:
         raise InputError(f"expected one process, found {training_args.world_size}: this recipe trains on one")
 
 
 @contextmanager
 def without_zero3_init() -> Iterator[None]:
-    """Within it, transformers builds and loads models whole; under ZeRO-3 it would wait for all processes to take a part."""
+    """
+    Inside it, transformers builds and loads complete models, also under ZeRO-3.
+
+    With ZeRO-3's own initialisation, every process would have to take part, and each would hold only its share of the weights.
+    """
     from transformers.integrations import deepspeed
 
     sharding = deepspeed._hf_deepspeed_config_weak_ref
@@ -153,12 +215,13 @@ def without_zero3_init() -> Iterator[None]:
 
 def save_trained(trainer: Trainer, folder: Path) -> list[Path]:
     """
-    Write what was trained: `model/`, a whole checkpoint, and before it `adapter/` where a LoRA was trained.
+    Write the trained `model/`, a complete checkpoint. If a LoRA was trained, write `adapter/` first and merge it into `model/`:
+    GRPO loads its policy and the reference model of its KL term from `model/`.
 
-    Every process has to call it: under ZeRO-3 and FSDP each holds a part of the weights.
+    Call on every rank: under ZeRO-3 and FSDP each holds only a part of the weights.
 
     Returns:
-        `list[Path]`: The folders that this process wrote: none, unless it is the main one.
+        `list[Path]`: The folders that were written; on other ranks than the main one, an empty list.
     """
     from peft import PeftModel
 

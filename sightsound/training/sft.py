@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the checkpoints of `checkpoints.py` and `validation.py`; a collator is all that audio needs."""
+"""TRL's SFTTrainer with the checkpoints of `checkpoints.py` and `validation.py`. For audio it needs only the collator."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sightsound.training.validation import BestByAccuracy
 
 
 class AudioSFTTrainer(BestByAccuracy, FullWeightsResume, SFTTrainer):
-    """`SFTTrainer` that answers validation questions, and resumes and ends with every weight."""
+    """`SFTTrainer` that selects the best checkpoint by accuracy and restores every weight when it resumes."""
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any):
         family_of(model.config).freeze_positions(model)
@@ -19,7 +19,7 @@ class AudioSFTTrainer(BestByAccuracy, FullWeightsResume, SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        # TRL counts the tokens it has trained on from zero again.
-        counted = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-        if checkpoint is not None and counted:
-            self._total_train_tokens = counted[-1]
+        # TRL would count the trained tokens from zero again.
+        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        if checkpoint is not None and counts:
+            self._total_train_tokens = counts[-1]

@@ -1,8 +1,8 @@
 """
-Which questions a model was trained on, so that its figures on them can be marked.
+Which questions a model was trained on, so that its accuracy on the same questions can be marked.
 
-Beside the weights stands `trained_on.json`: a digest of every question that this stage, and those that made its base, trained
-on. So a copy, a model on the Hub and a dataset that was built anew are known too. Ids would not do: they repeat across splits.
+`trained_on.json` beside the weights holds a digest of every question that this stage, and the stages of its base, trained on.
+It works for copies, for models on the Hub and for datasets that were built again. Ids would not do: they repeat across splits.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ TRAINED_FILE = "trained_on.json"
 
 
 def question_digests(rows: Dataset) -> Iterable[tuple[str, str]]:
-    """Id and digest of each question: of its clip's file, of where in the file it starts, and of its text."""
+    """Id and digest of each question. The digest is of the clip's file, the start in that file and the question's text."""
     columns = [name for name in ("id", "media_sha256", "start_s", "question") if name in rows.column_names]
     for row in rows.select_columns(columns):
         identity = json.dumps([row["media_sha256"], float(row.get("start_s") or 0.0), row["question"]])
         yield row["id"], hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def write_trained_on(folder: Path, audio: str, split: str, used: set[str], base: str) -> None:
+def write_trained_on(folder: Path, *, audio: str, split: str, used: set[str], base: str) -> None:
     """
     Write `trained_on.json` of a finished model or adapter.
 
     Args:
-        folder (`Path`): Where its weights are.
-        audio (`str`), split (`str`): The avqa-audio that it was trained on.
+        folder (`Path`): The folder with the weights.
+        audio (`str`), split (`str`): The avqa-audio dataset that it was trained on.
         used (`set[str]`): Ids of the questions that it was trained on.
-        base (`str`): What it was trained from: folder or Hub id.
+        base (`str`): The model that training started from: folder or Hub id.
     """
     own = {digest for row_id, digest in question_digests(open_dataset(audio, split)) if row_id in used}
     write_atomically(folder / TRAINED_FILE, json.dumps(sorted(own | (read_trained_on(base) or set()))) + "\n")
 
 
 def read_trained_on(model: str, revision: str | None = None) -> set[str] | None:
-    """Digests of the questions that a model, or a LoRA, was trained on; None where it does not tell."""
+    """Digests of the questions that a model or an adapter was trained on; None where no `trained_on.json` says so."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
@@ -57,23 +57,23 @@ def read_trained_on(model: str, revision: str | None = None) -> set[str] | None:
             return None
         try:
             file = Path(hf_hub_download(model, TRAINED_FILE, revision=revision))
-        except (EntryNotFoundError, RepositoryNotFoundError):  # not a student of these recipes, or not in the cache offline
+        except (EntryNotFoundError, RepositoryNotFoundError):  # not from these recipes, or offline and not in the cache
             return None
     return set(json.loads(file.read_text(encoding="utf-8")))
 
 
-def count_trained_on(model: str, revision: str | None, rows: Dataset, dataset: str, split: str) -> int | None:
+def count_trained_on(model: str, revision: str | None, rows: Dataset, *, dataset: str, split: str) -> int | None:
     """
-    How many of an evaluation's questions a model was trained on.
+    Count the evaluation's questions that the model was trained on.
 
     Args:
         model (`str`): Folder or Hub id.
         revision (`str`, *optional*): Of a Hub model.
         rows (`Dataset`): The questions.
-        dataset (`str`), split (`str`): Where they come from.
+        dataset (`str`), split (`str`): Where the questions come from.
 
     Returns:
-        `int` or `None`: None where the model does not tell what it was trained on.
+        `int` or `None`: None if it is not known what the model was trained on.
     """
     known = read_trained_on(model, revision)
     if known is not None:
@@ -81,5 +81,5 @@ def count_trained_on(model: str, revision: str | None, rows: Dataset, dataset: s
     settings = read_settings(Path(model).parent) if Path(model).is_dir() else None
     if not settings or "selection" not in settings:
         return None
-    # By a version that wrote no digests: the whole split was offered to it.
+    # Trained by a version that wrote no digests: any question of the split may have been used.
     return len(rows) if (settings.get("audio"), settings.get("split")) == (fingerprint(dataset), split) else None

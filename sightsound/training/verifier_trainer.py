@@ -1,4 +1,9 @@
-"""Training of the verifier: `Trainer` with the loss that makes likelihoods with and without sound tell traces apart."""
+"""
+The verifier's `Trainer`, whose loss makes the evidence of a clip separate accepted from rejected traces.
+
+It is not in `verifier.py` because it imports transformers' `Trainer`, which takes seconds, and `verdicts.py --help` imports
+`verifier.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,14 @@ from sightsound.training.verifier import log_likelihoods
 
 class VerifierTrainer(Trainer):
     """
-    Cross entropy of the verdicts given the evidence, and of the words themselves.
+    Cross entropy of the verdicts given the evidence, plus a language modelling loss.
 
-    The words: accepted traces given their sound, all traces given none. Without that, both likelihoods may fall as long as
-    their difference is right, and with few examples they do. Batches are `PairCollator`'s.
+    The second term is over accepted traces with their audio, and all traces without audio. It is needed because otherwise both
+    likelihoods may fall as long as their difference is right, and with few examples they do. Batches are `PairCollator`'s.
 
     Args:
-        nats_per_logit (`float`): Evidence that moves the odds of acceptance by a factor of e.
-        even_odds_nats (`float`): Evidence at which acceptance is as likely as rejection.
+        nats_per_logit (`float`): Evidence that multiplies the odds of acceptance by e.
+        even_odds_nats (`float`): Evidence at which acceptance and rejection are equally likely.
     """
 
     def __init__(self, *args: Any, nats_per_logit: float, even_odds_nats: float, **kwargs: Any):
@@ -32,12 +37,12 @@ class VerifierTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         accepted = inputs["labels"]
-        heard, heard_tokens = log_likelihoods(model, inputs["heard"])
-        deaf, deaf_tokens = log_likelihoods(model, inputs["deaf"])
-        evidence = heard.sum(dim=1) - deaf.sum(dim=1)
+        with_audio, tokens = log_likelihoods(model, inputs["with_audio"])
+        without_audio, tokens_without = log_likelihoods(model, inputs["without_audio"])
+        evidence = with_audio.sum(dim=1) - without_audio.sum(dim=1)
         logits = (evidence - self._even_odds_nats) / self._nats_per_logit
         # A batch may hold no accepted trace.
-        words = -(heard.sum(dim=1) * accepted).sum() / (heard_tokens.sum(dim=1) * accepted).sum().clamp(min=1)
-        words = words - deaf.sum() / deaf_tokens.sum()
+        words = -(with_audio.sum(dim=1) * accepted).sum() / (tokens.sum(dim=1) * accepted).sum().clamp(min=1)
+        words = words - without_audio.sum() / tokens_without.sum()
         loss = binary_cross_entropy_with_logits(logits, accepted) + words
         return (loss, {"logits": logits}) if return_outputs else loss

@@ -52,9 +52,17 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """Everything in the folder but the lock: what is published, what tells the stage, and nothing half written."""
+    """
+    Everything in the folder: what is published, what tells the stage, and nothing half written.
+
+    `stage.json` has the whole path of the clips, so that a rerun may write it in another way. Two builds differ in where they
+    are, and in nothing else: that part of the path is replaced.
+    """
     out = folder / "out"
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    clips = json.dumps(os.path.realpath(folder / "clips")).encode()
+    assert files["stage.json"].count(clips) == 1
+    return files | {"stage.json": files["stage.json"].replace(clips, b'"clips"')}
 
 
 @dataclass

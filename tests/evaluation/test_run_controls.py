@@ -149,7 +149,7 @@ def test_answers_of_a_control_that_is_left_out_are_kept_and_not_asked_again(many
     assert list(results["results"]) == ["none"] == list(results["outcomes"]) and len(predictions) == 4
     run(**flags, base_url=nobody, controls=["silent"])  # the other stays left out, through another rerun
     assert "(4 of text_only)" in capsys.readouterr().out
-    for failing in ("_keep_left_out", "_write"):  # killed before and after what is left out is read back
+    for failing in ("_keep_removed_controls", "_write_results"):  # killed before and after what is left out is read back
         with monkeypatch.context() as patch:
             patch.setattr(generate.BenchmarkRun, failing, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):

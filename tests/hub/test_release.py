@@ -77,7 +77,7 @@ def test_models_that_nobody_could_load_or_read_about_are_refused(model, tmp_path
 
 
 def test_a_token_gets_into_no_card(monkeypatch) -> None:
-    with pytest.raises(InputError, match="hub_token: others can read it"):
+    with pytest.raises(InputError, match="hub_token can be read by other users"):
         take_publication(SFTConfig(hub_token=TOKEN, use_cpu=True, bf16=False))
     monkeypatch.setattr(sys, "argv", ["sft.py", f"--hub_token={TOKEN}", "--hf_home", "hf_home/of/mine"])
     assert provenance()["command"] == "python sft.py --hub_token=hf_... --hf_home hf_home/of/mine"

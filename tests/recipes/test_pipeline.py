@@ -123,7 +123,7 @@ def test_the_demo_ends_with_the_whole_report_command_and_says_what_smoke_figures
     lines = finish(demo(out, SMOKE=smoke, PATH=path)).splitlines()
     last = (tmp_path / "python-calls").read_text().splitlines()[-1]
     assert last.startswith("python -m evaluation report --runs ") and last.count("--") == 6
-    note = ["SMOKE: toy sizes, plumbing only: the figures mean nothing"] if smoke else []
+    note = ["SMOKE: toy sizes: the figures mean nothing"] if smoke else []
     assert lines[-1 - len(note) :] == [f"> {last}", *note]
 
 

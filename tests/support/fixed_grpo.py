@@ -8,7 +8,7 @@ sampling takes place and is then replaced, group by group, by texts of which som
 import runpy
 from typing import Any
 
-from sightsound.cli import run
+from sightsound.training.distributed import run_distributed
 from sightsound.training.grpo import AudioGRPOTrainer
 from tests.support.tiny import REPO
 
@@ -30,4 +30,4 @@ def sample_then_replace(trainer: Any, prompt_ids: list[list[int]], *args: Any, *
 
 if __name__ == "__main__":
     AudioGRPOTrainer._generate_single_turn = sample_then_replace
-    run(runpy.run_path(str(REPO / "recipes" / "grpo.py"))["main"])
+    run_distributed(runpy.run_path(str(REPO / "recipes" / "grpo.py"))["main"])

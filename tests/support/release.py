@@ -33,12 +33,12 @@ def write_card(folder: Path, stage: str, audio: Path, traces: Path | None, base:
     state = TrainerState(global_step=8, best_global_step=6, best_metric=0.75, log_history=[{"train_runtime": 90.0, "step": 8}])
     write_student_card(
         folder,
-        stage,
-        SimpleNamespace(**script, num_validation=4),
-        SFTConfig(**settings),
-        ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=[LORA]),
-        state,
-        None,
+        method=stage,
+        script_args=SimpleNamespace(**script, num_validation=4),
+        training_args=SFTConfig(**settings),
+        model_args=ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=[LORA]),
+        state=state,
+        base_revision=None,
     )
     return (folder / "README.md").read_text()
 

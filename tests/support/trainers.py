@@ -94,14 +94,12 @@ def sft_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path,
     processor = AutoProcessor.from_pretrained(checkpoint)
     rows = [{**row, "audio": question["audio"]} for row, question in zip(gold_labels(questions), questions, strict=True)]
     validation = ValidationSet(Dataset.from_list(questions[:5]), DIRECT_INSTRUCTION, batch_size=2, max_tokens=12)
-    trainer = AudioSFTTrainer(
+    return AudioSFTTrainer(
         model=Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint),
         args=args,
         train_dataset=Dataset.from_list(rows[:4]),
-        eval_dataset=validation.rows if args.eval_strategy != "no" else None,
+        validation=validation,
         processing_class=processor,
         data_collator=CompletionCollator(processor),
         peft_config=LoraConfig(r=32, lora_alpha=64, lora_dropout=0.1, target_modules=LORA),
     )
-    trainer.validation = validation
-    return trainer

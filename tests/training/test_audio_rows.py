@@ -14,8 +14,8 @@ from sightsound.data.audio import encode_flac
 from sightsound.data.kinds import CLIPS, open_input
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import COT_INSTRUCTION, render_trace
+from sightsound.training.audio_rows import audio_rows
 from sightsound.training.collator import CompletionCollator
-from sightsound.training.recipe import audio_rows
 from tests.support import tiny
 
 
@@ -73,7 +73,7 @@ def test_sft_leaves_out_an_empty_target_and_says_which_clips_it_cuts(collator, l
 
 def test_grpo_cuts_knowingly_too_and_always_asks_for_reasoning(collator, long_clip, tmp_path, capsys) -> None:
     audio, corpus = long_clip
-    rows = audio_rows(arguments(audio, "label", corpus), collator, tmp_path / "ledger.parquet", samples_its_own=True)
+    rows = audio_rows(arguments(audio, "label", corpus), collator, tmp_path / "ledger.parquet", for_grpo=True)
     assert [entry["detail"] for entry in tiny.read_ledger(tmp_path)] == ["cut: the model hears 2 of 5.00 s", None, None]
     assert "1 clips cut to 2 s" in capsys.readouterr().out
     assert all(row["prompt"][0]["content"].endswith(COT_INSTRUCTION.splitlines()[-1]) for row in rows)
@@ -90,11 +90,11 @@ def test_the_ground_truth_arm_needs_no_traces_and_its_ledger_says_what_it_saw(co
         "nothing to learn in '<answer></answer>'",
         "ground truth",
     ]
-    with pytest.raises(InputError, match="selection ground_truth reads the answers of --audio and no traces: leave --traces"):
+    with pytest.raises(InputError, match="selection ground_truth uses the answers of --audio and no traces: leave --traces"):
         audio_rows(arguments(audio, "ground_truth", corpus), collator, tmp_path / "ledger.parquet")
     with pytest.raises(InputError, match="selection ground_truth is for SFT: GRPO's label is the teacher's answer"):
-        audio_rows(arguments(audio, "ground_truth"), collator, tmp_path / "ledger.parquet", samples_its_own=True)
-    with pytest.raises(InputError, match="selection label is one of a corpus: give it with --traces"):
+        audio_rows(arguments(audio, "ground_truth"), collator, tmp_path / "ledger.parquet", for_grpo=True)
+    with pytest.raises(InputError, match="selection label is made from a corpus: give it with --traces"):
         audio_rows(arguments(audio, "label"), collator, tmp_path / "ledger.parquet")
 
 
@@ -104,15 +104,17 @@ def test_an_unknown_arm_and_traces_that_are_no_corpus_are_named(collator, long_c
         for is_grpo, known in ((False, "ground_truth, label, "), (True, "label, ")):
             told = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv$"
             with pytest.raises(InputError, match=told):
-                audio_rows(arguments(audio, "typo", traces), collator, tmp_path / "ledger.parquet", samples_its_own=is_grpo)
+                audio_rows(arguments(audio, "typo", traces), collator, tmp_path / "ledger.parquet", for_grpo=is_grpo)
     told = f"^--traces: cannot open split 'train' of {audio} .*'traces' not found.* with the config `traces`, as .*/cot_corpus"
     with pytest.raises(InputError, match=told):
-        audio_rows(arguments(audio, "cot", audio), collator, tmp_path / "ledger.parquet", samples_its_own=True)
+        audio_rows(arguments(audio, "cot", audio), collator, tmp_path / "ledger.parquet", for_grpo=True)
 
 
 def test_nothing_but_empty_targets_is_refused(collator, questions, tmp_path) -> None:
     blank = write_dataset([{**questions[0], "choices": [""] * 4}], tmp_path / "audio")
-    with pytest.raises(InputError, match=r"no selected trace can be used \(1 empty_completion\); .*ledger.parquet tells why"):
+    with pytest.raises(
+        InputError, match=r"no selected row can be used \(1 empty_completion\); .*ledger.parquet has the reason"
+    ):
         audio_rows(arguments(blank, "ground_truth"), collator, tmp_path / "ledger.parquet")
 
 

@@ -22,9 +22,9 @@ from sightsound.stage import Stage
 from sightsound.training.distributed import (
     SharedStage,
     all_ranks_or_none,
+    check_launch,
+    check_single_process,
     on_main_process,
-    refuse_another_launch_than_asked,
-    refuse_several_processes,
 )
 from tests.support import tiny
 
@@ -40,8 +40,8 @@ needs_deepspeed = pytest.mark.skipif(
 MEMBER = """
 import os, sys
 import torch.distributed as dist
-from sightsound.cli import InputError, run
-from sightsound.training.distributed import SharedStage, is_main_process, on_main_process, all_ranks_or_none
+from sightsound.cli import InputError
+from sightsound.training.distributed import SharedStage, all_ranks_or_none, is_main_process, on_main_process, run_distributed
 
 def main():
     dist.init_process_group("gloo")
@@ -52,17 +52,52 @@ def main():
                 raise InputError("no such thing")
         stage.finish()
 
-run(main)
+run_distributed(main)
+"""
+
+# Where a process may be when it has trained: gloo's thread has tensors to drop and needs the interpreter for each of them.
+TRAINED = """
+import atexit, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from sightsound.training.distributed import SharedStage, run_distributed
+
+def main():
+    dist.init_process_group("gloo")
+    atexit.register(print, "handlers ran")
+    with SharedStage(sys.argv[1], {"steps": 2}) as stage:
+        model = DistributedDataParallel(torch.nn.Linear(1, 1))
+        stage.finish()
+        tensors = [torch.zeros(1) for _ in range(20_000)]
+        dist.group.WORLD.allreduce_coalesced(tensors).wait()
+
+run_distributed(main)
+"""
+
+# One of them fails, and not because of its input, while the other waits for it.
+BROKEN = """
+import os
+import torch.distributed as dist
+from sightsound.training.distributed import run_distributed
+
+def main():
+    dist.init_process_group("gloo")
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no such step")
+    dist.barrier()
+
+run_distributed(main)
 """
 
 
-def run_members(folder: Path, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+def run_members(folder: Path, script: str = MEMBER, **environment: str) -> list[subprocess.CompletedProcess[str]]:
     """Two processes that meet as those of a launcher do, which here waits for both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     met = {**tiny._environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **environment}
-    command = [sys.executable, "-c", MEMBER, str(folder)]
+    command = [sys.executable, "-c", script, str(folder)]
     started = [
         subprocess.Popen(
             command, cwd=REPO, env={**met, "RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -83,6 +118,18 @@ def test_bad_input_of_one_process_ends_all_with_one_line(tmp_path: Path) -> None
     ended = run_members(tmp_path / "run", FAIL="1")
     assert [p.returncode for p in ended] == [2, 2]
     assert [p.stderr for p in ended] == ["error: no such thing\n", ""]
+
+
+def test_threads_of_gloo_that_still_drop_tensors_do_not_abort_the_end(tmp_path: Path) -> None:
+    ended = run_members(tmp_path / "run", TRAINED)
+    assert [(p.returncode, p.stdout) for p in ended] == [(0, "handlers ran\n")] * 2, ended
+    assert not any("terminate called" in p.stderr for p in ended), ended
+
+
+def test_a_process_that_fails_otherwise_ends_with_its_traceback_and_takes_the_others_along(tmp_path: Path) -> None:
+    ended = run_members(tmp_path / "run", BROKEN)
+    assert [p.returncode for p in ended] == [1, 1], ended
+    assert "Traceback" in ended[1].stderr and ended[1].stderr.endswith("RuntimeError: no such step\n"), ended
 
 
 def test_alone_a_process_is_the_main_one(tmp_path: Path) -> None:
@@ -106,24 +153,24 @@ def arguments(world_size: int, kind: str = "NO", device: str = "cpu") -> Any:
         ({"WORLD_SIZE": "2", "RANK": "0"}, arguments(1), "2 processes were started"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, arguments(1), "started one"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "set use_cpu: false"),
-        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "FSDP was asked for"),
+        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "asks for FSDP"),
     ],
 )
 def test_another_launch_than_asked_for_is_refused(environment, found, told, monkeypatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
-    refuse_another_launch_than_asked(arguments(1))
-    refuse_another_launch_than_asked(arguments(8, "MULTI_GPU", "cuda"))
+    check_launch(arguments(1))
+    check_launch(arguments(8, "MULTI_GPU", "cuda"))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=told):
-        refuse_another_launch_than_asked(found)
+        check_launch(found)
 
 
 def test_several_processes_are_refused_where_one_trains() -> None:
-    refuse_several_processes(arguments(1))
+    check_single_process(arguments(1))
     with pytest.raises(InputError, match="expected one process, found 2"):
-        refuse_several_processes(arguments(2))
+        check_single_process(arguments(2))
 
 
 # From here on: the recipes, launched as a user does.

@@ -16,8 +16,7 @@ from sightsound.method.answers import is_correct, parse_answer
 from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
 from sightsound.training.collator import IGNORED, CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
-from sightsound.training.recipe import callbacks_of, validation_of
-from sightsound.training.validation import METRIC, ValidationSet
+from sightsound.training.validation import METRIC, ValidationSet, early_stopping, evenly_spaced, validation_set
 from tests.support.trainers import settings, sft_trainer
 
 
@@ -31,16 +30,14 @@ def grpo_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path
     changed = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8, **changed}
     validation = ValidationSet(Dataset.from_list(questions[:3]), COT_INSTRUCTION, batch_size=2, max_tokens=4)
     prompt = [{"role": "user", "content": "What is heard?"}]
-    trainer = AudioGRPOTrainer(
+    return AudioGRPOTrainer(
         str(checkpoint),
         reward_funcs=[lambda completions, **_: [float(len(c[0]["content"]) % 3) for c in completions]],
         args=GRPOConfig(**settings(output, **changed)),
         train_dataset=Dataset.from_list([{"prompt": prompt, "audio": row["audio"]} for row in questions[:4]]),
-        eval_dataset=validation.rows if "eval_strategy" in changed else None,
+        validation=validation,
         processing_class=AutoProcessor.from_pretrained(checkpoint),
     )
-    trainer.validation = validation
-    return trainer
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -53,10 +50,10 @@ def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 def test_the_questions_are_spread_over_the_split() -> None:
     rows = Dataset.from_dict({"id": [str(i) for i in range(10)]})
-    assert ValidationSet.evenly_spaced(rows, 4, "", 1, 1).rows["id"] == ["0", "2", "5", "7"]
-    assert ValidationSet.evenly_spaced(rows, 10, "", 1, 1).rows["id"] == rows["id"]
+    assert evenly_spaced(rows, 4)["id"] == ["0", "2", "5", "7"]
+    assert evenly_spaced(rows, 10)["id"] == rows["id"]
     with pytest.raises(InputError, match="num_validation 11: the split has 10 questions"):
-        ValidationSet.evenly_spaced(rows, 11, "", 1, 1)
+        evenly_spaced(rows, 11)
 
 
 def accuracies(trainer: Trainer) -> dict[int, float]:
@@ -139,7 +136,7 @@ def arguments(**changed: Any) -> SimpleNamespace:
 
 
 def test_early_stopping_counts_on_after_a_kill(student_checkpoint, questions, tmp_path) -> None:
-    patient = callbacks_of(arguments(early_stopping_patience=3))
+    patient = early_stopping(arguments(early_stopping_patience=3))
     resumable = {"restore_callback_states_from_checkpoint": True, "save_total_limit": 5}
     steps = evaluating(max_steps=9, **resumable)
     trainer = sft_trainer(student_checkpoint, questions, tmp_path, **steps)
@@ -147,7 +144,7 @@ def test_early_stopping_counts_on_after_a_kill(student_checkpoint, questions, tm
     trainer.train()
     assert list(accuracies(trainer)) == [1, 2, 3, 4], "three evaluations after the best"
     resumed = sft_trainer(student_checkpoint, questions, tmp_path, **steps)
-    resumed.add_callback(callbacks_of(arguments(early_stopping_patience=3))[0])
+    resumed.add_callback(early_stopping(arguments(early_stopping_patience=3))[0])
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert list(accuracies(resumed)) == [1, 2, 3, 4]
 
@@ -174,7 +171,7 @@ def test_sft_goes_on_as_if_it_had_not_been_interrupted(student_checkpoint, quest
 def test_a_selection_that_cannot_be_made_is_refused(flags, script, told, tiny_dataset, tmp_path) -> None:
     args = SFTConfig(**settings(tmp_path, **flags))
     with pytest.raises(InputError, match=told):
-        validation_of(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_INSTRUCTION)
+        validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_INSTRUCTION)
 
 
 def test_evaluation_under_fsdp_is_refused() -> None:
@@ -182,7 +179,7 @@ def test_evaluation_under_fsdp_is_refused() -> None:
     state = SimpleNamespace(distributed_type=SimpleNamespace(value="FSDP"))
     args = SimpleNamespace(eval_strategy="steps", distributed_state=state)
     with pytest.raises(InputError, match="evaluation does not work under FSDP"):
-        validation_of(arguments(audio="no/such-dataset"), args, DIRECT_INSTRUCTION)
+        validation_set(arguments(audio="no/such-dataset"), args, DIRECT_INSTRUCTION)
 
 
 def test_the_best_checkpoint_is_by_accuracy_where_no_metric_is_named(tiny_dataset) -> None:
@@ -191,9 +188,9 @@ def test_the_best_checkpoint_is_by_accuracy_where_no_metric_is_named(tiny_datase
     args = SimpleNamespace(
         eval_strategy="steps", distributed_state=state, metric_for_best_model="loss", per_device_eval_batch_size=2
     )
-    validation_of(arguments(audio=str(tiny_dataset), validation_max_tokens=8), args, DIRECT_INSTRUCTION)
+    validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8), args, DIRECT_INSTRUCTION)
     assert args.metric_for_best_model == "eval_accuracy" and args.greater_is_better
 
 
 def test_without_evaluation_nothing_is_read(tmp_path) -> None:
-    assert validation_of(arguments(audio="no/such-dataset"), SFTConfig(**settings(tmp_path)), DIRECT_INSTRUCTION) is None
+    assert validation_set(arguments(audio="no/such-dataset"), SFTConfig(**settings(tmp_path)), DIRECT_INSTRUCTION) is None

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from dataset_builders import verdicts
 from sightsound.cli import InputError
@@ -18,25 +20,27 @@ from sightsound.data.statistics import wilson_interval
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
-from sightsound.training.verifier import (
+from sightsound.training.audio_rows import join_audio
+from sightsound.training.calibration import (
     PARTS,
     THRESHOLD_CONFIDENCE,
-    VERIFIER_MODE,
     Example,
-    ExamplesWithAudio,
-    PairCollator,
     calibrate,
     calibration_parts,
     choose_threshold,
     figures,
-    parse_probability,
     part_of,
     platt_scaling,
     probabilities,
+    use_of_traces,
+)
+from sightsound.training.verifier import (
+    VERIFIER_MODE,
+    PairCollator,
+    parse_probability,
     probability_text,
     read_verifier,
     score,
-    use_of_traces,
 )
 from tests.support import tiny
 from tests.support.card_rules import validate
@@ -150,7 +154,9 @@ def test_the_threshold_is_the_lowest_that_can_be_relied_on():
 
 
 def test_a_precision_that_no_threshold_reaches_is_refused():
-    with pytest.raises(InputError, match=r"no threshold reaches a precision of 0\.9 \(5 of 5 traces right at the best one"):
+    with pytest.raises(
+        InputError, match=r"no threshold reaches a precision of 0\.9 \(the best one is right on 5 of 5 traces: lower end"
+    ):
         choose_threshold(np.linspace(0, 1, 10), np.arange(10) >= 5, 0.9)
     with pytest.raises(InputError, match=r"precision of 1 .*; lower --target_precision, calibrate on more clips"):
         choose_threshold(np.linspace(0, 1, 1000), np.arange(1000) >= 500, 1.0)
@@ -218,9 +224,10 @@ def verifier_run(calibration, student_checkpoint, tmp_path_factory) -> Path:
     return output
 
 
-def held_out_rows(calibration: dict[str, Path]) -> tuple[list[Example], ExamplesWithAudio]:
+def held_out_rows(calibration: dict[str, Path]) -> tuple[list[Example], Dataset]:
     examples = calibration_parts(parquet.open_dataset(str(calibration["verdicts"]), "train"))["held_out"]
-    return examples, ExamplesWithAudio(examples, parquet.AudioById(parquet.open_dataset(str(calibration["audio"]), "train")))
+    audio = parquet.AudioById(parquet.open_dataset(str(calibration["audio"]), "train"))
+    return examples, join_audio([asdict(example) for example in examples], audio)
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -241,7 +248,7 @@ def test_a_verifier_is_a_usual_checkpoint_without_pickles_and_says_what_it_is(ve
     files = {path.suffix for path in (verifier_run / "model").iterdir()}
     assert files <= {".json", ".jinja", ".safetensors", ".md"}
     card = (verifier_run / "model" / "README.md").read_text()
-    assert "scripted" in card and f"p >= {verifier['threshold']}" in card and card.startswith("---\nlibrary_name")
+    assert "scripted" in card and f"p >= {verifier['threshold']}" in card and card.startswith("---\n")
     assert validate(card, "model") == ([], []) and "| carbon emissions | not measured |" in card and "{{" not in card
     ledger, rows = tiny.read_ledger(verifier_run), tiny.read_rows(calibration["verdicts"])
     assert sum(entry["outcome"] in PARTS for entry in ledger) == 12 * 3
@@ -254,7 +261,7 @@ def test_the_figures_on_the_card_are_those_of_the_model_that_was_saved(verifier_
     verifier = model.config.verifier
     examples, rows = held_out_rows(calibration)
     assert verifier["base"] == Path(verifier["base"]).name, "and not where it lies"
-    evidence = score(model, PairCollator(processor, verifier["prompt"]), rows, 128, "held out")
+    evidence = score(model, PairCollator(processor, verifier["prompt"]), rows, batch_size=128, description="held out")
     told = figures(probabilities(evidence, verifier), np.array([e.accepted for e in examples]), verifier["threshold"])
     assert told == verifier["held_out"]
 
@@ -276,8 +283,8 @@ def test_the_score_is_the_difference_of_two_likelihoods_and_needs_the_sound(stud
     model, processor = load(student_checkpoint)
     _, rows = held_out_rows(calibration)
     collator = PairCollator(processor, CHECKER_TRANSCRIPT)
-    evidence = score(model, collator, rows, 5, "batches")
-    assert evidence == pytest.approx(score(model, collator, rows, 1, "one by one"), abs=1e-4)
+    evidence = score(model, collator, rows, batch_size=5, description="batches")
+    assert evidence == pytest.approx(score(model, collator, rows, batch_size=1, description="one by one"), abs=1e-4)
     expected = []
     for audio in (rows[0]["audio"], None):
         turn = {"prompt": [{"role": "user", "content": CHECKER_TRANSCRIPT}], "completion": rows[0]["think"], "audio": audio}
@@ -288,7 +295,7 @@ def test_the_score_is_the_difference_of_two_likelihoods_and_needs_the_sound(stud
     assert evidence[0] == pytest.approx(expected[0] - expected[1], abs=1e-3)
     others = [{**each, "audio": rows[(i + 3) % len(rows)]["audio"]} for i, each in enumerate(rows)]
     # Random weights hardly listen; rounding is a thousand times less.
-    assert np.median(np.abs(score(model, collator, others, 5, "swapped") - evidence)) > 1e-3
+    assert np.median(np.abs(score(model, collator, others, batch_size=5, description="swapped") - evidence)) > 1e-3
 
 
 def test_training_makes_the_sound_speak_for_accepted_traces(calibration, student_checkpoint, tmp_path):
@@ -298,7 +305,7 @@ def test_training_makes_the_sound_speak_for_accepted_traces(calibration, student
     lead = []
     for folder in (student_checkpoint, tmp_path / "run" / "model"):
         model, processor = load(folder)
-        evidence = score(model, PairCollator(processor, CHECKER_TRANSCRIPT), rows, 128, "held out")
+        evidence = score(model, PairCollator(processor, CHECKER_TRANSCRIPT), rows, batch_size=128, description="held out")
         lead.append(evidence[accepted].mean() - evidence[~accepted].mean())
     assert lead[1] > lead[0] + 1
 
