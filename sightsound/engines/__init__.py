@@ -18,6 +18,21 @@ Engines: what answers the requests of a stage.
 
 To add one, write `engines/NAME.py` with an engine (`base.Engine` or `base.StreamingEngine`) and a function
 `make(flags: EngineFlags)` that returns it, and add its line to `ENGINES`.
+
+- `base.py`: requests, results, and the protocol of an engine
+- `transformers.py`: an engine that generates in this process
+- `openai.py`: the engine for OpenAI-compatible servers
+- `openai_models.py`: look up a model on its servers, and choose a server
+- `openai_protocol.py`: request bodies, and what HTTP errors mean
+- `openai_replies.py`: read a server's reply
+- `openai_batch.py`: the engine for OpenAI's Batch API
+- `openai_account.py`: find the batches of a stage in an account
+- `request_fields.py`: the flags that change requests
+- `sampling.py`: sampling that a checkpoint's defaults cannot change
+- `runner.py`: make the requests of a stage, and journal them
+- `checker.py`: let a checker give verdicts
+- `diagnosis.py`: stop or warn when the answers of a run are worthless
+- `cost.py`: `--dry_run`; its prices are `prices.yaml`
 """
 
 from __future__ import annotations

@@ -180,6 +180,6 @@ def test_a_published_dataset_may_not_name_files_that_did_not_come_with_it(tmp_pa
 
     cells = [{"bytes": b"x", "path": "/etc/hostname"}, {"bytes": None, "path": str(tmp_path / "secret.wav")}]
     dataset = Dataset.from_dict({"audio": cells}).cast_column("audio", Audio(decode=False))
-    with pytest.raises(InputError, match=r"someone/sounds holds no sound in 'audio' but the path .*secret\.wav"):
+    with pytest.raises(InputError, match=r"someone/sounds holds no audio in 'audio' but the path .*secret\.wav"):
         parquet._check_paths(dataset, "audio", "someone/sounds")
     parquet._check_paths(dataset.select([0]).flatten_indices(), "audio", "someone/sounds")
