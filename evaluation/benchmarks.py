@@ -37,7 +37,7 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
     rows = parquet.open_dataset(dataset, split or benchmark.split)
     commit = parquet.commit_of(rows)
     card_of = dataset if commit is None else f"{split_revision(dataset)[0]}@{commit}"
-    found = benchmark_in(front_matter_of(card_of)) or _benchmark_by_columns(name, rows.column_names)
+    found = _benchmark_by_card(card_of) or _benchmark_by_columns(name, rows.column_names)
     if found != name:
         raise InputError(f"{dataset} is a dataset of {found}, not of {name}; give --benchmark {found}, or {name}'s own")
     missing = [column for column in benchmark.features() if column not in rows.column_names]
@@ -49,6 +49,14 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
     if benchmark.averages_in_paper and not any(selected["in_paper"]):
         raise InputError(f"none of the first {len(selected)} questions counts in {name}'s average; give a larger --limit")
     return selected, commit or fingerprint(dataset) or dataset
+
+
+def _benchmark_by_card(source: str) -> str | None:
+    """The benchmark that a dataset says it is; None where it does not say, or where its rows are cached and its card is not."""
+    try:
+        return benchmark_in(front_matter_of(source))
+    except InputError:
+        return None
 
 
 def _benchmark_by_columns(expected: str, columns: Collection[str]) -> str:
