@@ -25,6 +25,8 @@ DIGEST_FIELD = "sightsound_input_sha256"  # in a batch's metadata
 
 # Retries of the openai client, 8 s apart at most: about ten minutes. Before the first answer the address is probably wrong.
 RETRIES, FIRST_RETRIES = 80, 4
+# Seconds without a byte after which such a request is repeated: none of them waits for a model.
+MAX_TIMEOUT_S = 120.0
 # A batch is not made by the client's retries, which would make a second one after an answer that was lost. Ten minutes too.
 CREATE_TRIES = 20
 
@@ -49,10 +51,11 @@ class BatchAccount:
     """
 
     def __init__(self, client: Any, url: str, *, timeout_s: float, record: Journal, asked: str, settle_s: float):
-        self._client, self._url, self._timeout_s = client.with_options(max_retries=FIRST_RETRIES), url, timeout_s
+        self._url, self._timeout_s = url, min(timeout_s, MAX_TIMEOUT_S)
         self._record, self._asked, self._settle_s = record, asked, settle_s
+        self._client = client.with_options(max_retries=FIRST_RETRIES, timeout=self._timeout_s)
         self._batches = self._list()
-        self._client = client.with_options(max_retries=RETRIES)
+        self._client = self._client.with_options(max_retries=RETRIES)
 
     def recorded(self) -> Iterator[tuple[str, list[str]]]:
         """Batches that were submitted before, also those of which only the input file is recorded, and their requests' keys."""
