@@ -20,7 +20,7 @@ from sightsound.models.family import StudentFamily, family_of, family_of_process
 from sightsound.models.loading import load_audio_processor, load_generator, student_class
 from sightsound.training.checkpoints import save_checkpoint
 from sightsound.training.collator import CompletionCollator
-from sightsound.training.recipe import lora_of
+from sightsound.training.recipe import lora_config
 from tests.support.tiny import REPO
 from tests.support.trainers import make_rows, make_trainer
 
@@ -141,14 +141,14 @@ def test_lora_and_freezing_are_those_of_the_family(checkpoint, flamingo) -> None
     assert not model.model.audio_tower.embed_positions.weight.requires_grad
     arguments = ModelConfig(model_name_or_path=str(checkpoint), use_peft=True)
     with pytest.raises(InputError, match=r"use_peft without lora_target_modules; .*mlp\\.up_proj"):
-        lora_of(arguments)
+        lora_config(arguments)
     arguments.lora_target_modules = flamingo.lora_target_modules
-    adapted = get_peft_model(model, lora_of(arguments) or get_peft_config(arguments))
+    adapted = get_peft_model(model, lora_config(arguments) or get_peft_config(arguments))
     assert adapted.base_model.targeted_module_names == [f"model.language_model.layers.{i}.mlp.up_proj" for i in range(3)]
     assert flamingo.audio_tower_of(adapted) is model.model.audio_tower
     arguments.lora_target_modules = r".*q_proj"
     with pytest.raises(InputError, match=r"matches 2 modules outside the language model \(first: model.audio_tower"):
-        lora_of(arguments)
+        lora_config(arguments)
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
