@@ -41,7 +41,7 @@ from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import parse_arguments, run
 from sightsound.data.schema import SAMPLING_RATE
 from sightsound.hub.cards import write_dataset_card
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_INSTRUCTION, TEACHER_INSTRUCTION, question_text, render_trace
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_PROMPT, TEACHER_PROMPT, question_text, render_trace
 from sightsound.stage import Stage, write_atomically
 
 
@@ -95,7 +95,7 @@ def reasoning_from_notes(rng: np.random.Generator, instruction: str) -> Row:
     while len(set(scene.sounds)) < 2 and rng.random() < 0.75:
         scene = draw_scene(rng, traps=False)
     question = ask(scene, rng)
-    text = question.text if instruction == TEACHER_INSTRUCTION else question.text.replace("video", "audio")
+    text = question.text if instruction == TEACHER_PROMPT else question.text.replace("video", "audio")
     prompt = question_text(text, question.choices, instruction)
     # Half of the prompts have no notes: the answer then has to follow from the "I hear ..." of the completion.
     if rng.random() < 0.5:
@@ -115,7 +115,7 @@ def build_student_row(index: int, seed: int) -> list[Row]:
     """A sound with its caption, and questions answered from notes. No row has both."""
     rng = _generator(seed, "student", index)
     scene, audio = sounding_scene(rng)
-    noted = [reasoning_from_notes(rng, COT_INSTRUCTION) | {"audio": None} for _ in range(3)]
+    noted = [reasoning_from_notes(rng, COT_PROMPT) | {"audio": None} for _ in range(3)]
     return [{"prompt": "Describe the sounds.", "completion": caption(scene.sounds), "audio": audio}, *noted]
 
 
@@ -132,9 +132,9 @@ def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
     for _ in range(2):
         question = ask(scene, rng)
         target = render_trace(reasoning(scene.sounds, question), question.gold)
-        prompt = question_text(question.text, question.choices, TEACHER_INSTRUCTION)
+        prompt = question_text(question.text, question.choices, TEACHER_PROMPT)
         rows.append({"prompt": prompt, "completion": target} | video)
-    return [*rows, reasoning_from_notes(rng, TEACHER_INSTRUCTION) | {"video": None}]
+    return [*rows, reasoning_from_notes(rng, TEACHER_PROMPT) | {"video": None}]
 
 
 def build_checker_row(index: int, seed: int) -> list[Row]:

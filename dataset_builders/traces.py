@@ -66,7 +66,7 @@ from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.answers import extract_think, parse_answer
-from sightsound.method.prompts import PROMPT_VERSION, QUESTION_FIELDS, TRACE_INSTRUCTIONS, Prompt, choose_prompt, question_text
+from sightsound.method.prompts import PROMPT_VERSION, QUESTION_FIELDS, TRACE_PROMPTS, Prompt, choose_prompt, question_text
 from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.models.sources import pin_model
 from sightsound.scale.executors import ScaleArguments, for_rank
@@ -99,7 +99,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
         default=False, metadata={"help": "have --base_url compute each prompt once before its traces are sampled; see above"}
     )
     prompt: str = field(
-        default="audio_focused", metadata={"help": "instruction that ends the prompt", "choices": list(TRACE_INSTRUCTIONS)}
+        default="audio_focused", metadata={"help": "instruction that ends the prompt", "choices": list(TRACE_PROMPTS)}
     )
     prompt_file: str | None = field(
         default=None, metadata={"help": "another prompt: a text file with the fields {question} and {choices}"}
@@ -115,7 +115,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     def chosen_prompt(self) -> Prompt:
         if self.prompt_file is not None and self.prompt != "audio_focused":
             raise InputError(f"--prompt {self.prompt} and --prompt_file {self.prompt_file} are two prompts; give one of them")
-        return choose_prompt(self.prompt_file, TRACE_INSTRUCTIONS[self.prompt], QUESTION_FIELDS)
+        return choose_prompt(self.prompt_file, TRACE_PROMPTS[self.prompt], QUESTION_FIELDS)
 
 
 def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:

@@ -48,7 +48,7 @@ def main() -> None:
     )
     from trl import GRPOConfig, ModelConfig
 
-    from sightsound.method.prompts import COT_INSTRUCTION
+    from sightsound.method.prompts import COT_PROMPT
     from sightsound.method.rewards import find_rewards, no_reward_warning
     from sightsound.models.loading import load_audio_processor, safetensors_only
     from sightsound.training.audio_rows import audio_rows
@@ -75,7 +75,7 @@ def main() -> None:
             processor = load_audio_processor(model, model_args.model_revision)
             lora = lora_config(model_args)
             dataset = audio_rows(script_args, CompletionCollator(processor), training.ledger, for_grpo=True)
-            validation = validation_set(script_args, training_args, COT_INSTRUCTION)
+            validation = validation_set(script_args, training_args, COT_PROMPT)
             check_fills_a_batch(len(dataset), training_args)
             training_args.model_init_kwargs = model_init_kwargs(model_args)
         # Apart from the block above, because under ZeRO-3 all processes load the model together.

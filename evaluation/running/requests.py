@@ -21,12 +21,12 @@ from sightsound.data.frames import Frames, frames_of_first
 from sightsound.engines.base import ChatRequest, Engine
 from sightsound.method.ledger import stream_rows
 from sightsound.method.prompts import (
-    COT_DISTILL_INSTRUCTION,
-    COT_INSTRUCTION,
-    DIRECT_INSTRUCTION,
-    TEACHER_INSTRUCTION,
-    ZERO_SHOT_AUDIO_COT_INSTRUCTION,
-    ZERO_SHOT_COT_INSTRUCTION,
+    COT_DISTILL_PROMPT,
+    COT_PROMPT,
+    DIRECT_PROMPT,
+    TEACHER_PROMPT,
+    ZERO_SHOT_AUDIO_COT_PROMPT,
+    ZERO_SHOT_COT_PROMPT,
     question_text,
 )
 from sightsound.method.verdicts import ACCEPT
@@ -39,18 +39,18 @@ AUDIO, VIDEO, AUDIO_VIDEO = "audio", "video", "audio_video"
 DIRECT, COT, COT_DISTILL = "direct", "cot", "cot_distill"
 # The prompt of each method. A model is evaluated with the prompt that it was trained with: a distilled student with `cot`.
 METHODS = {
-    DIRECT: DIRECT_INSTRUCTION,
-    COT: COT_INSTRUCTION,
-    "zero_shot_cot": ZERO_SHOT_COT_INSTRUCTION,
-    "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_INSTRUCTION,
-    COT_DISTILL: COT_DISTILL_INSTRUCTION,
+    DIRECT: DIRECT_PROMPT,
+    COT: COT_PROMPT,
+    "zero_shot_cot": ZERO_SHOT_COT_PROMPT,
+    "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_PROMPT,
+    COT_DISTILL: COT_DISTILL_PROMPT,
 }
 NO_TRACE = "no_trace"  # outcome of a question without the reasoning that `cot_distill` needs
 
 
 def default_prompt(modality: str, method: str) -> str:
     """The prompt of a method. A silent video with `cot` gets the teacher's prompt."""
-    return TEACHER_INSTRUCTION if (modality, method) == (VIDEO, COT) else METHODS[method]
+    return TEACHER_PROMPT if (modality, method) == (VIDEO, COT) else METHODS[method]
 
 
 @dataclass(frozen=True)

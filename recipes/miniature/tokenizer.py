@@ -46,7 +46,7 @@ def corpus(world: Path) -> list[str]:
         texts += [text for row in rows.select(range(min(3000, len(rows)))) for text in row.values()]
     for row in json.loads((world / "train_qa.json").read_text()):
         question, choices = row["question_text"].replace("video", "audio"), row["multi_choice"]
-        texts += [prompts.question_text(question, choices, i) for i in (prompts.COT_INSTRUCTION, prompts.DIRECT_INSTRUCTION)]
+        texts += [prompts.question_text(question, choices, i) for i in (prompts.COT_PROMPT, prompts.DIRECT_PROMPT)]
     return texts
 
 

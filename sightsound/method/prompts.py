@@ -32,23 +32,23 @@ def _text(name: str) -> str:
     return (_TEXTS / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
 
 
-COT_INSTRUCTION = _text("cot")
-DIRECT_INSTRUCTION = _text("direct")
+COT_PROMPT = _text("cot")
+DIRECT_PROMPT = _text("direct")
 # The paper's audio-focused prompt for the teacher, and two baselines of its Table 1: the trigger of Kojima et al. 2022 (arXiv
 # 2205.11916), and the same about the sound.
-TEACHER_INSTRUCTION = _text("audio_focused")
-ZERO_SHOT_COT_INSTRUCTION = _text("zero_shot_cot")
-ZERO_SHOT_AUDIO_COT_INSTRUCTION = _text("zero_shot_audio_cot")
+TEACHER_PROMPT = _text("audio_focused")
+ZERO_SHOT_COT_PROMPT = _text("zero_shot_cot")
+ZERO_SHOT_AUDIO_COT_PROMPT = _text("zero_shot_audio_cot")
 # CoT-Distill: the student reads the reasoning of a teacher's trace, without its answer.
-COT_DISTILL_INSTRUCTION = _text("cot_distill")
+COT_DISTILL_PROMPT = _text("cot_distill")
 CHECKER_YES_NO = _text("checker_yes_no")
 CHECKER_TRANSCRIPT = _text("checker_transcript")
 
 # `traces.py --prompt`; the first is the default.
-TRACE_INSTRUCTIONS = {
-    "audio_focused": TEACHER_INSTRUCTION,
-    "zero_shot_cot": ZERO_SHOT_COT_INSTRUCTION,
-    "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_INSTRUCTION,
+TRACE_PROMPTS = {
+    "audio_focused": TEACHER_PROMPT,
+    "zero_shot_cot": ZERO_SHOT_COT_PROMPT,
+    "zero_shot_audio_cot": ZERO_SHOT_AUDIO_COT_PROMPT,
 }
 
 QUESTION_FIELDS = ("question", "choices")

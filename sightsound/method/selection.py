@@ -16,7 +16,7 @@ from typing import Any
 from sightsound.cli import InputError
 from sightsound.data import schema
 from sightsound.method.answers import has_trace_format
-from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text, render_label
+from sightsound.method.prompts import COT_PROMPT, DIRECT_PROMPT, question_text, render_label
 from sightsound.method.verdicts import ACCEPT, REJECT, VERDICTS
 
 
@@ -162,7 +162,7 @@ class Arm:
     name: str
     meaning: str
     completions: Callable[[TraceRow], list[str]]
-    prompt: str = COT_INSTRUCTION
+    prompt: str = COT_PROMPT
     of_ledger: bool = True
 
 
@@ -177,10 +177,10 @@ ARMS = {
             name=GROUND_TRUTH,
             meaning="the annotated answers",
             completions=lambda row: [render_label(row["choices"][row["answer"]].strip())],
-            prompt=DIRECT_INSTRUCTION,
+            prompt=DIRECT_PROMPT,
             of_ledger=False,
         ),
-        Arm(name="label", meaning="the teacher's answers alone", completions=_label, prompt=DIRECT_INSTRUCTION),
+        Arm(name="label", meaning="the teacher's answers alone", completions=_label, prompt=DIRECT_PROMPT),
         Arm(
             name="cot",
             meaning="the first trace",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.method.prompts import COT_INSTRUCTION
+from sightsound.method.prompts import COT_PROMPT
 from sightsound.method.selection import ARMS, GROUND_TRUTH, gold_labels, select
 from sightsound.training.distributed import is_main_process
 
@@ -51,7 +51,7 @@ def _selected(script_args: Any, dataset: Dataset, for_grpo: bool) -> list[dict[s
         rows = open_input(script_args.traces, "train", CORPUS, "traces")
     except InputError as error:
         raise InputError(f"--traces: {error} with the config `traces`, as dataset_builders/cot_corpus.py writes it") from error
-    selected = select(rows, script_args.selection, COT_INSTRUCTION if for_grpo else None)
+    selected = select(rows, script_args.selection, COT_PROMPT if for_grpo else None)
     if for_grpo:  # one row per question: its first
         selected = list({row["id"]: row for row in reversed(selected)}.values())[::-1]
     known = set(dataset["id"])

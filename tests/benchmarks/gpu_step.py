@@ -86,7 +86,7 @@ def make_rows(count: int, clip_s: float, num_new_tokens: int) -> list[dict[str, 
     import numpy as np
 
     from sightsound.data.audio import encode_flac
-    from sightsound.method.prompts import COT_INSTRUCTION, question_text, render_trace
+    from sightsound.method.prompts import COT_PROMPT, question_text, render_trace
 
     draw = np.random.default_rng(0)
     choices = ["a dog barks", "a siren wails", "a bell rings", "a drum is beaten"]
@@ -94,7 +94,7 @@ def make_rows(count: int, clip_s: float, num_new_tokens: int) -> list[dict[str, 
     return [
         {
             "id": str(i),
-            "prompt": [{"role": "user", "content": question_text(f"What is heard in clip {i}?", choices, COT_INSTRUCTION)}],
+            "prompt": [{"role": "user", "content": question_text(f"What is heard in clip {i}?", choices, COT_PROMPT)}],
             "completion": render_trace(think, choices[0]),
             "audio": {"bytes": encode_flac(draw.normal(0, 0.1, round(clip_s * 16_000)).astype(np.float32)), "path": None},
             "teacher_answer": 0,

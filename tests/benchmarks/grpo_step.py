@@ -158,7 +158,7 @@ def make_rows(seconds: int) -> list[dict[str, Any]]:
 
     from sightsound.data.audio import encode_flac
     from sightsound.data.schema import SAMPLING_RATE
-    from sightsound.method.prompts import COT_INSTRUCTION, question_text
+    from sightsound.method.prompts import COT_PROMPT, question_text
 
     rng = np.random.default_rng(0)
     rows = []
@@ -166,7 +166,7 @@ def make_rows(seconds: int) -> list[dict[str, Any]]:
         noise = rng.normal(0, 0.1, seconds * SAMPLING_RATE).astype(np.float32)
         question = " ".join(["What is the", *["first"] * i, "sound after the siren?"])
         choices = ["a dog barking", "a church bell", "a whistle", "an engine"]
-        content = question_text(question, choices, COT_INSTRUCTION)
+        content = question_text(question, choices, COT_PROMPT)
         rows.append({"prompt": [{"role": "user", "content": content}], "audio": {"bytes": encode_flac(noise), "path": None}})
     return rows
 

@@ -13,7 +13,7 @@ import pytest
 from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac, load_clip
 from sightsound.hub.cards import write_dataset_card
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, TEACHER_INSTRUCTION, question_text, render_trace
+from sightsound.method.prompts import CHECKER_TRANSCRIPT, TEACHER_PROMPT, question_text, render_trace
 from tests.support import tiny
 from tests.support.recipes import launch
 
@@ -52,7 +52,7 @@ def write_pretraining(world: Path, videos: Path) -> None:
     sounds = [encode_flac(load_clip(str(videos / file), max_duration_s=WINDOW_S)) for file in TRAIN[:4]]
     corpora: dict[str, list[dict[str, Any]]] = {
         "teacher": [
-            {"prompt": question_text(QUESTION, CHOICES, TEACHER_INSTRUCTION), "video": str(videos / file), **answer}
+            {"prompt": question_text(QUESTION, CHOICES, TEACHER_PROMPT), "video": str(videos / file), **answer}
             for file in TRAIN[:4]
         ],
         "student": [{"prompt": "Describe.", "completion": "A sound.", "audio": {"bytes": s, "path": None}} for s in sounds],

@@ -10,7 +10,7 @@ from dataset_builders import avqa_audio, cot_corpus, mmau
 from evaluation.browse import main as browse
 from sightsound.data import schema
 from sightsound.hub.inputs import front_matter_of
-from sightsound.method.prompts import COT_INSTRUCTION, question_text, render_trace
+from sightsound.method.prompts import COT_PROMPT, question_text, render_trace
 from sightsound.method.selection import ARMS, FILTERS, Filter, trace_outcome
 from sightsound.training.card import training_funnel
 from tests.support.card_rules import validate
@@ -80,7 +80,7 @@ def test_the_default_config_is_ready_for_training(corpus, questions):
     first, second = dataset["train"].cast_column("audio", Audio(decode=False))
     assert (first["id"], second["id"]) == (questions[0]["id"], questions[3]["id"])
     assert first["completions"] == [render_trace("a", "it"), render_trace("c", "it")], "accepted traces only"
-    asked = question_text(questions[0]["question"], questions[0]["choices"], COT_INSTRUCTION)
+    asked = question_text(questions[0]["question"], questions[0]["choices"], COT_PROMPT)
     assert first["prompt"] == [{"role": "user", "content": asked}]
     assert "video" not in asked
     assert (first["teacher_answer"], first["choices"]) == (1, questions[0]["choices"])

@@ -11,7 +11,7 @@ from sightsound.building import miniature_world
 from sightsound.data.audio import decode_audio
 from sightsound.data.frames import load_frames
 from sightsound.data.parquet import AudioById, open_dataset
-from sightsound.method.prompts import COT_INSTRUCTION, TEACHER_INSTRUCTION, heard_sounds
+from sightsound.method.prompts import COT_PROMPT, TEACHER_PROMPT, heard_sounds
 from tests.support.tiny import WORLD_SIZE, run_script
 
 
@@ -35,7 +35,7 @@ def test_a_question_is_about_what_is_heard_and_has_one_right_choice() -> None:
             assert miniature_world.NUMBERS.index(question.gold) == len(heard)
 
 
-@pytest.mark.parametrize("instruction", [COT_INSTRUCTION, TEACHER_INSTRUCTION])
+@pytest.mark.parametrize("instruction", [COT_PROMPT, TEACHER_PROMPT])
 def test_the_models_write_every_count_before_the_method_starts(instruction: str) -> None:
     """LoRA leaves the output head alone: a student that had never written "one" could not learn it from the traces."""
     rows = [miniature.reasoning_from_notes(np.random.default_rng(i), instruction) for i in range(400)]

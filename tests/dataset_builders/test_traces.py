@@ -15,7 +15,7 @@ from sightsound.data import schema
 from sightsound.engines.base import Completion, Sampling
 from sightsound.engines.sampling import NEUTRAL
 from sightsound.engines.transformers import TransformersEngine
-from sightsound.method.prompts import PROMPT_VERSION, TEACHER_INSTRUCTION, ZERO_SHOT_AUDIO_COT_INSTRUCTION, question_text
+from sightsound.method.prompts import PROMPT_VERSION, TEACHER_PROMPT, ZERO_SHOT_AUDIO_COT_PROMPT, question_text
 from tests.support.openai_server import Ask, OpenAIServer, model_answer
 from tests.support.tiny import kill_script_when, read_ledger, read_rows, run_script
 
@@ -45,7 +45,7 @@ def traced(questions, tiny_dataset, tiny_world, tmp_path_factory):
             (clips / clip.name).write_bytes(clip.read_bytes()[:2000])
         elif number != MISSING:
             (clips / clip.name).symlink_to(clip)
-    by_id = {row["id"]: question_text(row["video_question"], row["choices"], TEACHER_INSTRUCTION) for row in questions}
+    by_id = {row["id"]: question_text(row["video_question"], row["choices"], TEACHER_PROMPT) for row in questions}
     assert list(by_id.values()).count(by_id[SPLIT]) == list(by_id.values()).count(by_id[CUT]) == 1
 
     def teacher(ask: Ask):
@@ -196,7 +196,7 @@ def test_a_baseline_prompt_is_asked_and_recorded(tiny_dataset, tiny_world, tmp_p
         flags = {"dataset": tiny_dataset, "media_dir": tiny_world / "clips", "output_dir": tmp_path, "limit": 1}
         done = run_traces(**flags, base_url=server.base_url, prompt="zero_shot_audio_cot")
     assert done.returncode in (0, 2), done.stderr  # whether a dog is among the choices is not the point
-    assert server.asked[0].text.endswith(ZERO_SHOT_AUDIO_COT_INSTRUCTION.splitlines()[-1])
+    assert server.asked[0].text.endswith(ZERO_SHOT_AUDIO_COT_PROMPT.splitlines()[-1])
     assert read_rows(tmp_path)[0]["prompt_version"] == f"{PROMPT_VERSION} zero_shot_audio_cot"
 
 

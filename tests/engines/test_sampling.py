@@ -17,7 +17,7 @@ from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.sampling import GROUPS, NEUTRAL, OPENAI_FIELDS
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.method.answers import parse_answer
-from sightsound.method.prompts import COT_INSTRUCTION
+from sightsound.method.prompts import COT_PROMPT
 from sightsound.training import validation
 from sightsound.training.validation import ValidationSet
 from tests.support.openai_server import OpenAIServer
@@ -129,7 +129,7 @@ def test_validation_is_greedy_whatever_the_checkpoint_ships(student_checkpoint, 
         return parse_answer(text, choices)
 
     monkeypatch.setattr(validation, "parse_answer", keep)
-    asked = ValidationSet(Dataset.from_list(questions[:3]), COT_INSTRUCTION, batch_size=3, max_tokens=12)
+    asked = ValidationSet(Dataset.from_list(questions[:3]), COT_PROMPT, batch_size=3, max_tokens=12)
     for checkpoint in (student_checkpoint, everything):
         engine = TransformersEngine.load(str(checkpoint), 3, GREEDY)
         asked.count(engine.model, engine.processor, range(3))

@@ -17,7 +17,7 @@ from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
-from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text, render_label
+from sightsound.method.prompts import DIRECT_PROMPT, question_text, render_label
 
 
 @pytest.mark.parametrize("count", [2, 4, 26])
@@ -184,7 +184,7 @@ def hearing_checkpoint(student_checkpoint, tmp_path_factory) -> Path:
         rows = []
         for i in range(8):
             waveform, question = asked(8 * step + i)
-            text = question_text(question["question"], question["choices"], DIRECT_INSTRUCTION)
+            text = question_text(question["question"], question["choices"], DIRECT_PROMPT)
             audio = {"bytes": encode_flac(waveform), "path": None}
             label = render_label(question["choices"][question["answer"]])
             rows.append({"prompt": [{"role": "user", "content": text}], "completion": label, "audio": audio})

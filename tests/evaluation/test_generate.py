@@ -13,7 +13,7 @@ from sightsound.data import schema
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaError, video_name
 from sightsound.data.parquet import open_dataset
-from sightsound.method.prompts import TEACHER_INSTRUCTION, question_text
+from sightsound.method.prompts import TEACHER_PROMPT, question_text
 from tests.support.tiny import trace, trace_row, write_corpus, write_traces
 
 
@@ -109,7 +109,7 @@ def test_each_method_ends_the_question_with_its_own_instruction(rows):
         assert text == question_text(rows[0]["question"], rows[0]["choices"], instruction, **fields)
         texts.add(text)
     assert len(texts) == len(METHODS) == 5
-    assert QuestionFormat("video", "cot").instruction == TEACHER_INSTRUCTION
+    assert QuestionFormat("video", "cot").instruction == TEACHER_PROMPT
 
 
 def test_a_teachers_reasoning_comes_without_its_answer_and_one_that_is_missing_is_told(rows, tmp_path):

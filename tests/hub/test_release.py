@@ -17,7 +17,7 @@ from evaluation.scoring.accuracy import NO_CONTROL
 from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.hub.cards import provenance
-from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text
+from sightsound.method.prompts import DIRECT_PROMPT, question_text
 from sightsound.stage import STAGE_FILE
 from sightsound.training.recipe import take_publication
 from tests.support.card_rules import validate
@@ -257,7 +257,7 @@ def test_what_is_loaded_from_the_hub_by_its_tag_answers_as_the_folder_does(
     (tmp_path / "adapter" / "README.md").write_text("# An adapter\n")
     adapter_tag = run_client(PUBLISH_FOLDER, [tmp_path / "adapter", "alice/adapter"], environment).tag
 
-    text = question_text(questions[0]["question"], questions[0]["choices"], DIRECT_INSTRUCTION)
+    text = question_text(questions[0]["question"], questions[0]["choices"], DIRECT_PROMPT)
     prompt = processor.apply_chat_template(user_message(text, "audio"), add_generation_prompt=True, tokenize=False)
     np.savez(tmp_path / "request.npz", text=np.array(prompt), clip=decode_audio(questions[0]["audio"]).waveform)
 

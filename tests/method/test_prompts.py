@@ -90,12 +90,12 @@ SNAPSHOT = {
 
 def test_no_prompt_changes_without_a_new_version():
     of_questions = {
-        "cot": prompts.COT_INSTRUCTION,
-        "direct": prompts.DIRECT_INSTRUCTION,
-        "teacher": prompts.TEACHER_INSTRUCTION,
-        "zero_shot_cot": prompts.ZERO_SHOT_COT_INSTRUCTION,
-        "zero_shot_audio_cot": prompts.ZERO_SHOT_AUDIO_COT_INSTRUCTION,
-        "cot_distill": prompts.COT_DISTILL_INSTRUCTION,
+        "cot": prompts.COT_PROMPT,
+        "direct": prompts.DIRECT_PROMPT,
+        "teacher": prompts.TEACHER_PROMPT,
+        "zero_shot_cot": prompts.ZERO_SHOT_COT_PROMPT,
+        "zero_shot_audio_cot": prompts.ZERO_SHOT_AUDIO_COT_PROMPT,
+        "cot_distill": prompts.COT_DISTILL_PROMPT,
     }
     fields = {"think": "I hear a dog."}
     now = {name: question_text("What is heard?", ["dog", "bell"], text, **fields) for name, text in of_questions.items()}

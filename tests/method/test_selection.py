@@ -5,7 +5,7 @@ import pytest
 from sightsound.cli import InputError
 from sightsound.data.parquet import read_parquet
 from sightsound.method.ledger import Unjoined, join_verdicts
-from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
+from sightsound.method.prompts import COT_PROMPT, DIRECT_PROMPT, question_text
 from sightsound.method.selection import (
     ARMS,
     FILTERS,
@@ -109,7 +109,7 @@ def test_the_label_arm_takes_the_teachers_answer_of_every_answered_question():
         "agreed": "<answer>bell</answer>",
         "split": "<answer>bell</answer>",
     }
-    assert rows[0]["prompt"] == [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_INSTRUCTION)}]
+    assert rows[0]["prompt"] == [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_PROMPT)}]
 
 
 def test_the_ground_truth_arm_takes_the_annotated_answer_of_every_question():
@@ -118,11 +118,11 @@ def test_the_ground_truth_arm_takes_the_annotated_answer_of_every_question():
         {
             "id": "1",
             "choices": CHOICES,
-            "prompt": [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_INSTRUCTION)}],
+            "prompt": [{"role": "user", "content": question_text("What?", CHOICES, DIRECT_PROMPT)}],
             "completion": "<answer>bell</answer>",
         }
     ]
-    assert ARMS["ground_truth"].prompt == ARMS["label"].prompt == DIRECT_INSTRUCTION
+    assert ARMS["ground_truth"].prompt == ARMS["label"].prompt == DIRECT_PROMPT
 
 
 def test_a_selected_row_carries_what_training_needs():
@@ -130,7 +130,7 @@ def test_a_selected_row_carries_what_training_needs():
         "id": "agreed",
         "teacher_answer": 1,
         "choices": CHOICES,
-        "prompt": [{"role": "user", "content": question_text("What?", CHOICES, COT_INSTRUCTION)}],
+        "prompt": [{"role": "user", "content": question_text("What?", CHOICES, COT_PROMPT)}],
         "completion": "<think>a1</think><answer>1</answer>",
     }
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import GRPOConfig, SFTConfig
 
-from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
+from sightsound.method.prompts import COT_PROMPT, DIRECT_PROMPT, question_text
 from sightsound.method.rewards import accuracy_reward, format_reward
 from sightsound.method.selection import gold_labels
 from sightsound.training.collator import CompletionCollator
@@ -27,7 +27,7 @@ def make_rows(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "id": row["id"],
-            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_INSTRUCTION)}],
+            "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_PROMPT)}],
             "audio": row["audio"],
             "teacher_answer": row["answer"],
             "choices": row["choices"],
@@ -93,7 +93,7 @@ def sft_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path,
     args = SFTConfig(**changed, remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True})
     processor = AutoProcessor.from_pretrained(checkpoint)
     rows = [{**row, "audio": question["audio"]} for row, question in zip(gold_labels(questions), questions, strict=True)]
-    validation = ValidationSet(Dataset.from_list(questions[:5]), DIRECT_INSTRUCTION, batch_size=2, max_tokens=12)
+    validation = ValidationSet(Dataset.from_list(questions[:5]), DIRECT_PROMPT, batch_size=2, max_tokens=12)
     return AudioSFTTrainer(
         model=Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint),
         args=args,

@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from trl import GRPOConfig
 from trl.generation import vllm_generation
 
-from sightsound.method.prompts import COT_INSTRUCTION, question_text
+from sightsound.method.prompts import COT_PROMPT, question_text
 from sightsound.training import grpo as grpo_trainer
 from sightsound.training.grpo import AudioGRPOTrainer
 from tests.support.tiny import read_rows
@@ -80,7 +80,7 @@ class Cases:
         questions = read_rows(Path(dataset))[:2] * 4  # the same clips in every step: a cache could answer for them
         self.rows = [
             {
-                "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_INSTRUCTION)}],
+                "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_PROMPT)}],
                 "audio": row["audio"],
             }
             for row in questions

@@ -13,7 +13,7 @@ from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.data.kinds import CLIPS, open_input
 from sightsound.hub.cards import write_dataset_card
-from sightsound.method.prompts import COT_INSTRUCTION, render_trace
+from sightsound.method.prompts import COT_PROMPT, render_trace
 from sightsound.training.audio_rows import audio_rows
 from sightsound.training.collator import CompletionCollator
 from tests.support import tiny
@@ -76,7 +76,7 @@ def test_grpo_cuts_knowingly_too_and_always_asks_for_reasoning(collator, long_cl
     rows = audio_rows(arguments(audio, "label", corpus), collator, tmp_path / "ledger.parquet", for_grpo=True)
     assert [entry["detail"] for entry in tiny.read_ledger(tmp_path)] == ["cut: the model hears 2 of 5.00 s", None, None]
     assert "1 clips cut to 2 s" in capsys.readouterr().out
-    assert all(row["prompt"][0]["content"].endswith(COT_INSTRUCTION.splitlines()[-1]) for row in rows)
+    assert all(row["prompt"][0]["content"].endswith(COT_PROMPT.splitlines()[-1]) for row in rows)
 
 
 def test_the_ground_truth_arm_needs_no_traces_and_its_ledger_says_what_it_saw(collator, long_clip, tmp_path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sightsound.data.audio import decode_audio
-from sightsound.method.prompts import DIRECT_INSTRUCTION, question_text, user_message
+from sightsound.method.prompts import DIRECT_PROMPT, question_text, user_message
 from tests.support import served, tiny
 from tests.support.loopback_hub import client_environment, loopback_hub
 from tests.support.recipes import ACCELERATE, MINIATURE
@@ -161,7 +161,7 @@ def heard(tiny_dataset, questions, tmp_path_factory) -> dict[str, Any]:
     trainer.train()
     save_trained(trainer, folder)
     processor = AutoProcessor.from_pretrained(base)
-    texts = [question_text(row["question"], row["choices"], DIRECT_INSTRUCTION) for row in questions]
+    texts = [question_text(row["question"], row["choices"], DIRECT_PROMPT) for row in questions]
     prompts = [
         processor.apply_chat_template(user_message(t, "audio"), add_generation_prompt=True, tokenize=False) for t in texts
     ]

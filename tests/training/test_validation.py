@@ -13,7 +13,7 @@ from trl import GRPOConfig, SFTConfig
 
 from sightsound.cli import InputError
 from sightsound.method.answers import is_correct, parse_answer
-from sightsound.method.prompts import COT_INSTRUCTION, DIRECT_INSTRUCTION, question_text
+from sightsound.method.prompts import COT_PROMPT, DIRECT_PROMPT, question_text
 from sightsound.training.collator import IGNORED, CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.validation import METRIC, ValidationSet, early_stopping, evenly_spaced, validation_set
@@ -28,7 +28,7 @@ def evaluating(**changed: Any) -> dict[str, Any]:
 
 def grpo_trainer(checkpoint: Path, questions: list[dict[str, Any]], output: Path, **changed: Any) -> AudioGRPOTrainer:
     changed = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8, **changed}
-    validation = ValidationSet(Dataset.from_list(questions[:3]), COT_INSTRUCTION, batch_size=2, max_tokens=4)
+    validation = ValidationSet(Dataset.from_list(questions[:3]), COT_PROMPT, batch_size=2, max_tokens=4)
     prompt = [{"role": "user", "content": "What is heard?"}]
     return AudioGRPOTrainer(
         str(checkpoint),
@@ -77,7 +77,7 @@ def test_accuracy_is_that_of_greedy_answers_by_the_projects_grader(student_check
     collator, right, unanswered = CompletionCollator(trainer.processing_class), 0, 0
     trainer.model.eval()
     for row in trainer.validation.rows:  # one by one, where evaluation answers in batches
-        prompt = question_text(row["question"], row["choices"], DIRECT_INSTRUCTION)
+        prompt = question_text(row["question"], row["choices"], DIRECT_PROMPT)
         message = {"prompt": [{"role": "user", "content": prompt}], "audio": row["audio"], "completion": ""}
         batch = collator([message])
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "input_ids", "attention_mask")}
@@ -171,7 +171,7 @@ def test_sft_goes_on_as_if_it_had_not_been_interrupted(student_checkpoint, quest
 def test_a_selection_that_cannot_be_made_is_refused(flags, script, told, tiny_dataset, tmp_path) -> None:
     args = SFTConfig(**settings(tmp_path, **flags))
     with pytest.raises(InputError, match=told):
-        validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_INSTRUCTION)
+        validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_PROMPT)
 
 
 def test_evaluation_under_fsdp_is_refused() -> None:
@@ -179,7 +179,7 @@ def test_evaluation_under_fsdp_is_refused() -> None:
     state = SimpleNamespace(distributed_type=SimpleNamespace(value="FSDP"))
     args = SimpleNamespace(eval_strategy="steps", distributed_state=state)
     with pytest.raises(InputError, match="evaluation does not work under FSDP"):
-        validation_set(arguments(audio="no/such-dataset"), args, DIRECT_INSTRUCTION)
+        validation_set(arguments(audio="no/such-dataset"), args, DIRECT_PROMPT)
 
 
 def test_the_best_checkpoint_is_by_accuracy_where_no_metric_is_named(tiny_dataset) -> None:
@@ -188,9 +188,9 @@ def test_the_best_checkpoint_is_by_accuracy_where_no_metric_is_named(tiny_datase
     args = SimpleNamespace(
         eval_strategy="steps", distributed_state=state, metric_for_best_model="loss", per_device_eval_batch_size=2
     )
-    validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8), args, DIRECT_INSTRUCTION)
+    validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8), args, DIRECT_PROMPT)
     assert args.metric_for_best_model == "eval_accuracy" and args.greater_is_better
 
 
 def test_without_evaluation_nothing_is_read(tmp_path) -> None:
-    assert validation_set(arguments(audio="no/such-dataset"), SFTConfig(**settings(tmp_path)), DIRECT_INSTRUCTION) is None
+    assert validation_set(arguments(audio="no/such-dataset"), SFTConfig(**settings(tmp_path)), DIRECT_PROMPT) is None
