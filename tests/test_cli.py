@@ -47,7 +47,7 @@ def test_help_shows_the_description_and_the_defaults(capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ([], "--output_dir"),
         (["--output_dir", "o", "--limit", "many"], "invalid int value: 'many'"),
@@ -57,12 +57,12 @@ def test_help_shows_the_description_and_the_defaults(capsys):
         (["--output_dir", "o", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
-def test_bad_usage_is_one_line_on_stderr_and_exit_code_2(flags, told, capsys):
+def test_bad_usage_is_one_line_on_stderr_and_exit_code_2(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_arguments(Arguments, "", flags)
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert told in said
+    assert message in said
     assert said.count("\n") == 1, said
 
 
@@ -140,13 +140,13 @@ def test_a_script_says_what_is_wrong_in_one_line(case, tmp_path):
     (tmp_path / "broken.json").write_text("[")
     (tmp_path / "object.json").write_text("{}")
     (tmp_path / "list.json").write_text("[]")
-    flags, told = BAD_INPUT[case]
+    flags, message = BAD_INPUT[case]
     script = str(REPO / "dataset_builders" / "avqa_audio.py")
     done = subprocess.run(
         [sys.executable, script, *flags, "--output_dir", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_every_command_of_the_evaluation_has_an_example():
@@ -156,8 +156,8 @@ def test_every_command_of_the_evaluation_has_an_example():
 
 def test_an_unknown_command_of_the_evaluation_is_refused():
     done = subprocess.run([sys.executable, "-m", "evaluation", "guess"], cwd=REPO, capture_output=True, text=True, check=False)
-    told = f"error: unknown command 'guess'; expected one of {', '.join(EVALUATION)}\n"
-    assert (done.returncode, done.stderr) == (2, told)
+    message = f"error: unknown command 'guess'; expected one of {', '.join(EVALUATION)}\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 SCRIPTS = [

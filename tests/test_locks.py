@@ -74,9 +74,9 @@ def test_without_flock_a_second_writer_is_refused_and_one_after_a_kill_is_not(wr
         assert first.stdout.readline() == "writing\n"
         assert locks._is_renewed(tmp_path / "out" / locks.OWNER_FILE)
         with writer("ENOSYS", tmp_path / "out", seconds=0) as second:
-            _, told = second.communicate(timeout=60)
+            _, message = second.communicate(timeout=60)
         assert second.returncode == 2
-        assert f"error: {tmp_path / 'out'} is being written by process {first.pid} on " in told
+        assert f"error: {tmp_path / 'out'} is being written by process {first.pid} on " in message
         first.kill()
         first.wait()
         with writer("ENOSYS", tmp_path / "out", seconds=0) as third:

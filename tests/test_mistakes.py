@@ -96,17 +96,17 @@ def start(place, monkeypatch, capsys):
                 runpy.run_module("evaluation", run_name="__main__")
             else:
                 runpy.run_path(str(REPO / script), run_name="__main__")
-        return SimpleNamespace(code=ended.value.code, told=capsys.readouterr().err)
+        return SimpleNamespace(code=ended.value.code, message=capsys.readouterr().err)
 
     yield run
     gc.collect()  # a journal that the script left open is told of here, and not in the next test
 
 
-def assert_one_line(done: SimpleNamespace, told: str, place: Path) -> None:
-    assert done.code == 2, done.told
-    lines = [line for line in done.told.splitlines() if not line.startswith(("Generating", "Using the latest"))]
-    assert len([line for line in lines if line.strip()]) == 1 and lines[-1].startswith("error: "), done.told
-    assert told in lines[-1], lines[-1]
+def assert_one_line(done: SimpleNamespace, message: str, place: Path) -> None:
+    assert done.code == 2, done.message
+    lines = [line for line in done.message.splitlines() if not line.startswith(("Generating", "Using the latest"))]
+    assert len([line for line in lines if line.strip()]) == 1 and lines[-1].startswith("error: "), done.message
+    assert message in lines[-1], lines[-1]
     assert not (place / "out").exists(), "the corrected command may use the folder"
 
 
@@ -115,18 +115,18 @@ FLAGS = [(script, flag) for script, flags in GOOD.items() for flag in flags]
 
 @pytest.mark.parametrize(("script", "flag"), [each for each in FLAGS if each[1] in DATASETS])
 def test_a_dataset_that_is_none_is_named_at_once(script, flag, start, place):
-    for source, told in NO_DATASET.items():
+    for source, message in NO_DATASET.items():
         done = start(script, **{flag: source})
-        assert_one_line(done, told, place)
-        assert source in done.told
+        assert_one_line(done, message, place)
+        assert source in done.message
 
 
 @pytest.mark.parametrize(("script", "flag"), [each for each in FLAGS if each[1] in DATASETS])
 def test_a_dataset_of_another_kind_is_named_with_what_it_lacks(script, flag, start, place):
     done = start(script, **{flag: OTHER_KINDS[flag]}, **({"split": "train"} if script == "evaluation" else {}))
-    assert done.code == 2 and done.told.count("\n") == 1, done.told
-    assert OTHER_KINDS[flag] in done.told
-    assert "lacks" in done.told or "BuilderConfig 'traces' not found" in done.told
+    assert done.code == 2 and done.message.count("\n") == 1, done.message
+    assert OTHER_KINDS[flag] in done.message
+    assert "lacks" in done.message or "BuilderConfig 'traces' not found" in done.message
     assert not (place / "out").exists()
 
 
@@ -138,22 +138,22 @@ def test_a_wrong_split_is_named(script, start, place):
 
 @pytest.mark.parametrize(("script", "flag"), [each for each in FLAGS if each[1] in MODELS])
 def test_a_model_that_is_none_is_named_at_once(script, flag, start, place):
-    for source, told in NO_MODEL.items():
-        assert_one_line(start(script, **{flag: source}), told, place)
+    for source, message in NO_MODEL.items():
+        assert_one_line(start(script, **{flag: source}), message, place)
 
 
 @pytest.mark.parametrize("script", GOOD)
 def test_an_output_folder_that_cannot_be_one_and_mistyped_flags_are_one_line(script, start, place):
     assert_one_line(start(script, output_dir="file"), "--output_dir file cannot be made a folder", place)
-    told = "unrecognized arguments: --limt 1" if script == "dataset_builders/cot_corpus.py" else "did you mean --"
-    assert_one_line(start(script, ("--sedd" if "recipes" in script else "--limt", "1")), told, place)
+    message = "unrecognized arguments: --limt 1" if script == "dataset_builders/cot_corpus.py" else "did you mean --"
+    assert_one_line(start(script, ("--sedd" if "recipes" in script else "--limt", "1")), message, place)
     missing = next(flag for flag in GOOD[script] if flag in DATASETS)
     done = start(script, (f"--{missing[:-1]}", "avqa"), **{missing: None})
     assert_one_line(done, f"; --{missing[:-1]}: did you mean --{missing}?", place)
 
 
 @pytest.mark.parametrize(
-    ("script", "changed", "told"),
+    ("script", "changed", "message"),
     [
         ("dataset_builders/traces.py", {"media_dir": "gone"}, "--media_dir gone is not a folder"),
         ("dataset_builders/traces.py", {"num_traces": "many"}, "invalid int value: 'many'"),
@@ -171,8 +171,8 @@ def test_an_output_folder_that_cannot_be_one_and_mistyped_flags_are_one_line(scr
         ("evaluation", {"benchmark": "mmau"}, "avqa is a dataset of avqa, not of mmau"),
     ],
 )  # fmt: skip
-def test_a_start_that_made_nothing_leaves_nothing(script, changed, told, start, place):
+def test_a_start_that_made_nothing_leaves_nothing(script, changed, message, start, place):
     done = start(script, **changed)
-    assert done.code == 2, done.told
-    assert told in done.told.splitlines()[-1], done.told
+    assert done.code == 2, done.message
+    assert message in done.message.splitlines()[-1], done.message
     assert not (place / "out").exists(), sorted((place / "out").rglob("*"))

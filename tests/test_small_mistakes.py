@@ -36,7 +36,7 @@ def test_a_config_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"id,question\n1,dog\n", "a CSV table"),
         (b"\xef\xbb\xbfid;question\n1;dog\n", "a CSV table"),
@@ -47,11 +47,11 @@ def test_a_config_that_is_not_there_is_named(monkeypatch):
         (b"", "cut short"),
     ],
 )
-def test_a_file_that_is_no_json_is_named_for_what_it_is(tmp_path, content, told):
+def test_a_file_that_is_no_json_is_named_for_what_it_is(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match="is not JSON that can be read") as raised:
         read_json(str(tmp_path / "a.json"))
-    assert told in str(raised.value) and (told == "cut short") == ("cut short" in str(raised.value))
+    assert message in str(raised.value) and (message == "cut short") == ("cut short" in str(raised.value))
 
 
 @pytest.mark.parametrize("url", ["localhost:8765/v1", "127.0.0.1:8000/v1", "ftp://host/v1", ""])

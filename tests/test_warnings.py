@@ -39,7 +39,7 @@ def test_empty_texts_are_no_equal_traces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (choice("length", content="A dog, since"), "all 4 answers were cut at --max_tokens 512; raise --max_tokens"),
         (choice("stop", content=None, refusal="I cannot."), "all 4 answers were refused; choose another --model"),
@@ -50,7 +50,7 @@ def test_empty_texts_are_no_equal_traces(tmp_path):
     ids=["cut", "refused", "filtered", "empty", "unread"],
 )  # fmt: skip
 def test_a_teacher_without_an_answer_is_told_by_how_its_answers_end(
-    monkeypatch, capsys, tiny_dataset, tiny_world, tmp_path, given, told
+    monkeypatch, capsys, tiny_dataset, tiny_world, tmp_path, given, message
 ):
     words = ["--dataset", str(tiny_dataset), "--media_dir", str(tiny_world / "clips"), "--model", "other", "--limit", "2"]
     words += ["--num_traces", "2", "--num_frames", "2", "--output_dir", str(tmp_path)]
@@ -58,7 +58,7 @@ def test_a_teacher_without_an_answer_is_told_by_how_its_answers_end(
         monkeypatch.setattr("sys.argv", ["traces.py", *words, "--base_url", server.base_url])
         with pytest.raises(InputError) as raised:
             traces.main()
-    assert told in str(raised.value) and "media_dir" not in str(raised.value)
+    assert message in str(raised.value) and "media_dir" not in str(raised.value)
     assert "warning: the first 2 answers of other hold no reasoning" in capsys.readouterr().err
 
 
@@ -85,6 +85,6 @@ def test_a_checker_without_a_verdict_is_told(monkeypatch, capsys, tiny_dataset, 
     with HouseServer(lambda _: {"choices": [given]}) as server:
         monkeypatch.setattr("sys.argv", ["verdicts.py", *words, "--base_url", server.base_url])
         verdicts.main()
-    told = capsys.readouterr().err
-    assert ("warning: not one of" in told) == (reason is not None)
-    assert reason is None or reason in told
+    message = capsys.readouterr().err
+    assert ("warning: not one of" in message) == (reason is not None)
+    assert reason is None or reason in message

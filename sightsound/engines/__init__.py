@@ -17,22 +17,7 @@ Engines: what answers the requests of a stage.
 - `cost.py`: `--dry_run`: requests, tokens and price
 
 To add one, write `engines/NAME.py` with an engine (`base.Engine` or `base.StreamingEngine`) and a function
-`make(flags: EngineFlags)` that returns it, and add its line to `ENGINES`.
-
-- `base.py`: requests, results, and the protocol of an engine
-- `transformers.py`: an engine that generates in this process
-- `openai.py`: the engine for OpenAI-compatible servers
-- `openai_models.py`: look up a model on its servers, and choose a server
-- `openai_protocol.py`: request bodies, and what HTTP errors mean
-- `openai_replies.py`: read a server's reply
-- `openai_batch.py`: the engine for OpenAI's Batch API
-- `openai_account.py`: find the batches of a stage in an account
-- `request_fields.py`: the flags that change requests
-- `sampling.py`: sampling that a checkpoint's defaults cannot change
-- `runner.py`: make the requests of a stage, and journal them
-- `checker.py`: let a checker give verdicts
-- `diagnosis.py`: stop or warn when the answers of a run are worthless
-- `cost.py`: `--dry_run`; its prices are `prices.yaml`
+`make(flags: EngineFlags)` that returns it, and put its line above the others in `ENGINES`.
 """
 
 from __future__ import annotations
@@ -43,7 +28,7 @@ from collections.abc import Callable
 from sightsound.engines.base import Engine, EngineFlags
 
 
-# A module, and which commands it serves. The first line that fits is taken.
+# A module, and the flags of the commands that it serves. The first condition that holds is used.
 ENGINES: list[tuple[str, Callable[[EngineFlags], bool]]] = [
     ("sightsound.engines.openai_batch", lambda flags: flags.batches is not None),
     ("sightsound.engines.openai", lambda flags: bool(flags.base_urls)),

@@ -72,8 +72,8 @@ def ledger(num_questions: int, num_traces: int, is_verified: bool) -> Iterator[d
         rng = random.Random(i)
         answers = [1] * num_traces if rng.random() < UNANIMOUS_SHARE else rng.choices(range(4), k=num_traces)
         verdicts = ["accept" if rng.random() < ACCEPT_SHARE else "reject" for _ in answers]
-        told = zip(answers, verdicts, strict=True)
-        traces = [trace_of(rng, answer, verdict if is_verified else None) for answer, verdict in told]
+        message = zip(answers, verdicts, strict=True)
+        traces = [trace_of(rng, answer, verdict if is_verified else None) for answer, verdict in message]
         question = {"id": str(i), "question": "What is the first sound?", "choices": CHOICES, "media_sha256": f"{i:064x}"}
         yield {**question, "traces": traces, **trace_outcome(traces), **made}
 
@@ -100,10 +100,10 @@ def make_inputs(folder: Path, num_questions: int, num_traces: int) -> dict[str, 
 
 def memory_of(process: int) -> tuple[float, float]:
     """Resident and anonymous MiB of a process."""
-    told = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    if "VmRSS" not in told:  # it has ended, and nobody has waited for it
+    message = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    if "VmRSS" not in message:  # it has ended, and nobody has waited for it
         return 0.0, 0.0
-    return tuple(int(told[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+    return tuple(int(message[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
 
 
 def cost_of(command: list[str], cache: Path) -> Cost:

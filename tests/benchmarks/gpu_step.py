@@ -252,8 +252,8 @@ def main() -> None:
         for name, found in figures.items():
             print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        told = {name: {key: round(value, 3) for key, value in found.items()} for name, found in figures.items()}
-        print(json.dumps({"device": device, "processes": int(os.environ.get("WORLD_SIZE", "1")), "full": args.full, **told}))
+        message = {name: {key: round(value, 3) for key, value in found.items()} for name, found in figures.items()}
+        print(json.dumps({"device": device, "processes": int(os.environ.get("WORLD_SIZE", "1")), "full": args.full, **message}))
 
 
 if __name__ == "__main__":

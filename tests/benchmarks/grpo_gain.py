@@ -201,13 +201,15 @@ def main() -> None:
     print("| seed | prompts | SFT | GRPO | gain [95 %, paired] | unanswered, SFT | unanswered, GRPO |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        told = f"{row.gain:+.1f} [{row.low:+.1f}, {row.high:+.1f}] | {row.sft_unanswered:.1f} | {row.grpo_unanswered:.1f}"
-        print(f"| {row.seed} | {row.prompts} | {row.sft_accuracy:.1f} | {row.grpo_accuracy:.1f} | {told} |")
+        message = f"{row.gain:+.1f} [{row.low:+.1f}, {row.high:+.1f}] | {row.sft_unanswered:.1f} | {row.grpo_unanswered:.1f}"
+        print(f"| {row.seed} | {row.prompts} | {row.sft_accuracy:.1f} | {row.grpo_accuracy:.1f} | {message} |")
     gains = [row.gain for row in rows]
     interval = interval_over_seeds(gains)
-    told = "one seed, no interval" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}], t interval over seeds"
+    message = (
+        "one seed, no interval" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}], t interval over seeds"
+    )
     positive = sum(gain > 0 for gain in gains)
-    print(f"mean gain {mean(gains):+.2f} ({told}), positive on {positive} of {len(rows)}")
+    print(f"mean gain {mean(gains):+.2f} ({message}), positive on {positive} of {len(rows)}")
     print(
         json.dumps({"mean_gain": mean(gains), "interval": interval, "positive": positive, "seeds": [asdict(r) for r in rows]})
     )

@@ -87,11 +87,11 @@ def main() -> None:
         decide_all("mmau", protocols_of("mmau"), outputs, rows)
         plain_s.append(middle - start)
         scored_s.append(time.process_time() - middle)
-    told = {"predictions": len(outputs), "plain_s": min(plain_s), "scored_s": min(scored_s)}
-    told |= {"ratio": min(scored_s) / min(plain_s)}
-    print(json.dumps(told))
-    if told["ratio"] > MAX_RATIO:
-        sys.exit(f"scoring takes {told['ratio']:.2f} times as long as a plain token matcher")
+    message = {"predictions": len(outputs), "plain_s": min(plain_s), "scored_s": min(scored_s)}
+    message |= {"ratio": min(scored_s) / min(plain_s)}
+    print(json.dumps(message))
+    if message["ratio"] > MAX_RATIO:
+        sys.exit(f"scoring takes {message['ratio']:.2f} times as long as a plain token matcher")
 
 
 if __name__ == "__main__":

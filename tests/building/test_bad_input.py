@@ -254,15 +254,15 @@ def test_every_kind_of_bad_input_ends_in_its_outcome_and_nothing_is_lost(built):
     folder, done = built
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    told = dict(zip(cases(), ledger(folder), strict=True))
-    assert {case: entry["outcome"] for case, entry in told.items()} == {case: out for case, (_, out) in cases().items()}
-    assert {entry["outcome"] for entry in told.values()} <= BUILD_OUTCOMES.keys()
-    assert max(len(entry["detail"] or "") for entry in told.values()) < 400
-    assert told["huge id"]["id"] == "1" + "0" * 299 + "...", "the ledger keeps it short"
+    message = dict(zip(cases(), ledger(folder), strict=True))
+    assert {case: entry["outcome"] for case, entry in message.items()} == {case: out for case, (_, out) in cases().items()}
+    assert {entry["outcome"] for entry in message.values()} <= BUILD_OUTCOMES.keys()
+    assert max(len(entry["detail"] or "") for entry in message.values()) < 400
+    assert message["huge id"]["id"] == "1" + "0" * 299 + "...", "the ledger keeps it short"
     rows = open_dataset(str(folder / "out"), "train")
     whole_id = str(10**400)
     assert rows["id"][:] == [
-        whole_id if case == "huge id" else entry["id"] for case, entry in told.items() if entry["outcome"] == "built"
+        whole_id if case == "huge id" else entry["id"] for case, entry in message.items() if entry["outcome"] == "built"
     ]
 
 
@@ -349,11 +349,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(case, folder):
-    changed, told = MISTAKES[case]
+    changed, message = MISTAKES[case]
     given = {"train_annotations": "good.json", "media_dir": "clips", "output_dir": "out"} | changed
     done = run_builder(folder, *(part for name, value in given.items() for part in (f"--{name}", value)))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     if (folder / "out" / "stage.json").exists():
         assert json.loads((folder / "out" / "stage.json").read_text())["settings"] is None
 

@@ -168,8 +168,8 @@ def test_letters_of_choices_are_taken_off_and_the_build_says_so(clips, monkeypat
     rows.append(annotation(2, NAMES["pan"], multi_choice=["A. Dog", "Rooster", "Siren", "Drum"]))
     (tmp_path / "train.json").write_text(json.dumps([*rows, {"id": 3}]))
     build(tmp_path, monkeypatch, "--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", "out")
-    told = "the choices of 2 questions began with their letters (A, B, ...), which were removed"
-    assert capsys.readouterr().out.count(told) == 1
+    message = "the choices of 2 questions began with their letters (A, B, ...), which were removed"
+    assert capsys.readouterr().out.count(message) == 1
     built = tiny.read_rows(tmp_path / "out")
     assert [row["choices"][:2] for row in built] == [["Dog", "Rooster"], ["Dog", "Rooster"], ["A. Dog", "Rooster"]]
     card = (tmp_path / "out" / "README.md").read_text()
@@ -182,15 +182,15 @@ def test_a_finished_build_says_what_is_in_it(clips, monkeypatch, tmp_path, capsy
     build(tmp_path, monkeypatch, *flags)
     capsys.readouterr()
     build(tmp_path, monkeypatch, *flags)
-    told = "out is complete: 1 of 2 annotations built, 1 missing_media; delete the folder to build again\n"
-    assert capsys.readouterr().out == told
+    message = "out is complete: 1 of 2 annotations built, 1 missing_media; delete the folder to build again\n"
+    assert capsys.readouterr().out == message
 
 
 def test_the_help_says_which_fields_are_needed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["avqa_audio.py", "--help"])
     with pytest.raises(SystemExit):
         avqa_audio.main()
-    told = " ".join(capsys.readouterr().out.split("options:")[0].split())
+    message = " ".join(capsys.readouterr().out.split("options:")[0].split())
     for line in (
         "An annotation needs",
         "`id`, a number or a text",
@@ -200,7 +200,7 @@ def test_the_help_says_which_fields_are_needed(monkeypatch, capsys):
         "other fields are ignored",
         'every "video" in lower case becomes "audio"',
     ):
-        assert line in told
+        assert line in message
 
 
 def test_clips_of_both_kinds_are_told_apart_on_the_card(clips, monkeypatch):
@@ -245,13 +245,13 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", ANSWERS)
 def test_answers_that_cannot_be_meant_are_told_with_a_remedy_that_fits(case, clips, monkeypatch, tmp_path, capsys):
-    answers, told = ANSWERS[case]
+    answers, message = ANSWERS[case]
     rows = [annotation(i, NAMES["pan"], multi_choice=FOUR, answer=answer) for i, answer in enumerate(answers)]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     with pytest.raises(InputError) as raised:
         build(tmp_path, monkeypatch, "--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", "out")
     line = str(raised.value)
-    assert told in line and "0" in line and "\n" not in line
+    assert message in line and "0" in line and "\n" not in line
     assert "media_dir" not in line and "clips" not in line
     assert "correct the answers in train.json" in line or "subtract 1 from every answer" in line
     assert not (tmp_path / "out" / "data").exists()
@@ -288,12 +288,12 @@ def test_the_first_reason_is_on_the_screen_and_the_remedy_is_about_it(clips, mon
         ),
         "choices": (annotation(1, "a", multi_choice=FOUR[:2]), "expected 4 choices, found ['dog', 'bell']; correct train.json"),
     }
-    for i, (row, told) in enumerate(cases.values()):
+    for i, (row, message) in enumerate(cases.values()):
         (tmp_path / "train.json").write_text(json.dumps([row]))
         flags = ("--train_annotations", "train.json", "--media_dir", str(clips), "--output_dir", f"out{i}")
         with pytest.raises(InputError) as raised:
             build(tmp_path, monkeypatch, *flags)
-        assert told.format(clips=clips) in str(raised.value)
+        assert message.format(clips=clips) in str(raised.value)
 
 
 def test_a_list_in_an_object_and_json_lines_are_read(tmp_path):
@@ -313,7 +313,7 @@ def test_a_list_in_an_object_and_json_lines_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             '{"1": {}, "2": {}}',
@@ -325,7 +325,7 @@ def test_a_list_in_an_object_and_json_lines_are_read(tmp_path):
         ('{"id": 1}\n{"id": 2', "is not JSON that can be read"),
     ],
 )
-def test_a_file_of_another_shape_is_told_what_is_expected(text, told, tmp_path):
+def test_a_file_of_another_shape_is_told_what_is_expected(text, message, tmp_path):
     (tmp_path / "train.json").write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_annotations(str(tmp_path / "train.json"), OFFICIAL)

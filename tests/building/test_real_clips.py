@@ -97,14 +97,14 @@ def test_real_videos_go_through_every_stage(real_data: Path, tmp_path: Path) -> 
         run("recipes/miniature/pretrain.py", config=recipe, output_dir=models / name, **sizes, **init)
 
     data = tmp_path / "avqa-audio"
-    told = run(
+    message = run(
         "dataset_builders/avqa_audio.py",
         train_annotations=annotations["train"],
         test_annotations=annotations["test"],
         media_dir=clips,
         output_dir=data,
     )
-    assert "14 annotations: 12 built" in told
+    assert "14 annotations: 12 built" in message
     outcomes = [row["outcome"] for row in tiny.read_ledger(data)]
     assert outcomes == [schema.BUILT] * 8 + [schema.NO_AUDIO, schema.SILENT] + [schema.BUILT] * 4
     rows = tiny.read_rows(data)

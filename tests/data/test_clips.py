@@ -105,16 +105,16 @@ def test_a_stream_that_changes_on_the_way_is_read_right_or_refused(tmp_path, sec
     assert pitch_hz(waveform[:14_000]) == pytest.approx(440, abs=2)
 
 
-@pytest.mark.parametrize(("channels", "rate", "told"), [(1, 22_050, "corrupt_media"), (2, 44_100, None), (1, 44_100, None)])
-def test_sound_of_another_kind_midway_is_read_on_or_said(tmp_path, channels, rate, told):
+@pytest.mark.parametrize(("channels", "rate", "message"), [(1, 22_050, "corrupt_media"), (2, 44_100, None), (1, 44_100, None)])
+def test_sound_of_another_kind_midway_is_read_on_or_said(tmp_path, channels, rate, message):
     """FLAC frames carry their own format, so joined files decode; unlike AAC's, their samples are integers."""
     joined = tmp_path / "joined.flac"
     for file, channels_of, rate_of in (("a.flac", 1, 44_100), ("b.flac", channels, rate)):
         soundfile.write(tmp_path / file, np.stack([tone(440, rate_of, 1.0)] * channels_of, axis=1), rate_of)
     first, last = (tmp_path / "a.flac").read_bytes(), (tmp_path / "b.flac").read_bytes()
     joined.write_bytes(first + last[last.index(b"\xff\xf8") :])
-    if told is not None:
-        assert outcome_of(joined) == told
+    if message is not None:
+        assert outcome_of(joined) == message
     else:
         assert len(load_clip(str(joined))) == pytest.approx(32_000, rel=0.01)
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from dataset_builders import avqa_audio, cot_corpus, mmau
+from dataset_builders import cot_corpus
 from evaluation.browse import main as browse
+from sightsound.benchmarks import avqa, mmau
 from sightsound.data import schema
 from sightsound.hub.inputs import front_matter_of
 from sightsound.method.prompts import COT_PROMPT, question_text, render_trace
@@ -48,10 +49,10 @@ def build(questions, tiny_dataset, folder, change=lambda rows: rows):
     return run_script(SCRIPT, **flags)
 
 
-def assert_refused(done, told: str) -> None:
+def assert_refused(done, message: str) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -212,33 +213,33 @@ def test_the_card_tells_columns_sizes_and_the_command(corpus):
     assert "{{" not in card and "{%" not in card
 
 
-MIXED, _ = avqa_audio.describe([{"video_name": name, "video_id": "a"} for name in ("a", "a_000000")])
+MIXED, _ = avqa.describe([{"video_name": name, "video_id": "a"} for name in ("a", "a_000000")])
 FRONT_MATTERS = {
-    "of AVQA": (avqa_audio.OF_AVQA, (), "AVQA, whose questions and clips this builds on"),
-    "own": (avqa_audio.OF_OWN_CLIPS, (), "is not known: this card was written automatically"),
+    "of AVQA": (avqa.OF_AVQA, (), "AVQA, whose questions and clips this builds on"),
+    "own": (avqa.OF_OWN_CLIPS, (), "is not known: this card was written automatically"),
     "mixed": (MIXED, (), "Part of the questions and clips that this builds on is AVQA's"),
-    "of a benchmark": (mmau.MMAU.front_matter, (), "`annotations-apache-2.0-clips-of-their-sources`"),
+    "of a benchmark": (mmau.BENCHMARK.front_matter, (), "`annotations-apache-2.0-clips-of-their-sources`"),
     "without": ({}, (), "states no licence"),
-    "own, its licence given": (avqa_audio.OF_OWN_CLIPS, ("license", "cc-by-4.0"), "`cc-by-4.0`."),
+    "own, its licence given": (avqa.OF_OWN_CLIPS, ("license", "cc-by-4.0"), "`cc-by-4.0`."),
 }
 
 
 @pytest.mark.parametrize("kind", FRONT_MATTERS)
 def test_whose_clips_these_are_is_what_their_datasets_card_says(kind, tmp_path):
-    stated, flag, told = FRONT_MATTERS[kind]
+    stated, flag, message = FRONT_MATTERS[kind]
     (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(stated)}---\n# Text\n" if stated else "# Text\n")
     licence = dict([flag] if flag else [])
     front, sentence = cot_corpus.origin(front_matter_of(str(tmp_path)), licence.get("license", "other"))
     names = ("license", "license_name", "language", "source_datasets")
     assert front == ({name: stated[name] for name in names if name in stated} or {"license": "other"}) | licence
-    assert told in sentence and ("AVQA" in sentence) == (kind in ("of AVQA", "mixed"))
+    assert message in sentence and ("AVQA" in sentence) == (kind in ("of AVQA", "mixed"))
 
 
 def test_the_card_of_traces_of_own_clips_does_not_speak_of_avqa(questions, tiny_dataset, tmp_path):
     shutil.copytree(tiny_dataset, tmp_path / "own")
     _, front, text = (tmp_path / "own" / "README.md").read_text().split("---\n", 2)
     kept = {name: yaml.safe_load(front)[name] for name in ("dataset_info", "configs")}
-    (tmp_path / "own" / "README.md").write_text(f"---\n{yaml.safe_dump({**avqa_audio.OF_OWN_CLIPS, **kept})}---\n{text}")
+    (tmp_path / "own" / "README.md").write_text(f"---\n{yaml.safe_dump({**avqa.OF_OWN_CLIPS, **kept})}---\n{text}")
     done = build(questions, tmp_path / "own", tmp_path)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "corpus" / "README.md").read_text()
@@ -285,8 +286,8 @@ def test_verdicts_on_other_traces_are_refused(questions, tiny_dataset, tmp_path)
         rows[3]["traces"][1] |= {"text": "something else"}
         return rows
 
-    told = f"1 questions (first: {questions[3]['id']}) have verdicts on other traces; run verdicts.py on these"
-    assert_refused(build(questions, tiny_dataset, tmp_path, other), told)
+    message = f"1 questions (first: {questions[3]['id']}) have verdicts on other traces; run verdicts.py on these"
+    assert_refused(build(questions, tiny_dataset, tmp_path, other), message)
 
 
 def test_a_question_that_was_never_verified_is_kept_as_such(questions, tiny_dataset, tmp_path):

@@ -20,14 +20,14 @@ def interrupted(command, is_working):
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=30)
-    return process.returncode, told
+    _, message = process.communicate(timeout=30)
+    return process.returncode, message
 
 
 def assert_one_line(ended):
-    code, told = ended
-    assert code == 130 and "Traceback" not in told and "KeyboardInterrupt" not in told, told
-    assert told.rstrip().splitlines()[-1] == "stopped; the same command continues", told
+    code, message = ended
+    assert code == 130 and "Traceback" not in message and "KeyboardInterrupt" not in message, message
+    assert message.rstrip().splitlines()[-1] == "stopped; the same command continues", message
 
 
 def test_a_script_whose_threads_ask_a_server_is_stopped_in_one_line(tiny_dataset, tiny_world, tmp_path):

@@ -139,8 +139,8 @@ def test_a_trace_holds_its_text_its_reasoning_and_its_answer(traced, questions):
         },
     ]
     names = ("teacher", "teacher_revision", "prompt_version", "num_traces", "temperature", "max_tokens", "seed", "checker")
-    told = ["scripted", "scripted at its server", "1", 2, 1.0, 512, 5, None]
-    assert [row[name] for name in names] == told
+    message = ["scripted", "scripted at its server", "1", 2, 1.0, 512, 5, None]
+    assert [row[name] for name in names] == message
     assert row["media_sha256"] == questions[0]["media_sha256"]
 
 
@@ -241,8 +241,8 @@ def test_a_teacher_that_never_answers_is_said_in_one_line(tiny_dataset, tiny_wor
             dataset=tiny_dataset, media_dir=tiny_world / "clips", output_dir=tmp_path, base_url=server.base_url, limit=3
         )
     assert done.returncode == 2
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert told.startswith(f"error: scripted answered none of 3 questions (3 no_answer); {tmp_path} has every one's outcome")
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message.startswith(f"error: scripted answered none of 3 questions (3 no_answer); {tmp_path} has every one's outcome")
     assert [entry["outcome"] for entry in read_ledger(tmp_path)] == [schema.NO_ANSWER] * 3
     assert read_rows(tmp_path)[0]["traces"][0]["text"] == "I would rather not."
     assert not json.loads((tmp_path / "stage.json").read_text())["complete"]

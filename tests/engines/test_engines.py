@@ -299,28 +299,28 @@ def test_what_waiting_cannot_mend_stops_the_run_at_once(monkeypatch, audio_reque
     if remedy == "OPENAI_API_KEY":
         remedy = "check OPENAI_API_KEY" if key else "OPENAI_API_KEY is not set: set it"
     with OpenAIServer(lambda ask: ["yes"], itertools.repeat(status)) as server:
-        told = (
+        expected = (
             f"{server.base_url} answered {status}: .*fault {status}.*{remedy}.*; finished requests are kept, rerun to continue"
         )
-        with pytest.raises(InputError, match=told) as stopped:
+        with pytest.raises(InputError, match=expected) as stopped:
             results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests, GREEDY)
     assert server.statuses == [status], "one request is enough to know"
     assert "\n" not in str(stopped.value) and "secret" not in str(stopped.value)
 
 
 @pytest.mark.parametrize(
-    ("fault", "outcome", "told"),
+    ("fault", "outcome", "expected"),
     [
         (500, "server_error", "answered 500: .*fault 500"),
         (ONE_CHOICE, "bad_response", "1 choices for n=2; it needs to support n"),
     ],
 )
-def test_a_request_at_which_the_server_fails_time_after_time_is_an_outcome(impatient, audio_requests, fault, outcome, told):
+def test_a_request_at_which_the_server_fails_time_after_time_is_an_outcome(impatient, audio_requests, fault, outcome, expected):
     with OpenAIServer(lambda ask: ["yes", "no"], [fault] * openai_engine.TRIES) as server:
         results = results_for(OpenAIEngine("tiny", server.base_url, 1), audio_requests[:2], SAMPLED)
     failed, answered = sorted(results, key=lambda result: result.outcome is None)
     assert (failed.outcome, failed.completions, answered.outcome) == (outcome, [], None)
-    assert re.search(told, failed.detail)
+    assert re.search(expected, failed.detail)
     assert len(server.statuses) == openai_engine.TRIES + 1
 
 
@@ -329,7 +329,7 @@ def choice(**changed) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         (b"", "not JSON"),
         (b"<html>", "not JSON .*<html>"),
@@ -345,8 +345,8 @@ def choice(**changed) -> dict:
         (json.dumps({"choices": [choice(message={"content": 1})]}).encode(), "a choice without a text"),
     ],
 )
-def test_a_body_that_is_no_chat_completion_is_told(body, told):
-    with pytest.raises(RequestFailure, match=told):
+def test_a_body_that_is_no_chat_completion_is_told(body, expected):
+    with pytest.raises(RequestFailure, match=expected):
         read_reply(body, 1, "URL")
 
 
@@ -447,8 +447,8 @@ def test_progress_tells_tokens_and_how_much_of_the_prompts_was_cached(tmp_path, 
     journal = Journal(tmp_path / "journal.jsonl")
     run_requests(Counting(), ["a", "b"], lambda key: ChatRequest(key, ""), SAMPLED, journal, "test")
     journal.close()
-    told = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
-    assert re.search(r"test: 100%.* 2/2 .*row/s.*tokens/s=\d+, cached=75%, retries=3", told)
+    expected = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    assert re.search(r"test: 100%.* 2/2 .*row/s.*tokens/s=\d+, cached=75%, retries=3", expected)
     assert journal["a"]["usage"] == {"prompt_tokens": 100, "completion_tokens": 10, "cached_tokens": 75}
 
 

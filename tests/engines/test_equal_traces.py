@@ -84,9 +84,9 @@ def test_a_teacher_that_does_not_draw_ends_in_one_line_and_so_does_its_rerun(for
     assert NUM_FIRST <= num_asked <= NUM_FIRST + 6
     for each in (done, again):
         assert each.returncode == 2, each.stderr
-        (told,) = [line for line in each.stderr.splitlines() if "error: " in line]
-        assert re.search(r"error: the traces of 20 of the first 20 questions are all equal \(sent: .*\"top_k\": -1", told)
-        assert told.endswith(f"delete {tmp_path / 'out'} and start again")
+        (message,) = [line for line in each.stderr.splitlines() if "error: " in line]
+        assert re.search(r"error: the traces of 20 of the first 20 questions are all equal \(sent: .*\"top_k\": -1", message)
+        assert message.endswith(f"delete {tmp_path / 'out'} and start again")
 
 
 def test_the_remedy_under_ranks_is_to_delete_the_whole_run(forty, tmp_path):

@@ -151,7 +151,7 @@ def test_what_a_batch_does_not_answer_is_asked_again_and_nothing_else(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("plan_for", "num_batches", "outcome", "told"),
+    ("plan_for", "num_batches", "outcome", "message"),
     [
         (lambda i: Plan(statuses={i: 400}), 1, "refused", "answered 400: .*fault 400"),
         (lambda i: Plan(statuses={i: 413}), 1, "refused", "answered 413: .*fault 413"),
@@ -163,12 +163,12 @@ def test_what_a_batch_does_not_answer_is_asked_again_and_nothing_else(tmp_path, 
     ],
     ids=["400", "413", "500", "429", "timeout", "missing", "garbled"],
 )
-def test_a_request_that_fails_time_after_time_is_an_outcome(tmp_path, plan_for, num_batches, outcome, told):
+def test_a_request_that_fails_time_after_time_is_an_outcome(tmp_path, plan_for, num_batches, outcome, message):
     with BatchServer([plan_for(1), plan_for(0), plan_for(0)]) as server:
         entries = ask(batched(server, tmp_path), tmp_path, names(4))
     assert len(server.batches) == num_batches
     failed = entries.pop(names(4)[1])
-    assert failed["outcome"] == outcome and re.search(told, failed["detail"])
+    assert failed["outcome"] == outcome and re.search(message, failed["detail"])
     assert len(entries) == 3 and all("completions" in entry for entry in entries.values())
 
 
@@ -200,7 +200,7 @@ NO_BATCHES = Plan("failed", errors=({"code": "model_not_found", "message": "The 
 
 
 @pytest.mark.parametrize(
-    ("plans", "told", "num_kept"),
+    ("plans", "message", "num_kept"),
     [
         ([NO_BATCHES], r"did not accept batch batch_0: line 1: The model `tiny` takes no batches; does tiny take batches\?", 0),
         ([Plan("cancelled", num_begun=2)], "batch batch_0 at .* was cancelled; finished requests are kept", 2),
@@ -211,9 +211,9 @@ NO_BATCHES = Plan("failed", errors=({"code": "model_not_found", "message": "The 
     ],
     ids=["failed", "cancelled", "cancelled at once", "401", "429", "expired thrice"],
 )
-def test_what_is_no_fault_of_a_request_stops_the_run_and_a_rerun_goes_on(tmp_path, plans, told, num_kept):
+def test_what_is_no_fault_of_a_request_stops_the_run_and_a_rerun_goes_on(tmp_path, plans, message, num_kept):
     with BatchServer(plans) as server:
-        with pytest.raises(InputError, match=told) as stopped:
+        with pytest.raises(InputError, match=message) as stopped:
             ask(batched(server, tmp_path), tmp_path, names(4))
         assert "\n" not in str(stopped.value)
         kept = (tmp_path / "journal.jsonl").read_text().splitlines()

@@ -31,9 +31,9 @@ def models(*names: str, **more: Any) -> dict[str, Any]:
 
 def looked_up(listed: Any, name: str = NAME, **server: Any) -> str:
     with HouseServer(lambda _: chat("yes"), listed, **server) as house:
-        (told,) = look_up_all(name, [house.base_url])
+        (message,) = look_up_all(name, [house.base_url])
         assert house.bodies == [], "nothing is asked of the model"
-        return told.replace(house.base_url, "URL")
+        return message.replace(house.base_url, "URL")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_a_name_that_is_not_listed_is_an_error_that_names_those_listed_nearest_f
     names = ["a", "b", "c", "Qwen/Qwen2.5-VL-7B-Instruct", "whisper", "d", "Qwen2.5-Omni-7B"]
     with pytest.raises(InputError) as stopped:
         looked_up(models(*names))
-    told = str(stopped.value)
-    assert f"serves no model named {NAME}; it lists Qwen2.5-Omni-7B, Qwen/Qwen2.5-VL-7B-Instruct, " in told
-    assert "and 2 more; give one of these names" in told and "\n" not in told
+    message = str(stopped.value)
+    assert f"serves no model named {NAME}; it lists Qwen2.5-Omni-7B, Qwen/Qwen2.5-VL-7B-Instruct, " in message
+    assert "and 2 more; give one of these names" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["qwen2.5vl:32b", NAME.lower(), "Qwen2.5-Omni-7B"])
@@ -169,8 +169,8 @@ def test_the_look_up_has_a_command_of_its_own():
     with HouseServer(lambda _: chat("yes"), models("other")) as server:
         command = [sys.executable, "-m", "sightsound.engines.openai_models", "--model", NAME, "--base_url", server.base_url]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
-    told = f"error: {server.base_url} serves no model named {NAME}; it lists other; give one of these names\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    message = f"error: {server.base_url} serves no model named {NAME}; it lists other; give one of these names\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
 def test_the_command_needs_a_server_that_answers_and_no_list(monkeypatch, capsys):

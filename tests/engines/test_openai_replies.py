@@ -89,7 +89,7 @@ def test_a_text_without_reasoning_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("output", "reason"),
     [
         *((word, "stop") for word in ("stop", "eos_token", "end_turn", "STOP", "stop_sequence", "eos", "tool_calls", None, 3)),
         *((word, "length") for word in ("length", "MAX_TOKENS", "max_tokens", "model_length", "model_context_window_exceeded")),
@@ -97,8 +97,8 @@ def test_a_text_without_reasoning_stays_as_it_is():
         ("refusal", "refusal"),
     ],
 )
-def test_finish_reasons_are_read_by_their_sense(told, reason):
-    assert completion_of({"choices": [choice(told, content="dog")]}) == ("dog", reason)
+def test_finish_reasons_are_read_by_their_sense(output, reason):
+    assert completion_of({"choices": [choice(output, content="dog")]}) == ("dog", reason)
 
 
 def test_a_finish_reason_that_is_missing_ends_a_text():
@@ -185,7 +185,7 @@ def test_an_error_with_status_200_is_tried_again(reply):
 
 
 @pytest.mark.parametrize(
-    ("reply", "outcome", "num_asked", "told"),
+    ("reply", "outcome", "num_asked", "output"),
     [
         (FAILURES["finish_reason error"], SERVER_ERROR, TRIES, "answered with an error"),
         (FAILURES["error in a choice"], SERVER_ERROR, TRIES, "answered with an error: .*upstream"),
@@ -193,12 +193,12 @@ def test_an_error_with_status_200_is_tried_again(reply):
         ({"error": {"code": 400, "message": "too long"}}, REFUSED, 1, "answered 400: .*too long"),
     ],
 )
-def test_an_error_that_comes_again_and_again_is_the_outcome(reply, outcome, num_asked, told):
+def test_an_error_that_comes_again_and_again_is_the_outcome(reply, outcome, num_asked, output):
     with HouseServer(lambda body: reply if text_of(body) == "bad" else chat("dog")) as server:
         results = ask(server, "good", "bad", "fine")
     assert {key: result.outcome for key, result in results.items()} == {"good": None, "bad": outcome, "fine": None}
     assert sum(text_of(body) == "bad" for body in server.bodies) == num_asked
-    assert re.search(told, results["bad"].detail)
+    assert re.search(output, results["bad"].detail)
 
 
 def test_a_wrong_key_that_is_told_with_status_200_stops_the_run():

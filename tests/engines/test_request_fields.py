@@ -54,7 +54,7 @@ def test_values_are_json_where_they_can_be():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "output"),
     [
         (["--request_field", "max_completion_tokens"], "expected NAME=VALUE, such as max_completion_tokens=512"),
         (["--request_field", "=1"], "expected NAME=VALUE"),
@@ -66,8 +66,8 @@ def test_values_are_json_where_they_can_be():
         (["--request_field", "a=1", "--omit_field", "a"], "--request_field sets it"),
     ],
 )
-def test_a_flag_that_cannot_be_meant_is_refused(flags, told):
-    with pytest.raises(InputError, match=told) as refused:
+def test_a_flag_that_cannot_be_meant_is_refused(flags, output):
+    with pytest.raises(InputError, match=output) as refused:
         options(*flags)
     assert "\n" not in str(refused.value)
 
@@ -96,8 +96,8 @@ def test_fields_are_added_replaced_and_left_out():
     assert not {"max_tokens", "seed"} & body.keys() and {"model", "messages", "n", "temperature"} <= body.keys()
     assert result.outcome is None
     engine = OpenAIEngine("tiny", server.base_url, 1, options=given)
-    told = 'max_completion_tokens=99, reasoning_effort="low", no max_tokens, no seed'
-    assert engine.revision == f"tiny at its server ({told})"
+    output = 'max_completion_tokens=99, reasoning_effort="low", no max_tokens, no seed'
+    assert engine.revision == f"tiny at its server ({output})"
 
 
 def test_an_answer_of_as_many_tokens_as_the_fields_allow_is_read():
@@ -246,8 +246,8 @@ def test_a_teacher_of_another_house_is_asked_as_it_wants(monkeypatch, tiny_datas
         assert [trace["text"] for trace in row["traces"]] == ["<think>I hear a dog.</think><answer>A</answer>"] * 2
         read = [(trace["think"], trace["answer"], trace["finish_reason"]) for trace in row["traces"]]
         assert read == [("I hear a dog.", 0, "stop")] * 2
-        told = "max_completion_tokens=64, no max_tokens, no n, no seed, frames as images"
-        assert row["teacher_revision"] == f"other at its server ({told})"
+        output = "max_completion_tokens=64, no max_tokens, no n, no seed, frames as images"
+        assert row["teacher_revision"] == f"other at its server ({output})"
     settings = json.loads((tmp_path / "stage.json").read_text())["settings"]
     assert settings["omit_field"] == ["max_tokens", "n", "seed"] and settings["frames"] == "images"
 
@@ -262,9 +262,10 @@ def test_an_evaluation_records_what_it_asked(monkeypatch, tiny_dataset, tiny_wor
     kinds = [part["type"] for part in server.bodies[0]["messages"][0]["content"]]
     assert kinds == ["input_audio", *["image_url"] * 6, "text"]
     results = json.loads((tmp_path / "results.json").read_text())
-    told = "temperature=1, no seed, frames as images"
+    output = "temperature=1, no seed, frames as images"
     assert (
-        json.loads(results["generation"])["requests"] == told and results["model_revision"] == f"other at its server ({told})"
+        json.loads(results["generation"])["requests"] == output
+        and results["model_revision"] == f"other at its server ({output})"
     )
     assert results["settings"]["request_field"] == ["temperature=1"]
 

@@ -149,14 +149,14 @@ def test_grpo_samples_from_the_policy_itself(student_checkpoint, everything, que
     assert len({tuple(ids) for ids in drawn[0]}) == 8
 
 
-def told(server: OpenAIServer, requests: list[ChatRequest], sampling: Sampling = GREEDY) -> list[Any]:
+def message(server: OpenAIServer, requests: list[ChatRequest], sampling: Sampling = GREEDY) -> list[Any]:
     engine = OpenAIEngine("tiny", server.base_url, concurrency=1)
     return [result for part in engine.complete(requests, sampling) for result in part]
 
 
 def test_a_server_is_sent_every_field(requests):
     with OpenAIServer(lambda ask: ["yes"] * ask.n) as server:
-        results = told(server, requests, SAMPLED)
+        results = message(server, requests, SAMPLED)
     assert [ask.neutral for ask in server.asked] == [NEUTRAL] * 3
     assert NEUTRAL == {
         **{"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
@@ -206,7 +206,7 @@ def all_at_once(template: str, known: tuple[str, ...]) -> Callable[[set[str]], s
 )
 def test_a_server_that_refuses_fields_does_not_get_them_and_rows_say_so(requests, refusal_of, taken):
     with OpenAIServer(lambda ask: ["yes"] * ask.n, refusal_of=refusal_of) as server:
-        results = told(server, requests)
+        results = message(server, requests)
     sent = {name: NEUTRAL[name] for name in taken}
     assert [ask.neutral for ask in server.asked] == [sent] * 3
     assert [result.completions for result in results] == [[Completion("yes", "stop")]] * 3
@@ -220,7 +220,7 @@ def test_a_request_that_is_refused_for_itself_costs_no_field(requests):
         ["a clip of this kind is not supported", *["a clip of this kind is not supported"] * 3, None, "top_k?", None]
     )
     with OpenAIServer(lambda ask: ["yes"], refusal_of=lambda _: next(refusals)) as server:
-        results = told(server, [*requests, ChatRequest("b", "Another?")])
+        results = message(server, [*requests, ChatRequest("b", "Another?")])
     assert [result.outcome for result in results] == ["refused", None, "refused", None]
     assert [ask.neutral for ask in server.asked] == [NEUTRAL, NEUTRAL]
 

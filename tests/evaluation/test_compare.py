@@ -33,8 +33,8 @@ def test_files_of_others_are_graded_on_the_questions_and_paired(mmau_annotations
     flags = ("--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned")
     first = theirs(tmp_path / "a.json", ["Man", "A", "(A) Man", "Woman"])
     second = write(tmp_path / "b.jsonl", [{"id": f"q{i}", "raw_model_outputs": [text]} for i, text in enumerate("ABBA")])
-    told = told_of(capsys, first, second, flags=flags)["mmau"]
-    assert (told["n"], told["only_first"], told["only_second"], told["difference"]) == (4, 2, 1, 25.0)
+    message = told_of(capsys, first, second, flags=flags)["mmau"]
+    assert (message["n"], message["only_first"], message["only_second"], message["difference"]) == (4, 2, 1, 25.0)
     ours = [question(i, 0) | {"id": f"q{i}", "choices": ["Man", "Woman", "Child"]} for i in range(4)]
     run = write_run(tmp_path / "run", "mmau", rows=ours)
     write_predictions(run, ours, [True] * 4, "mmau")
@@ -49,7 +49,7 @@ def test_files_of_others_are_graded_on_the_questions_and_paired(mmau_annotations
         assert "--" not in str(raised.value), "files were made with no flag of ours"
     compare.main(["--runs", str(first), str(second), *flags])
     assert capsys.readouterr().out.startswith(f"mmau, 4 questions of mmau.json: {first} less {second}: +25.0 [")
-    assert told["split"] is None, "a file's name is none"
+    assert message["split"] is None, "a file's name is none"
 
 
 def test_differing_splits_are_named(tmp_path, capsys):
@@ -59,8 +59,8 @@ def test_differing_splits_are_named(tmp_path, capsys):
         results = Path(run, "results.json")
         results.write_text(json.dumps(json.loads(results.read_text()) | {"settings": {"split": split}}))
         files.append(run)
-    told = "on avqa the runs are about other questions: split validation in the first, split test in the second; ask both"
-    with pytest.raises(InputError, match=told):
+    message = "on avqa the runs are about other questions: split validation in the first, split test in the second; ask both"
+    with pytest.raises(InputError, match=message):
         compare.main(["--runs", *files])
     compare.main(["--runs", files[0], files[0]])
     assert capsys.readouterr().out.startswith("avqa, 8 questions of split validation: ")
@@ -70,7 +70,7 @@ def test_what_cannot_be_paired_is_one_line(mmau_annotations, tmp_path):
     other = str(theirs(tmp_path / "a.json", ["Man"]))
     run = write_run(tmp_path / "run")
     questions = ["--annotations", str(mmau_annotations), "--allow_unpinned"]
-    for flags, told in (
+    for flags, message in (
         (
             ["--runs", other, other],
             r"does not hold the right answers \(it lacks benchmark, .*give the questions: --benchmark, and",
@@ -80,6 +80,6 @@ def test_what_cannot_be_paired_is_one_line(mmau_annotations, tmp_path):
         (["--runs", other, run, "--benchmark", "mmau", *questions], "holds no run on mmau, but on avqa"),
         (["--runs", other, str(tmp_path / "gone.json"), "--benchmark", "mmau", *questions], r"gone\.json cannot be read"),
     ):
-        with pytest.raises(InputError, match=told) as raised:
+        with pytest.raises(InputError, match=message) as raised:
             compare.main(flags)
         assert "\n" not in str(raised.value)

@@ -71,8 +71,8 @@ def test_deaf_is_no_better_than_any_control_of_sound():
 
 def figures(n: int, **gains: tuple[int, float]) -> dict:
     """A run's figures, as far as the verdict reads them: of each control the pairs, and the lower end of the gain."""
-    told = {name: {"n": pairs, "difference": low + 5, "low": low, "high": low + 10} for name, (pairs, low) in gains.items()}
-    return {"results": {"none": {"n": n}}, "gains": told}
+    message = {name: {"n": pairs, "difference": low + 5, "low": low, "high": low + 10} for name, (pairs, low) in gains.items()}
+    return {"results": {"none": {"n": n}}, "gains": message}
 
 
 def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
@@ -89,19 +89,19 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
 def test_who_answers_nothing_is_not_called_deaf():
     mute = figures(40, silent=(40, -5.0))
     mute["results"]["none"]["unanswered"] = 100.0
-    told = "ANSWERS NOTHING: a answers none of its 40 questions. That does not show whether it uses the sound: look at the"
-    assert audio_use_statement([("a", mute)]).startswith(told)
+    message = "ANSWERS NOTHING: a answers none of its 40 questions. That does not show whether it uses the sound: look at the"
+    assert audio_use_statement([("a", mute)]).startswith(message)
     line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
-    assert line.startswith("Not deaf: every other run does better") and told in line
+    assert line.startswith("Not deaf: every other run does better") and message in line
     line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, -5.0))), ("c", figures(40))])
-    assert line.startswith("DEAF: b does no better") and "Not tested for deafness: c." in line and told in line
+    assert line.startswith("DEAF: b does no better") and "Not tested for deafness: c." in line and message in line
 
 
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():
     line = audio_use_statement([("a", figures(1000, silent=(1000, 5.0), swapped=(10, 5.0)))])
     assert line.startswith("Not deaf: every run does better")
-    told = "Only questions that got an output both ways are compared"
-    assert line.endswith(f" {told}: a with another clip's audio on 10 of 1,000.")
+    message = "Only questions that got an output both ways are compared"
+    assert line.endswith(f" {message}: a with another clip's audio on 10 of 1,000.")
 
 
 NUM_QUESTIONS = 22  # half of them is odd: another clip's audio is the other tone

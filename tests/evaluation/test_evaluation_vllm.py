@@ -119,8 +119,8 @@ def flags_of(session: SimpleNamespace, *names: str, **changed: Any) -> list[str]
 def num_answered(server: served.VllmServer) -> int:
     """Requests that the engine has finished."""
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
-        told = answer.read().decode()
-    counts = re.findall(r'^vllm:request_success_total{.*finished_reason="(?:stop|length)".*} (\S+)$', told, re.MULTILINE)
+        message = answer.read().decode()
+    counts = re.findall(r'^vllm:request_success_total{.*finished_reason="(?:stop|length)".*} (\S+)$', message, re.MULTILINE)
     return round(sum(map(float, counts)))
 
 

@@ -71,7 +71,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_finished_run_is_refused_by_every_command(name, tmp_path):
-    make, told = REFUSED[name]
+    make, message = REFUSED[name]
     folder, good = tmp_path / "given", write_run(tmp_path / "good")
     make(folder)
     for command in (
@@ -80,7 +80,7 @@ def test_what_is_no_finished_run_is_refused_by_every_command(name, tmp_path):
         lambda: publish.read_runs([str(folder)], tmp_path),
         lambda: browser.read_run(str(folder), "avqa"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             command()
     assert not (tmp_path / "report").exists()
 
@@ -110,8 +110,8 @@ def test_a_benchmark_that_only_one_run_was_asked_is_told(tmp_path, capsys):
     write_run(tmp_path / "both" / "avqa")
     write_run(tmp_path / "both" / "mmau", "mmau")
     compare.main(["--runs", str(tmp_path / "both"), write_run(tmp_path / "one")])
-    told = capsys.readouterr()
-    assert told.out.startswith("avqa, 8 questions: ") and told.err == "not compared, in one of the runs only: mmau\n"
+    message = capsys.readouterr()
+    assert message.out.startswith("avqa, 8 questions: ") and message.err == "not compared, in one of the runs only: mmau\n"
 
 
 def test_runs_that_do_not_say_what_the_average_counts_are_not_compared(tmp_path):
@@ -131,8 +131,8 @@ def test_runs_on_other_questions_are_not_compared_whatever_their_ids(tmp_path):
     alike = {"choices": ["dog", "drum"]}, {"answer": 1}, {"video_id": "another"}
     for i, differing in enumerate(alike):
         other = write_run(tmp_path / f"other-{i}", rows=[*ROWS[:4], *(row | differing for row in ROWS[4:7])])
-        told = r"on avqa the runs are about other questions under the same ids \(3 of them, first: 4\); was another --split"
-        with pytest.raises(InputError, match=told):
+        message = r"on avqa the runs are about other questions under the same ids \(3 of them, first: 4\); was another --split"
+        with pytest.raises(InputError, match=message):
             compare.main(["--runs", run, other])
     fewer = write_run(tmp_path / "fewer", rows=ROWS[:5])
     with pytest.raises(InputError, match=r"3 questions of avqa are in one run only \(first: 5\); was --limit another"):

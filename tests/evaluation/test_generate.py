@@ -152,6 +152,6 @@ def test_videos_of_music_avqa_are_found_by_their_id_and_seen_whole(write_clip, t
     avqa = Source("avqa", "d", media_dir=str(tmp_path)).find_videos()
     (part,) = avqa({"video_id": "-0LkeLZqjZ0", "start_s": 30.0, "media_sha256": ""})
     assert part.max_duration_s == 10.0
-    with pytest.raises(MediaError, match=r"no clip named 00000001\.\*") as told:
+    with pytest.raises(MediaError, match=r"no clip named 00000001\.\*") as output:
         Source("music_avqa", "d", media_dir=str(tmp_path)).find_videos()({"video_id": "00000001", "media_sha256": ""})
-    assert told.value.outcome == schema.MISSING_MEDIA
+    assert output.value.outcome == schema.MISSING_MEDIA

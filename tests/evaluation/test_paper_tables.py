@@ -164,11 +164,11 @@ def test_two_runs_for_one_place_stand_in_none(tmp_path):
     assert set(match(load_table("table2"), runs)) == {"sft-cot"}
     assert set(match(load_table("table2"), [runs[0], unnamed | {"seed": 1}])["base-direct"]) == {0, 1}
     folders = [write_results(tmp_path / str(i), run) for i, run in enumerate(runs)]
-    told = "Several runs fit row 'base-direct' on mmau with seed 0: 0, 1. Give one of them"
-    with pytest.raises(InputError, match=told):
+    message = "Several runs fit row 'base-direct' on mmau with seed 0: 0, 1. Give one of them"
+    with pytest.raises(InputError, match=message):
         main(["--table", "table2", "--runs", *folders])
     main(["--runs", *folders, "--output_dir", str(tmp_path / "out")])
-    assert told in (tmp_path / "out" / "report.md").read_text()
+    assert message in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_two_runs_of_one_model_are_told_by_how_it_was_asked():
@@ -191,7 +191,7 @@ def lines_of(name: str, *runs: dict) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("split", "limit", "told"),
+    ("split", "limit", "message"),
     [
         ("test", 4, "base-direct (seed 0) on avqa: split test, 4 questions (--limit)"),
         ("test", None, "base-direct (seed 0) on avqa: split test, 4 questions"),
@@ -200,11 +200,11 @@ def lines_of(name: str, *runs: dict) -> list[str]:
         (None, None, None),
     ],
 )
-def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, told):
+def test_a_table_says_which_questions_are_not_the_benchmarks(split, limit, message):
     settings = {"split": split, "limit": limit, "arm": "base-direct"}
     run = results_on("avqa", [question(i, 0) for i in range(4)], ["A"] * 4, arm="base-direct", settings=settings)
     found = [line.strip() for line in lines_of("table1", run) if "Of another split" in line]
-    assert found == ([f"Of another split, or of a part of one: {told}."] if told else [])
+    assert found == ([f"Of another split, or of a part of one: {message}."] if message else [])
 
 
 def test_a_run_whose_name_in_the_report_says_more_keeps_its_row():

@@ -18,8 +18,8 @@ def test_rows_are_lines_or_a_list_whatever_the_name_says(mmau_annotations, tmp_p
     (tmp_path / "lines.json").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "list.jsonl").write_text(json.dumps(rows, indent=2))
     for name in ("lines.json", "list.jsonl"):
-        told = score(tmp_path / name, mmau_annotations, capsys, "--protocol", "paper")
-        assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
+        message = score(tmp_path / name, mmau_annotations, capsys, "--protocol", "paper")
+        assert message["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
 
 
 CHOICES = ["Man", "Woman", "Child"]
@@ -48,10 +48,10 @@ SHAPES: dict[str, Callable[[str, str], dict]] = {
 @pytest.mark.parametrize("file", ["p.json", "p.jsonl"])
 def test_files_of_others_are_read_in_their_own_shapes(mmau_annotations, tmp_path, capsys, name, file):
     rows = [SHAPES[name](f"q{i}", output) for i, output in enumerate(OUTPUTS)]
-    told = score(write(tmp_path / file, rows), mmau_annotations, capsys, "--protocol", "paper")
-    assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
-    assert (told["missing"], told["not_text"]) == ({"none": 0}, {"none": 0})
-    assert told["several"] == (4 if name in ("several samples", "raw outputs, as a text") else 0)
+    message = score(write(tmp_path / file, rows), mmau_annotations, capsys, "--protocol", "paper")
+    assert message["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
+    assert (message["missing"], message["not_text"]) == ({"none": 0}, {"none": 0})
+    assert message["several"] == (4 if name in ("several samples", "raw outputs, as a text") else 0)
 
 
 WHOLE: dict[str, object] = {
@@ -68,8 +68,8 @@ WHOLE: dict[str, object] = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_json_object_is_read_by_id_or_by_its_only_list(mmau_annotations, tmp_path, capsys, name):
-    told = score(write(tmp_path / "p.json", WHOLE[name]), mmau_annotations, capsys, "--protocol", "paper")
-    assert told["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
+    message = score(write(tmp_path / "p.json", WHOLE[name]), mmau_annotations, capsys, "--protocol", "paper")
+    assert message["protocols"]["paper"]["results"]["none"]["accuracy"] == 75.0
 
 
 def test_choices_of_another_question_are_told_in_every_form(mmau_annotations, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_choices_of_another_question_are_told_in_every_form(mmau_annotations, tm
 
 def test_the_decision_on_every_row_is_written(mmau_annotations, tmp_path, capsys):
     rows = [{"id": f"q{i}", "model_output": output} for i, output in enumerate(["Woman", "(B) Woman", "A", "?"])]
-    told = score(write(tmp_path / "p.json", rows[:3]), mmau_annotations, capsys, "--rows_file", str(tmp_path / "d.jsonl"))
+    message = score(write(tmp_path / "p.json", rows[:3]), mmau_annotations, capsys, "--rows_file", str(tmp_path / "d.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     decided = {(x["id"], x["protocol"]): (x["answer"], x["matched_by"], x["correct"]) for x in lines}
     assert decided == {
@@ -95,7 +95,7 @@ def test_the_decision_on_every_row_is_written(mmau_annotations, tmp_path, capsys
         ("q3", "paper"): (None, "none", False),
     }
     assert all(list(line) == ["id", "protocol", "answer", "matched_by", "correct"] for line in lines)
-    for protocol, part in told["protocols"].items():
+    for protocol, part in message["protocols"].items():
         right = sum(line["correct"] for line in lines if line["protocol"] == protocol)
         assert part["results"]["none"]["accuracy"] == 25.0 * right
         assert part["results"]["none"]["over_answered"]["n"] == 3
@@ -114,13 +114,13 @@ def test_decisions_under_controls_say_which(mmau_annotations, tmp_path, capsys):
 
 def test_a_place_where_decisions_cannot_go_is_told_before_scoring(mmau_annotations, tmp_path, capsys):
     predictions = write(tmp_path / "p.json", [ONE])
-    for place, told in (
+    for place, message in (
         (tmp_path, "expected the path of a file in a folder that exists"),
         (tmp_path / "nowhere" / "d.jsonl", "expected the path of a file in a folder that exists"),
         (predictions, "is the file of --predictions, which it would replace"),
         (mmau_annotations, "is the file of --annotations, which it would replace"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             score(predictions, mmau_annotations, capsys, "--rows_file", str(place))
     assert json.loads(predictions.read_text()) == [ONE]
 
@@ -166,7 +166,7 @@ UNKNOWN: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_shape_is_one_line_that_names_what_was_seen_and_expected(mmau_annotations, tmp_path, capsys, name):
-    content, told = UNKNOWN[name]
-    with pytest.raises(InputError, match=told) as raised:
+    content, message = UNKNOWN[name]
+    with pytest.raises(InputError, match=message) as raised:
         score(write(tmp_path / "p.json", content), mmau_annotations, capsys)
     assert "\n" not in str(raised.value)

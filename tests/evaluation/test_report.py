@@ -144,9 +144,9 @@ def test_every_figure_names_its_split(tmp_path, capsys):
 def test_a_run_on_questions_that_the_model_was_trained_on_is_marked(tmp_path, capsys):
     runs = [write_run(tmp_path / "sft", "sft", trained_on=3), write_run(tmp_path / "base", "base", trained_on=0)]
     main(["--runs", *runs, "--output_dir", str(tmp_path / "out")])
-    told = "TRAINED ON the questions of this test: sft (seed 0), 3 of these 4 questions. "
-    told += "These figures do not show how accurate it is on other questions."
-    assert told in (tmp_path / "out" / "report.md").read_text().splitlines() and told in capsys.readouterr().out
+    message = "TRAINED ON the questions of this test: sft (seed 0), 3 of these 4 questions. "
+    message += "These figures do not show how accurate it is on other questions."
+    assert message in (tmp_path / "out" / "report.md").read_text().splitlines() and message in capsys.readouterr().out
     assert [run["trained_on"] for run in json.loads((tmp_path / "out" / "report.json").read_text())] == [3, 0]
 
 
@@ -238,8 +238,8 @@ def test_runs_on_several_splits_are_named_by_them_and_not_compared(tmp_path):
     main(["--runs", *runs, "--output_dir", str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
     assert "| base on validation | 0 | 4 |" in text and "| sft on test | 0 | 4 |" in text
-    told = "Not compared: sft on test (seed 0) with base on validation (seed 0): on avqa the runs are about other questions"
-    assert told in text
+    message = "Not compared: sft on test (seed 0) with base on validation (seed 0): on avqa the runs are about other questions"
+    assert message in text
 
 
 def test_runs_of_one_name_are_told_apart_wherever_they_are_named(tmp_path, capsys):
@@ -343,9 +343,9 @@ def test_the_module_is_a_command_too():
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     for folder, seen in ((tmp_path, "holds no finished run"), (tmp_path / "nope", "is no folder")):
-        told = f"--runs: {folder} {seen}; give the --output_dir of a finished `python -m evaluation run`"
+        message = f"--runs: {folder} {seen}; give the --output_dir of a finished `python -m evaluation run`"
         for flags in ([], ["--output_dir", str(tmp_path / "out")]):
-            with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+            with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
                 main(["--runs", str(folder), *flags])
     run = write_run(tmp_path / "run", "sft")
     with pytest.raises(InputError, match=r"trainer_state\.json does not exist"):

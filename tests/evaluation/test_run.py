@@ -49,7 +49,7 @@ def test_several_benchmarks_go_into_a_folder_each(benchmarks, tmp_path, capsys):
         assert results["benchmark"] == name and results["outcomes"] == {"none": {"answered": count}}
         assert results["results"]["none"]["n"] == len(predictions) == count
         assert {(p["benchmark"], p["model_revision"]) for p in predictions} == {
-            (name, "tiny at its server, revision abc as told")
+            (name, "tiny at its server, revision abc as output")
         }
         generation = json.loads(predictions[0]["generation"])
         assert generation.items() >= {"engine": "server", "prompt_version": "1", "temperature": 0.0, "max_tokens": 512}.items()
@@ -252,8 +252,8 @@ def test_an_adapter_says_what_it_says_merged_into_the_base_that_it_names(benchma
         said[name] = [p["output"] for p in predictions]
     assert said["adapter"] == said["moved"] == said["merged"] != said["base"]
     _, predictions = read(tmp_path / "runs" / "adapter")
-    told = f"{fingerprint(adapter)} on {student_checkpoint.name} {fingerprint(student_checkpoint)}"
-    assert {p["model_revision"] for p in predictions} == {told}
+    output = f"{fingerprint(adapter)} on {student_checkpoint.name} {fingerprint(student_checkpoint)}"
+    assert {p["model_revision"] for p in predictions} == {output}
 
 
 def test_an_adapter_for_another_base_is_one_error(benchmarks, adapter, student_checkpoint, teacher_checkpoint, tmp_path):

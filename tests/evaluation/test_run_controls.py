@@ -143,8 +143,8 @@ def test_answers_of_a_control_that_is_left_out_are_kept_and_not_asked_again(many
     assert not left_out.exists()
     capsys.readouterr()
     run(**flags, base_url=nobody)
-    told = f"left out of the results, and kept in {left_out}: answers under controls (4 of silent, 4 of text_only)"
-    assert told in capsys.readouterr().out
+    message = f"left out of the results, and kept in {left_out}: answers under controls (4 of silent, 4 of text_only)"
+    assert message in capsys.readouterr().out
     results, predictions = read(tmp_path / "run")
     assert list(results["results"]) == ["none"] == list(results["outcomes"]) and len(predictions) == 4
     run(**flags, base_url=nobody, controls=["silent"])  # the other stays left out, through another rerun

@@ -31,11 +31,11 @@ __all__ = ["loopback_hub"]  # the fixture
 @pytest.mark.parametrize("key", ["output", "model_output", "model_prediction"])
 def test_every_form_gives_the_same_figures(mmau_annotations, tmp_path, capsys, name, key):
     rows = [{"id": f"q{i}", key: output, "other": i} for i, output in enumerate(OUTPUTS)]
-    told = score(write(tmp_path / name, rows[::-1]), mmau_annotations, capsys, "--protocol", "official,paper")
-    figures = {protocol: part["results"]["none"] for protocol, part in told["protocols"].items()}
+    message = score(write(tmp_path / name, rows[::-1]), mmau_annotations, capsys, "--protocol", "official,paper")
+    figures = {protocol: part["results"]["none"] for protocol, part in message["protocols"].items()}
     assert list(figures) == ["official", "paper"]
     assert {protocol: part["accuracy"] for protocol, part in figures.items()} == {"official": 50.0, "paper": 75.0}
-    assert (told["questions"], told["missing"], told["not_text"]) == (4, {"none": 0}, {"none": 0})
+    assert (message["questions"], message["missing"], message["not_text"]) == (4, {"none": 0}, {"none": 0})
     assert {task: part["n"] for task, part in figures["paper"]["by_type"].items()} == {"music": 2, "sound": 2}
 
 
@@ -43,9 +43,9 @@ def test_what_is_missing_or_no_text_is_counted_and_unanswered(mmau_annotations, 
     rows = [{"id": "q0", "model_output": "Man"}, {"id": "q1", "model_output": None}, {"id": "q2", "model_output": 3}]
     rows.append({"id": "q3"})
     path = write(tmp_path / "p.json", rows)
-    told = score(path, mmau_annotations, capsys)
-    assert (told["missing"], told["not_text"]) == ({"none": 1}, {"none": 2})
-    for part in told["protocols"].values():
+    message = score(path, mmau_annotations, capsys)
+    assert (message["missing"], message["not_text"]) == ({"none": 1}, {"none": 2})
+    for part in message["protocols"].values():
         assert (part["results"]["none"]["n"], part["results"]["none"]["accuracy"]) == (4, 25.0)
         assert part["results"]["none"]["unanswered"] == 75.0
     main(["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--allow_unpinned", "--predictions", str(path)])
@@ -90,21 +90,21 @@ BAD: dict[str, tuple[str, object, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_file_that_cannot_be_scored_is_one_line(mmau_annotations, tmp_path, capsys, case):
-    name, rows, told = BAD[case]
-    with pytest.raises(InputError, match=told) as raised:
+    name, rows, message = BAD[case]
+    with pytest.raises(InputError, match=message) as raised:
         score(write(tmp_path / name, rows), mmau_annotations, capsys)
     assert "\n" not in str(raised.value)
 
 
 def test_a_file_cut_short_is_told_with_its_line(mmau_annotations, tmp_path, capsys):
-    for name, content, told in (
+    for name, content, message in (
         ("p.jsonl", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.json", '[{"id": "q0"', "is not JSON that can be read"),
         ("p.json", '{"id": "q0", "model_output": "Man"}\n{"id": "q1', "line 2 is not JSON"),
         ("p.parquet", "PAR1", "is no parquet file that can be read"),
     ):
         (tmp_path / name).write_text(content)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             score(tmp_path / name, mmau_annotations, capsys)
     with pytest.raises(InputError, match="cannot be read"):
         score(tmp_path / "gone.jsonl", mmau_annotations, capsys)
@@ -118,13 +118,13 @@ def test_a_file_cut_short_is_told_with_its_line(mmau_annotations, tmp_path, caps
 
 def test_questions_come_from_one_place_and_protocols_exist(mmau_annotations, tmp_path):
     predictions = ["--predictions", str(write(tmp_path / "p.json", [ONE]))]
-    for flags, told in (
+    for flags, message in (
         (["--benchmark", "mmau"], "either --annotations, the official file, or --dataset"),
         (["--benchmark", "mmau", "--annotations", str(mmau_annotations), "--dataset", "d"], "either --annotations"),
         (["--benchmark", "mmau", "--annotations", str(mmau_annotations)], "is not mmau-test-mini.json of .*4 rows instead"),
         (["--benchmark", "avqa", "--annotations", "a", "--protocol", "official"], "no protocol 'official'; expected paper"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             main([*flags, *predictions])
 
 
@@ -150,8 +150,8 @@ def test_a_dataset_is_scored_like_the_file_it_was_built_from_and_in_its_revision
     with pytest.raises(InputError, match=f"answers other questions: benchmark_revision 0123, expected {revision}"):
         main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
     write(tmp_path / "p.parquet", [*({"id": row["id"], "output": "A"} for row in ours), {"id": "no clip", "output": "A"}])
-    told = "1 of 5 ids are .*; the dataset holds 4 of 1,000 questions; were another .*, or does the dataset lack their clips"
-    with pytest.raises(InputError, match=told):
+    message = "1 of 5 ids are .*; the dataset holds 4 of 1,000 questions; were another .*, or does the dataset lack their clips"
+    with pytest.raises(InputError, match=message):
         main(["--benchmark", "mmau", "--dataset", str(dataset), "--predictions", str(tmp_path / "p.parquet")])
     with pytest.raises(InputError, match=r"the annotation file holds 4 of 1,000 questions; .* or revision answered\?$"):
         score(tmp_path / "p.parquet", mmau_annotations, capsys)
@@ -189,12 +189,12 @@ def test_music_avqa_is_scored_over_the_paper_s_rows_and_over_all(tmp_path, capsy
     predictions = write(tmp_path / "p.json", outputs)
     flags = ["--annotations", str(tmp_path / "music.json"), "--allow_unpinned", "--predictions", str(predictions), "--json"]
     main(["--benchmark", "music_avqa", *flags])
-    told = {name: part["results"]["none"] for name, part in json.loads(capsys.readouterr().out)["protocols"].items()}
-    assert {name: (part["n"], part["accuracy"], part["unanswered"]) for name, part in told.items()} == {
+    message = {name: part["results"]["none"] for name, part in json.loads(capsys.readouterr().out)["protocols"].items()}
+    assert {name: (part["n"], part["accuracy"], part["unanswered"]) for name, part in message.items()} == {
         "official": (2, 50.0, 50.0),
         "paper": (2, 50.0, 0.0),
     }
-    assert [part["all"]["accuracy"] for part in told.values()] == [pytest.approx(200 / 3)] * 2
+    assert [part["all"]["accuracy"] for part in message.values()] == [pytest.approx(200 / 3)] * 2
 
 
 def test_an_official_annotation_of_another_revision_is_told_by_its_texts(tmp_path, capsys):
@@ -262,9 +262,9 @@ def test_what_a_run_wrote_is_scored(tmp_path, capsys):
     ours.append(to_prediction(shuffle_choices(row), "0/shuffled", said, {"benchmark": "mmau"}))
     assert ours[0]["answer"] != ours[0]["gold"], "`answer` is what the model answered"
     (tmp_path / "official.json").write_text(json.dumps([OFFICIAL["mmau"]]))
-    told = score(write(tmp_path / "p.parquet", ours), tmp_path / "official.json", capsys)
-    assert told["protocols"]["paper"]["results"]["shuffled"]["accuracy"] == 0.0
-    assert (told["questions"], told["benchmark_questions"]) == (1, 1000)
+    message = score(write(tmp_path / "p.parquet", ours), tmp_path / "official.json", capsys)
+    assert message["protocols"]["paper"]["results"]["shuffled"]["accuracy"] == 0.0
+    assert (message["questions"], message["benchmark_questions"]) == (1, 1000)
 
 
 def test_controls_in_a_run_s_file_are_scored_and_the_first_line_is_the_verdict(mmau_annotations, tmp_path, capsys):
@@ -317,16 +317,16 @@ def test_the_sample_of_avqa_is_read_whole(real_data):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda rows: [*rows, rows[0]], "annotation 4: id q0 occurs twice"),
         (lambda rows: [rows[0] | {"answer": "Dog"}], "annotation 0: 'Dog' is none of .*; scoring leaves no question out"),
         (lambda rows: {}, "expected a list of annotations"),
     ],
 )
-def test_questions_that_cannot_be_used_are_one_line(mmau_annotations, change: Callable[[list], object], told):
+def test_questions_that_cannot_be_used_are_one_line(mmau_annotations, change: Callable[[list], object], message):
     mmau_annotations.write_text(json.dumps(change(json.loads(mmau_annotations.read_text()))))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_annotations("mmau", str(mmau_annotations), allow_unpinned=True)
 
 
@@ -343,5 +343,5 @@ def test_the_revision_of_a_hub_dataset_is_its_commit(loopback_hub, mmau_annotati
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     loopback_hub.change("alice/mmau", files)
     with client(LOAD, ["alice/mmau"], client_environment(loopback_hub, tmp_path)) as process:
-        told, error = process.communicate()
-    assert told.strip() == loopback_hub.repos["datasets/alice/mmau"].refs["refs/heads/main"], error
+        message, error = process.communicate()
+    assert message.strip() == loopback_hub.repos["datasets/alice/mmau"].refs["refs/heads/main"], error

@@ -82,8 +82,8 @@ def test_a_checkpoint_that_validation_chose_says_so_in_its_card_and_results(
     publish.assemble(model, publish.read_runs([str(tmp_path / "run")], model), REPO_ID, tmp_path / "release")
     card = (tmp_path / "release" / "README.md").read_text()
     assert "chosen by its accuracy on questions of the same split of\navqa." in card
-    told = {result.dataset_name: result.metric_name for result in ModelCard(card).data.eval_results}
-    assert "was chosen on questions of this split" in told["avqa"] and "chosen" not in told["mmau"]
+    message = {result.dataset_name: result.metric_name for result in ModelCard(card).data.eval_results}
+    assert "was chosen on questions of this split" in message["avqa"] and "chosen" not in message["mmau"]
 
 
 def test_what_chose_a_checkpoint_is_known_of_those_that_are_trained_from_it(tmp_path) -> None:
@@ -154,8 +154,8 @@ def check_figures(card: str, runs: Path) -> list[float]:
             value, low, high, unanswered = (round(figures[key], 2) for key in ("accuracy", "low", "high", "unanswered"))
             expected.append((name, protocol, value))
             part = f" (asked: {coverage_note(results)})" if coverage_note(results) else ""
-            told = f"| {name} | audio/direct | {protocol} | {value} [{low}, {high}] | {unanswered} | {figures['n']}{part} |"
-            assert told in card
+            message = f"| {name} | audio/direct | {protocol} | {value} [{low}, {high}] | {unanswered} | {figures['n']}{part} |"
+            assert message in card
         assert f"revision `{results['benchmark_revision']}`" in card
     found = ModelCard(card).data.eval_results
     protocols_found = [re.search(r": (\w+) protocol", result.metric_name)[1] for result in found]

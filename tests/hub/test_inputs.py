@@ -115,11 +115,11 @@ def test_a_dataset_of_the_hub_keeps_its_commit_when_main_moves(opened, tmp_path)
         pass
     new = opened.commit(3)
     assert json.loads(opened("alice/traces").stdout) == [source, old, 2], "what the stage was started with"
-    told = [
+    message = [
         json.loads(line)
         for line in opened(f"alice/traces@{new}", "alice/traces@main", f"alice/traces@{old}").stdout.split("\n")[:-1]
     ]
-    assert told == [[f"alice/traces@{new}", new, 3]] * 2 + [[source, old, 2]]
+    assert message == [[f"alice/traces@{new}", new, 3]] * 2 + [[source, old, 2]]
     # Offline, `datasets` would take the newest that it has for the one that is asked for.
     unknown = opened(f"alice/traces@{'c' * 40}", HF_HUB_OFFLINE="1")
     assert unknown.returncode == 2 and "the cache has no dataset of that name" in unknown.stderr
@@ -140,10 +140,10 @@ REFUSED = {
 def test_a_hub_that_refuses_is_one_line_without_the_token(case, opened, loopback_hub):
     opened.commit(1)
     loopback_hub.change("alice/private", {"README.md": b""})
-    token, source, environment, told = REFUSED[case]
+    token, source, environment, message = REFUSED[case]
     done = opened(source, token=token, **environment)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(message, done.stderr), done.stderr
     assert token is None or token not in done.stderr
 
 

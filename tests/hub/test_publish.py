@@ -233,12 +233,12 @@ def test_what_is_published_is_what_load_dataset_gives(loopback_hub, first, tmp_p
 
     loaded = run_client(LOAD, [REPO_ID, tag], client_environment(loopback_hub, tmp_path, xet=xet))
     assert loaded.code == 0, loaded.stderr
-    told = json.loads(loaded.stdout)
+    message = json.loads(loaded.stdout)
     expected = [row for i in range(5) for row in verified(f"first-{i}", 3)]
     expected = {"train": expected, "validation": verified("first-validation", 2)}
     expected = {split: [row | {"audio": row["audio"]["bytes"].hex()} for row in rows] for split, rows in expected.items()}
-    assert told["default"] == told["streaming"] == expected
-    assert told["small"] == told["pinned"] == {"train": small("first", 5)}
+    assert message["default"] == message["streaming"] == expected
+    assert message["small"] == message["pinned"] == {"train": small("first", 5)}
 
     asked = len(loopback_hub.log)
     again = publish(loopback_hub, first, tmp_path, xet=xet)
@@ -440,7 +440,7 @@ def test_two_publishers_at_once_take_turns(loopback_hub, first, second, tmp_path
 
 def test_what_arrives_damaged_is_not_merged(loopback_hub, first, second, tmp_path):
     loopback_hub.change(REPO_ID, first.files)
-    for fault, told in (
+    for fault, message in (
         (Fault("GET", "/resolve/.*README.md", FLIP), "README.md came back with sha256 "),
         (Fault("GET", "/storage/", FLIP, skip=2), "data/verified/train-00001-of-00003.parquet came back with sha256 "),
         # Read back well, but not by `load_dataset`, which logs a line of its own.
@@ -448,7 +448,7 @@ def test_what_arrives_damaged_is_not_merged(loopback_hub, first, second, tmp_pat
     ):
         loopback_hub.faults = [fault]
         done = publish(loopback_hub, second, tmp_path)
-        assert done.code == 2 and told in done.stderr.splitlines()[-1]
+        assert done.code == 2 and message in done.stderr.splitlines()[-1]
         assert on_main(loopback_hub) == first.files
     loopback_hub.faults = []
     publish(loopback_hub, second, tmp_path)
@@ -468,16 +468,16 @@ def test_a_card_that_counts_other_rows_is_not_sent(loopback_hub, tmp_path):
     splits = [{"name": "train", "num_bytes": 1, "num_examples": 99}]
     configs = {"verified": {"train": "data/verified/train-*.parquet"}}
     write_dataset_card(build.folder, "# Wrong\n", configs, dataset_info=[{"config_name": "verified", "splits": splits}])
-    told = "split train of verified has 3 rows, expected 99; build the folder again"
-    assert told in refused(publish(loopback_hub, build, tmp_path / "home"))
+    message = "split train of verified has 3 rows, expected 99; build the folder again"
+    assert message in refused(publish(loopback_hub, build, tmp_path / "home"))
     assert not uploads(loopback_hub) and not pull_requests(loopback_hub)
 
 
 def test_what_the_repository_ignores_is_noticed(loopback_hub, first, second, tmp_path):
     loopback_hub.change(REPO_ID, first.files)
     loopback_hub.change(REPO_ID, {".gitignore": b"data/verified/train-00002-of-00003.parquet\n"})
-    told = "the Hub did not keep data/verified/train-00002-of-00003.parquet as it was sent; does a .gitignore"
-    assert told in refused(publish(loopback_hub, second, tmp_path))
+    message = "the Hub did not keep data/verified/train-00002-of-00003.parquet as it was sent; does a .gitignore"
+    assert message in refused(publish(loopback_hub, second, tmp_path))
     assert on_main(loopback_hub).keys() == first.files.keys() | {".gitignore"}
 
 
@@ -494,17 +494,17 @@ def test_a_tag_that_holds_something_else_is_not_moved(loopback_hub, first, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("token", "told"),
+    ("token", "message"),
     [
         ("hf_wrongTokenCanary", "401 to GET /api/whoami-v2"),
         (STRANGER, "403 to POST /api/repos/create"),
         (None, "there is no token"),
     ],
 )
-def test_a_token_that_may_not_write_is_one_line(loopback_hub, first, tmp_path, token, told):
+def test_a_token_that_may_not_write_is_one_line(loopback_hub, first, tmp_path, token, message):
     done = publish(loopback_hub, first, tmp_path, token=token)
     line = refused(done)
-    assert told in line and "HF_TOKEN" in line
+    assert message in line and "HF_TOKEN" in line
     assert ("use an organisation that you may write to" in line) == (token == STRANGER)
     assert "build-" not in done.stdout, "as if something had been sent"
     assert str(token) not in done.stdout + done.stderr
@@ -566,9 +566,9 @@ def test_the_real_hub(first, second, tmp_path):
     try:
         for build, label, shards in ((first, "first", 5), (second, "second", 3)):
             tag = run_client(PUBLISH, [build.folder, repo_id, "private"], environment).tag
-            told = json.loads(run_client(LOAD, [repo_id, tag], environment).tag)
-            assert told["small"] == told["pinned"] == {"train": small(label, shards)}
-            assert len(told["default"]["train"]) == len(told["streaming"]["train"]) == 3 * shards
+            message = json.loads(run_client(LOAD, [repo_id, tag], environment).tag)
+            assert message["small"] == message["pinned"] == {"train": small(label, shards)}
+            assert len(message["default"]["train"]) == len(message["streaming"]["train"]) == 3 * shards
             assert run_client(PUBLISH, [build.folder, repo_id, "private"], environment).tag == tag
     finally:
         delete = "import sys; from huggingface_hub import HfApi; HfApi().delete_repo(sys.argv[1], repo_type='dataset')"

@@ -49,9 +49,9 @@ def test_a_build_is_published_by_its_builder_and_loads_from_the_hub(loopback_hub
 
     loaded = run(["-c", LOAD, REPO_ID, tag], environment)
     assert loaded.returncode == 0, loaded.stderr
-    told = json.loads(loaded.stdout)
-    assert [len(told["train"]), len(told["validation"])] == [12, 4]
-    assert told["train"] == [{**row, "audio": row["audio"]["bytes"].hex()} for row in read_rows(folder)]
+    message = json.loads(loaded.stdout)
+    assert [len(message["train"]), len(message["validation"])] == [12, 4]
+    assert message["train"] == [{**row, "audio": row["audio"]["bytes"].hex()} for row in read_rows(folder)]
     assert len(read_ledger(folder)) == 16
 
     said = [text for done in (published, again, loaded) for text in (done.stdout, done.stderr)]

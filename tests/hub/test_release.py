@@ -86,8 +86,8 @@ def test_a_token_gets_into_no_card(monkeypatch) -> None:
 def test_no_command_says_where_folders_are(monkeypatch) -> None:
     given = ["--audio", "/home/me/avqa-audio", "--model=/home/me/sft/model", "mmau=/data/mmau", "--lr=1e-4", "--base", "a/b"]
     monkeypatch.setattr(sys, "argv", ["sft.py", *given])
-    told = "python sft.py --audio avqa-audio --model=sft/model mmau=mmau --lr=1e-4 --base a/b"
-    assert provenance()["command"] == told
+    message = "python sft.py --audio avqa-audio --model=sft/model mmau=mmau --lr=1e-4 --base a/b"
+    assert provenance()["command"] == message
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_weights_card_figures_and_answers_are_one_commit(loopback_hub, model, ru
     repo = loopback_hub.repos[f"models/{REPO_ID}"]
     assert [repo.commits[sha].title for sha in repo.history("main")][1:] == ["initial commit"], "one change of main"
     assert loopback_hub.count("POST", "/api/validate-yaml") == 1
-    told = [done.stdout, done.stderr, *seen, *(content.decode(errors="replace") for content in held.values()), card]
-    assert any(REPO_ID in arguments for arguments in seen) and not any(TOKEN in text for text in told)
+    message = [done.stdout, done.stderr, *seen, *(content.decode(errors="replace") for content in held.values()), card]
+    assert any(REPO_ID in arguments for arguments in seen) and not any(TOKEN in text for text in message)
 
 
 @pytest.mark.slow
@@ -325,5 +325,5 @@ def test_a_collection_groups_what_is_there_once(loopback_hub, tmp_path) -> None:
     missing = run_client(COMMAND, [*flags, "alice/no-such-model"], environment)
     assert missing.code == 2 and missing.stderr.count("\n") == 1 and "alice/no-such-model" in missing.stderr
     assert run_client(COMMAND, [*flags, "alice/verifier"], environment).tag == done.tag
-    told = [(item["type"], item["id"]) for item in collection.items]
-    assert told == [("dataset", "alice/traces"), ("model", "alice/student"), ("model", "alice/verifier")]
+    message = [(item["type"], item["id"]) for item in collection.items]
+    assert message == [("dataset", "alice/traces"), ("model", "alice/student"), ("model", "alice/verifier")]

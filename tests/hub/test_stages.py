@@ -46,9 +46,9 @@ def test_ranks_draw_what_one_run_draws(
     one, several = tmp_path / "one", tmp_path / "several"
     run_ok(script, **flags, output_dir=one)
     for rank in (1, 0):
-        told = run_ok(script, **flags, output_dir=several, num_tasks=2, rank=rank)
+        message = run_ok(script, **flags, output_dir=several, num_tasks=2, rank=rank)
         size = {TRACES: [6, 6], VERDICTS: [5, 7]}[script][rank]
-        assert told.splitlines()[-1] == f"rank {rank} of 2: {size} questions"
+        assert message.splitlines()[-1] == f"rank {rank} of 2: {size} questions"
     # Nothing is left to ask: without weights, the command itself only joins.
     run_ok(script, **flags, output_dir=several, num_tasks=2)
     assert outcome_of(several) == outcome_of(one)
@@ -82,9 +82,9 @@ def test_a_dry_run_of_the_teacher_tells_tokens_and_what_is_journaled_and_writes_
 ):
     flags = {"dataset": tiny_dataset, "media_dir": tiny_world / "clips", "model": teacher_checkpoint}
     flags |= {"num_traces": 2, "num_frames": 6, "max_tokens": 8, "batch_size": 6}
-    told = run_ok(TRACES, **flags, output_dir=tmp_path / "out", dry_run=True)
-    assert told.startswith(f"{teacher_checkpoint}: 12 requests, 0 of them journaled; from a sample of 12\n")
-    completion = next(line for line in told.splitlines() if line.startswith("completion tokens")).split()
+    message = run_ok(TRACES, **flags, output_dir=tmp_path / "out", dry_run=True)
+    assert message.startswith(f"{teacher_checkpoint}: 12 requests, 0 of them journaled; from a sample of 12\n")
+    completion = next(line for line in message.splitlines() if line.startswith("completion tokens")).split()
     assert completion[2:] == ["16.0", "192", "192"], "two completions of eight tokens each: an upper bound"
     assert not (tmp_path / "out").exists()
 
@@ -93,12 +93,12 @@ def test_a_dry_run_of_the_checker_counts_its_sound_and_its_price(spoken, tiny_da
     flags = {"dataset": tiny_dataset, "traces": spoken, "checker": "gpt-4o-audio-preview", "max_tokens": 1}
     with OpenAIServer(lambda ask: ["Yes."]) as server:
         flags |= {"base_url": server.base_url, "output_dir": tmp_path}
-        told = run_ok(VERDICTS, **flags, dry_run=True)
+        message = run_ok(VERDICTS, **flags, dry_run=True)
         assert server.asked == []
-        assert told.startswith("gpt-4o-audio-preview: 21 requests, 0 of them journaled; from a sample of 20\n")
-        audio = next(line for line in told.splitlines() if line.startswith("audio tokens")).split()
+        assert message.startswith("gpt-4o-audio-preview: 21 requests, 0 of them journaled; from a sample of 20\n")
+        audio = next(line for line in message.splitlines() if line.startswith("audio tokens")).split()
         assert audio[2:] == ["20.0", "420", "420"], "two seconds at ten tokens a second"
-        assert "USD, at most" in told and "requested again, up to 2 times: not counted here" in told
+        assert "USD, at most" in message and "requested again, up to 2 times: not counted here" in message
         run_ok(VERDICTS, **flags)
         assert len(server.asked) == 21
         assert run_ok(VERDICTS, **flags, dry_run=True) == f"{tmp_path} is complete: there is nothing left to pay\n"

@@ -205,8 +205,8 @@ def test_every_trace_gets_its_verdict(verified):
 def test_every_row_says_how_its_verdicts_were_drawn(verified):
     """The first question is greedy; where it was repeated, the row says that too. Nobody was asked about the fifth."""
     greedy, repeated = ({"n": 1, "temperature": t, "max_tokens": 64, **NEUTRAL} for t in (0.0, 1.0))
-    told = [json.loads(row["checker_sampling"] or "null") for row in verified.rows]
-    assert told == [[greedy], [greedy], [greedy, repeated], [greedy, repeated], None, [greedy]]
+    message = [json.loads(row["checker_sampling"] or "null") for row in verified.rows]
+    assert message == [[greedy], [greedy], [greedy, repeated], [greedy, repeated], None, [greedy]]
 
 
 def test_an_accepted_trace_makes_a_question_accepted_unless_the_teacher_disagreed_with_itself(verified):
@@ -332,8 +332,8 @@ def test_traces_of_another_dataset_are_refused(changed, questions, tiny_dataset,
     flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": "http://127.0.0.1:1/v1"}
     done = run_script(SCRIPT, **flags, output_dir=tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    told = f"1 traced questions (first: {row['id']}) are not in split 'train' of {tiny_dataset}, or not about the same clip"
-    assert done.stderr.startswith(f"error: {told}; was another dataset or split traced?")
+    message = f"1 traced questions (first: {row['id']}) are not in split 'train' of {tiny_dataset}, or not about the same clip"
+    assert done.stderr.startswith(f"error: {message}; was another dataset or split traced?")
 
 
 def test_verdicts_through_the_batch_api_are_those_of_single_requests(questions, tiny_dataset, tmp_path):

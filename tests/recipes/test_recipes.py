@@ -198,9 +198,9 @@ def test_grpo_on_too_few_questions_for_a_batch_is_refused(
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(REPO / "recipes" / "grpo.py"), run_name="__main__")
     assert stopped.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "12 questions do not fill one batch of 13 (per_device_train_batch_size 104, " in told
-    assert "; set per_device_train_batch_size: 96 and gradient_accumulation_steps: 1 (without steps_per_generation" in told
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "12 questions do not fill one batch of 13 (per_device_train_batch_size 104, " in line
+    assert "; set per_device_train_batch_size: 96 and gradient_accumulation_steps: 1 (without steps_per_generation" in line
     assert not (tmp_path / "run").exists(), "the corrected command may use the folder"
 
 

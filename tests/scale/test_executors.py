@@ -165,7 +165,7 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"rank": 2, "num_tasks": 2}, "--rank 2 of --num_tasks 2: ranks are numbered from 0"),
         ({"executor": "slurm", "num_tasks": 2}, "--executor slurm needs --slurm_partition"),
@@ -173,8 +173,8 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
         ({"slurm_args": ["account"]}, "--slurm_args account: expected NAME=VALUE"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(flags, told):
-    with pytest.raises(InputError, match=told):
+def test_flags_that_contradict_each_other_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
         ScaleArguments(**flags).check_scale()
 
 

@@ -64,8 +64,8 @@ class HouseServer:
                 missing = (404, {"error": {"message": f"The model {name} does not exist"}})
                 self._send(models if not name else (of_models or {}).get(name, missing))
 
-            def _send(self, told: Any) -> None:
-                status, body = told if isinstance(told, tuple) else (200, told)
+            def _send(self, reply: Any) -> None:
+                status, body = reply if isinstance(reply, tuple) else (200, reply)
                 content = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 sent = {"Content-Type": "application/json", "Content-Length": str(len(content)), "retry-after-ms": "1"}

@@ -177,8 +177,8 @@ def _preupload(hub: LoopbackHub, call: Call) -> Answer:
     for asked in call.json["files"]:
         path, old = asked["path"], repo.tree(call.match["rev"]).get(asked["path"])
         large = path.endswith((".parquet", ".safetensors")) or asked["size"] > REGULAR_MAX
-        told = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": path in ignored}
-        files.append(told | ({"oid": old.sha256 or old.oid} if old else {}))
+        reply = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": path in ignored}
+        files.append(reply | ({"oid": old.sha256 or old.oid} if old else {}))
     return Answer({"files": files})
 
 
@@ -224,21 +224,21 @@ def _commit(hub: LoopbackHub, call: Call) -> Answer:
             tree[value["path"]] = hub.pointer(value["oid"], value["size"])
         elif line["key"] == "deletedFile" and tree.pop(value["path"], None) is None:
             raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-    told = {}
+    reply = {}
     if propose:
         repo.pulls.append(pull := Pull(len(repo.pulls) + 1, header["summary"], str(call.user())))
         target = f"refs/pr/{pull.num}"
-        told["pullRequestUrl"] = f"{call.address}/discussions/{pull.num}"
+        reply["pullRequestUrl"] = f"{call.address}/discussions/{pull.num}"
     sha = repo.add(target, parent, dict(sorted(tree.items())), header["summary"])
     url = f"{call.address}/commit/{sha}"
-    return Answer({"success": True, "commitOid": sha, "commitUrl": url, **told})
+    return Answer({"success": True, "commitOid": sha, "commitUrl": url, **reply})
 
 
 def _validate_yaml(hub: LoopbackHub, call: Call) -> Answer:
     """Anybody may ask; `create_commit` does before it uploads anything."""
     errors, warnings = validate(call.json["content"], call.json["repoType"])
-    told = {"errors": [{"message": each} for each in errors], "warnings": [{"message": each} for each in warnings]}
-    return Answer(told, status=400 if errors else 200)
+    reply = {"errors": [{"message": each} for each in errors], "warnings": [{"message": each} for each in warnings]}
+    return Answer(reply, status=400 if errors else 200)
 
 
 # Collections
@@ -248,7 +248,7 @@ def _collection(hub: LoopbackHub, call: Call) -> Answer:
     collection = hub.collections.get(call.match["slug"])
     if collection is None or (collection.private and call.user() != collection.owner):
         raise Refusal(404, "Collection not found")
-    return Answer(collection.told())
+    return Answer(collection.as_json())
 
 
 def _create_collection(hub: LoopbackHub, call: Call) -> Answer:
@@ -261,7 +261,7 @@ def _create_collection(hub: LoopbackHub, call: Call) -> Answer:
         raise Refusal(409, "You already have a collection of this title", slug=same[0])
     slug += hashlib.sha1(slug.encode()).hexdigest()[:24]
     hub.collections[slug] = Collection(slug, asked["title"], user, asked["private"])
-    return Answer(hub.collections[slug].told())
+    return Answer(hub.collections[slug].as_json())
 
 
 def _add_item(hub: LoopbackHub, call: Call) -> Answer:
@@ -273,7 +273,7 @@ def _add_item(hub: LoopbackHub, call: Call) -> Answer:
     if item in collection.items:
         raise Refusal(409, "This item is in the collection already")
     collection.items.append(item)
-    return Answer(collection.told())
+    return Answer(collection.as_json())
 
 
 # Pull requests
@@ -339,8 +339,8 @@ def _shard(hub: LoopbackHub, call: Call) -> Answer:
 
 
 def _reconstruction(hub: LoopbackHub, call: Call) -> Answer:
-    told = hub.cas.reconstruction(call.match["hash"], call.headers.get("Range"), f"{hub.storage}/xorb")
-    return Answer(told) if told else Answer(status=416)
+    reply = hub.cas.reconstruction(call.match["hash"], call.headers.get("Range"), f"{hub.storage}/xorb")
+    return Answer(reply) if reply else Answer(status=416)
 
 
 API = r"/api/(?P<kind>datasets|models)/(?P<repo>[^/]+/[^/]+)"

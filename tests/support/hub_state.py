@@ -88,7 +88,7 @@ class Collection:
     private: bool
     items: list[dict[str, str]] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         items = [{"_id": f"{i:024x}", "position": i, **item} for i, item in enumerate(self.items)]
         about = {"slug": self.slug, "title": self.title, "owner": self.owner, "private": self.private, "items": items}
         return about | {"lastUpdated": now(), "position": 0, "theme": "green", "upvotes": 0}

@@ -30,11 +30,11 @@ def results_on(benchmark: str, rows: list[dict], outputs: list[str], **more) -> 
 def write_predictions(folder: str, rows: list[dict], right: list[bool], benchmark: str = "avqa", revision: str = "r") -> None:
     """The columns that runs are compared by; the others are empty."""
     empty = dict.fromkeys(schema.predictions_features())
-    told = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
+    shared = {"control": "none", "benchmark": benchmark, "benchmark_revision": revision}
     asked = zip(rows, right, strict=True)
     kept = ("id", "video_id", "choices", "in_paper")
     predictions = [
-        empty | told | {name: row.get(name) for name in kept} | {"gold": row["answer"], "correct": is_right}
+        empty | shared | {name: row.get(name) for name in kept} | {"gold": row["answer"], "correct": is_right}
         for row, is_right in asked
     ]
     path = Path(folder) / "data" / f"predictions-{benchmark}.parquet"

@@ -202,9 +202,9 @@ class VllmServer:
     def prompt_tokens_computed(self) -> float:
         """What the engine had to prefill since it started: prompt tokens less those found in its prefix cache."""
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
-            told = answer.read().decode()
+            metrics = answer.read().decode()
         return float(
-            re.search(r'^vllm:prompt_tokens_by_source_total{.*source="local_compute".*} (\S+)$', told, re.MULTILINE)[1]
+            re.search(r'^vllm:prompt_tokens_by_source_total{.*source="local_compute".*} (\S+)$', metrics, re.MULTILINE)[1]
         )
 
 

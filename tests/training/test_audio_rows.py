@@ -102,11 +102,13 @@ def test_an_unknown_arm_and_traces_that_are_no_corpus_are_named(collator, long_c
     audio, corpus = long_clip
     for traces in (None, corpus):
         for is_grpo, known in ((False, "ground_truth, label, "), (True, "label, ")):
-            told = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv$"
-            with pytest.raises(InputError, match=told):
+            message = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv$"
+            with pytest.raises(InputError, match=message):
                 audio_rows(arguments(audio, "typo", traces), collator, tmp_path / "ledger.parquet", for_grpo=is_grpo)
-    told = f"^--traces: cannot open split 'train' of {audio} .*'traces' not found.* with the config `traces`, as .*/cot_corpus"
-    with pytest.raises(InputError, match=told):
+    message = (
+        f"^--traces: cannot open split 'train' of {audio} .*'traces' not found.* with the config `traces`, as .*/cot_corpus"
+    )
+    with pytest.raises(InputError, match=message):
         audio_rows(arguments(audio, "cot", audio), collator, tmp_path / "ledger.parquet", for_grpo=True)
 
 
@@ -122,6 +124,6 @@ def test_nothing_but_empty_targets_is_refused(collator, questions, tmp_path) -> 
 def test_a_dataset_of_another_kind_is_refused(column, questions, tmp_path) -> None:
     rows = [{name: value for name, value in questions[0].items() if name != column}]
     folder = write_dataset(rows, tmp_path / "audio", without=column)
-    told = rf"split 'train' of {folder} does not hold clips .*: it lacks the column {column} \(it has: id, .*avqa_audio.py"
-    with pytest.raises(InputError, match=told):
+    message = rf"split 'train' of {folder} does not hold clips .*: it lacks the column {column} \(it has: id, .*avqa_audio.py"
+    with pytest.raises(InputError, match=message):
         open_input(str(folder), "train", CLIPS)

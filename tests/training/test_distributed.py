@@ -148,7 +148,7 @@ def arguments(world_size: int, kind: str = "NO", device: str = "cpu") -> Any:
 
 
 @pytest.mark.parametrize(
-    ("environment", "found", "told"),
+    ("environment", "found", "message"),
     [
         ({"WORLD_SIZE": "2", "RANK": "0"}, arguments(1), "2 processes were started"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, arguments(1), "started one"),
@@ -156,14 +156,14 @@ def arguments(world_size: int, kind: str = "NO", device: str = "cpu") -> Any:
         ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, arguments(2, "MULTI_CPU"), "asks for FSDP"),
     ],
 )
-def test_another_launch_than_asked_for_is_refused(environment, found, told, monkeypatch) -> None:
+def test_another_launch_than_asked_for_is_refused(environment, found, message, monkeypatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
     check_launch(arguments(1))
     check_launch(arguments(8, "MULTI_GPU", "cuda"))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         check_launch(found)
 
 
@@ -288,9 +288,11 @@ def test_bad_input_of_a_launch_is_one_line_and_stands_last(inputs, tmp_path: Pat
     (tmp_path / "notes.txt").write_text("of another origin")
     done = launch("ddp", "sft", inputs, output_dir=tmp_path)
     assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(set(told)) == 1 and "holds files already" in told[0]
-    assert len(told) == 2 and done.stderr.rstrip().endswith(told[0]), "once where it happened, and below the launcher's table"
+    message = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(set(message)) == 1 and "holds files already" in message[0]
+    assert len(message) == 2 and done.stderr.rstrip().endswith(message[0]), (
+        "once where it happened, and below the launcher's table"
+    )
     assert "exitcode  : 2" in done.stderr
 
 

@@ -49,8 +49,8 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> str:
 @pytest.fixture(scope="module")
 def whole_run(tiny_dataset, student_checkpoint, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("sft") / "run"
-    told = run(sft_command(tiny_dataset, student_checkpoint, output))
-    assert "LoRA: 21 modules of the language model, 0 of the audio tower" in told
+    message = run(sft_command(tiny_dataset, student_checkpoint, output))
+    assert "LoRA: 21 modules of the language model, 0 of the audio tower" in message
     return output
 
 
@@ -94,9 +94,9 @@ def test_a_checkpoint_of_another_model_is_refused_before_training(
     command = sft_command(tiny_dataset, other, tmp_path / "run", **asked)
     done = subprocess.run(command, cwd=tiny.REPO, env=tiny._environment(), capture_output=True, text=True, check=False)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    told = f"checkpoint-8 is a LoRA on {student_checkpoint}, and not on {other}; give the model that it was trained on"
+    message = f"checkpoint-8 is a LoRA on {student_checkpoint}, and not on {other}; give the model that it was trained on"
     # accelerate's own code, which is 1; our line stands once more below its traceback
-    assert done.returncode != 0 and len(set(errors)) == 1 and told in errors[0]
+    assert done.returncode != 0 and len(set(errors)) == 1 and message in errors[0]
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
@@ -128,8 +128,8 @@ def test_model_and_adapter_are_published_without_a_pickle_and_load_by_their_ids(
     (tmp_path / "base" / "README.md").write_text("# A base\n")
     run([sys.executable, "-c", PUBLISH_BASE, str(tmp_path / "base")], environment)
     flags = {"max_steps": 2, "push_to_hub": "true", "hub_model_id": "alice/student"}
-    told = run(sft_command(tiny_dataset, "alice/base", tmp_path / "run", **flags), environment)
-    assert "published: alice/student, revision" in told and "published: alice/student-adapter, revision" in told
+    message = run(sft_command(tiny_dataset, "alice/base", tmp_path / "run", **flags), environment)
+    assert "published: alice/student, revision" in message and "published: alice/student-adapter, revision" in message
     for name, config in (("student", "config.json"), ("student-adapter", "adapter_config.json")):
         tree = loopback_hub.repos[f"models/alice/{name}"].tree()
         assert {config, "README.md", "tokenizer.json"} <= tree.keys()
@@ -169,13 +169,13 @@ def heard(tiny_dataset, questions, tmp_path_factory) -> dict[str, Any]:
     np.savez(folder / "requests.npz", prompts=np.array(json.dumps(prompts)), **{str(i): c for i, c in enumerate(clips)})
 
     def answers(model: torch.nn.Module) -> list[list[int]]:
-        told = []
+        message = []
         for prompt, clip in zip(prompts, clips, strict=True):
             inputs = processor(text=[prompt], audio=[clip], sampling_rate=16_000, return_tensors="pt")
             audio_token = [model.config.audio_token_id]
             output = model.eval().generate(**inputs, max_new_tokens=16, do_sample=False, suppress_tokens=audio_token)
-            told.append(output[0, inputs["input_ids"].shape[1] :].tolist())
-        return told
+            message.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+        return message
 
     def load(path: Path) -> Any:
         return Qwen2AudioForConditionalGeneration.from_pretrained(path)
@@ -196,7 +196,7 @@ def test_adapter_and_merged_model_answer_alike_in_transformers_and_vllm(heard) -
         command = [served.PYTHON, "-m", "tests.support.vllm_lora", folder / "requests.npz", model, *adapter]
         return json.loads(run([str(part) for part in command], environment).splitlines()[-1])
 
-    told = in_vllm(heard["path"], folder / "adapter")
-    assert told["adapter"] == heard["adapter"] and told["model"] == heard["base"]
+    message = in_vllm(heard["path"], folder / "adapter")
+    assert message["adapter"] == heard["adapter"] and message["model"] == heard["base"]
     assert in_vllm(folder / "model")["model"] == heard["merged"]
     assert json.loads((folder / "model" / "config.json").read_text())["tie_word_embeddings"] is False

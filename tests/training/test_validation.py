@@ -87,10 +87,10 @@ def test_accuracy_is_that_of_greedy_answers_by_the_projects_grader(student_check
             trainer.processing_class.decode(output[0, ids.shape[1] :], skip_special_tokens=True), row["choices"]
         )
         right, unanswered = right + is_correct(answer, row["answer"], row["choices"]), unanswered + (answer.index is None)
-    told = trainer.state.log_history[-2]
-    assert (told["step"], told[METRIC], told["eval_unanswered"]) == (40, right / 5, unanswered / 5)
+    entry = trainer.state.log_history[-2]
+    assert (entry["step"], entry[METRIC], entry["eval_unanswered"]) == (40, right / 5, unanswered / 5)
     seen = accuracies(trainer)
-    assert seen[10] < told[METRIC] == 0.8, "four questions were learnt by heart, the fifth was never seen"
+    assert seen[10] < entry[METRIC] == 0.8, "four questions were learnt by heart, the fifth was never seen"
     risen = {f"checkpoint-{step}" for step in seen if all(seen[step] > seen[earlier] for earlier in seen if earlier < step)}
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == risen
 
@@ -161,16 +161,16 @@ def test_sft_goes_on_as_if_it_had_not_been_interrupted(student_checkpoint, quest
 
 
 @pytest.mark.parametrize(
-    ("flags", "script", "told"),
+    ("flags", "script", "entry"),
     [
         ({}, {"early_stopping_patience": 2}, "early_stopping_patience needs evaluations: set eval_strategy: steps"),
         ({"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "reward"}, {}, "set it to eval_accuracy"),
         ({"eval_strategy": "steps", "eval_steps": 1}, {"num_validation": 5}, "the split has 4 questions"),
     ],
 )
-def test_a_selection_that_cannot_be_made_is_refused(flags, script, told, tiny_dataset, tmp_path) -> None:
+def test_a_selection_that_cannot_be_made_is_refused(flags, script, entry, tiny_dataset, tmp_path) -> None:
     args = SFTConfig(**settings(tmp_path, **flags))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=entry):
         validation_set(arguments(audio=str(tiny_dataset), validation_max_tokens=8, **script), args, DIRECT_PROMPT)
 
 

@@ -163,12 +163,12 @@ def test_a_precision_that_no_threshold_reaches_is_refused():
 
 
 def test_figures_are_counts_with_their_intervals():
-    told = figures(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, True, False, True]), 0.7)
-    assert {k: told[k] for k in ("traces", "accepted_by_checker", "accepted", "both")} == {
+    message = figures(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, True, False, True]), 0.7)
+    assert {k: message[k] for k in ("traces", "accepted_by_checker", "accepted", "both")} == {
         "traces": 4, "accepted_by_checker": 3, "accepted": 3, "both": 2
     }  # fmt: skip
-    assert told["precision"] == told["recall"] == 2 / 3
-    assert told["precision_interval"] == list(wilson_interval(2, 3))
+    assert message["precision"] == message["recall"] == 2 / 3
+    assert message["precision_interval"] == list(wilson_interval(2, 3))
     assert figures(np.array([0.1]), np.array([True]), 0.7)["precision"] is None
 
 
@@ -262,8 +262,8 @@ def test_the_figures_on_the_card_are_those_of_the_model_that_was_saved(verifier_
     examples, rows = held_out_rows(calibration)
     assert verifier["base"] == Path(verifier["base"]).name, "and not where it lies"
     evidence = score(model, PairCollator(processor, verifier["prompt"]), rows, batch_size=128, description="held out")
-    told = figures(probabilities(evidence, verifier), np.array([e.accepted for e in examples]), verifier["threshold"])
-    assert told == verifier["held_out"]
+    message = figures(probabilities(evidence, verifier), np.array([e.accepted for e in examples]), verifier["threshold"])
+    assert message == verifier["held_out"]
 
 
 def test_only_the_language_model_is_trained(verifier_run, student_checkpoint):
@@ -353,8 +353,8 @@ def test_verdicts_py_knows_a_verifier_when_it_is_given_one(verifier_run, calibra
     rows = tiny.read_rows(tmp_path / "out")
     assert {row["verdict_mode"] for row in rows} == {VERIFIER_MODE} and {row["checker_heard_s"] for row in rows} == {2.0}
     assert {row["checker"] for row in rows} == {f"{verifier_run.name}/model"}, "and not where it lies"
-    told = [trace["verdict_text"] for row in rows for trace in row["traces"][:3]]
-    assert all(text.startswith("p=0.") or text == "p=1.0000" for text in told)
+    message = [trace["verdict_text"] for row in rows for trace in row["traces"][:3]]
+    assert all(text.startswith("p=0.") or text == "p=1.0000" for text in message)
     assert "44 traces: " in capsys.readouterr().out and len(rows) == 11
 
 
