@@ -215,12 +215,12 @@ def test_the_card_tells_columns_sizes_and_the_command(corpus):
 
 MIXED, _ = avqa.describe([{"video_name": name, "video_id": "a"} for name in ("a", "a_000000")])
 FRONT_MATTERS = {
-    "of AVQA": (avqa.OF_AVQA, (), "AVQA, whose questions and clips this builds on"),
-    "own": (avqa.OF_OWN_CLIPS, (), "is not known: this card was written automatically"),
+    "of AVQA": (avqa.FRONT_MATTER, (), "AVQA, whose questions and clips this builds on"),
+    "own": (avqa.OTHER_CLIPS, (), "is not known: this card was written automatically"),
     "mixed": (MIXED, (), "Part of the questions and clips that this builds on is AVQA's"),
     "of a benchmark": (mmau.BENCHMARK.front_matter, (), "`annotations-apache-2.0-clips-of-their-sources`"),
     "without": ({}, (), "states no licence"),
-    "own, its licence given": (avqa.OF_OWN_CLIPS, ("license", "cc-by-4.0"), "`cc-by-4.0`."),
+    "own, its licence given": (avqa.OTHER_CLIPS, ("license", "cc-by-4.0"), "`cc-by-4.0`."),
 }
 
 
@@ -239,7 +239,7 @@ def test_the_card_of_traces_of_own_clips_does_not_speak_of_avqa(questions, tiny_
     shutil.copytree(tiny_dataset, tmp_path / "own")
     _, front, text = (tmp_path / "own" / "README.md").read_text().split("---\n", 2)
     kept = {name: yaml.safe_load(front)[name] for name in ("dataset_info", "configs")}
-    (tmp_path / "own" / "README.md").write_text(f"---\n{yaml.safe_dump({**avqa.OF_OWN_CLIPS, **kept})}---\n{text}")
+    (tmp_path / "own" / "README.md").write_text(f"---\n{yaml.safe_dump({**avqa.OTHER_CLIPS, **kept})}---\n{text}")
     done = build(questions, tmp_path / "own", tmp_path)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "corpus" / "README.md").read_text()
