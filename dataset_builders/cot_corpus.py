@@ -42,18 +42,18 @@ AS_DATASET = "other"  # `--license` by default: the card repeats the licence of 
 LICENCES = {
     "avqa-states-none": (
         "AVQA, whose questions and clips this builds on, states no licence for its annotations, and the clips belong to those "
-        "who uploaded them: hence `other`."
+        "who uploaded them, so the licence is given as `other`."
     ),
     "mixed": (
         "Part of the questions and clips that this builds on is AVQA's, which states no licence for its annotations; the clips "
         "belong to those who uploaded them. The licence of the other clips, and of the questions about them, is not known: the "
-        "publisher of this corpus has to state it. Hence `other`."
+        "publisher of this corpus has to state it, so the licence is given as `other`."
     ),
     "unknown": (
         "The licence of the clips that this builds on, and of the questions about them, is not known: this card was written "
         "automatically, and the publisher of this corpus has to state it."
     ),
-    "": "The dataset that this builds on states no licence: hence `other`.",
+    "": "The dataset that this builds on states no licence, so the licence is given as `other`.",
 }
 
 

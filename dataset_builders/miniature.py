@@ -57,7 +57,7 @@ class MiniatureArguments:
     num_student: int = field(default=2000, metadata={"help": "captioned sounds for the base student", "minimum": 0})
     num_teacher: int = field(default=3000, metadata={"help": "silent videos for the teacher", "minimum": 0})
     num_checker: int = field(default=500, metadata={"help": "transcribed sounds for the checker", "minimum": 0})
-    seed: int = field(default=0, metadata={"help": "a world is a function of its seed"})
+    seed: int = field(default=0, metadata={"help": "random seed; the same seed gives the same clips and questions"})
     num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 

@@ -104,7 +104,7 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
     prompt_file: str | None = field(
         default=None, metadata={"help": "another prompt: a text file with the fields {question} and {choices}"}
     )
-    seed: int = field(default=0, metadata={"help": "of the sampling"})
+    seed: int = field(default=0, metadata={"help": "random seed for sampling"})
     limit: int | None = field(default=None, metadata={"help": "only the first N questions", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "print what the run would cost, from a sample, and stop"})
 

@@ -10,7 +10,7 @@ successors at OpenAI are gpt-audio and gpt-audio-1.5. Some servers need other fi
 max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is looked up at the
 server's `/v1/models`.
 
-There are two modes:
+`--verdict_mode` has two values (a trained verifier is a third way, see below):
 
 - `yes_no`, the paper's: one request per trace asks whether every sound that the trace claims is heard. A reply that is neither
   a clear yes nor a clear no is requested again with another seed, at most `--num_retries` times.
@@ -81,7 +81,7 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
     verdict_mode: str = field(default=YES_NO_MODE, metadata={"help": "how to check", "choices": [YES_NO_MODE, TRANSCRIPT_MODE]})
     num_retries: int = field(default=2, metadata={"help": "how often an unclear yes/no is requested again", "minimum": 0})
-    max_tokens: int = field(default=64, metadata={"help": "per verdict or transcript", "minimum": 1})
+    max_tokens: int = field(default=64, metadata={"help": "maximum tokens of a verdict or a transcript", "minimum": 1})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=16, metadata={"help": "requests in flight at --base_url", "minimum": 1})
     request_timeout_s: float = field(
@@ -92,7 +92,7 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
         default=None,
         metadata={"help": "another prompt: a text file, for yes_no with the field {think}; replies are read as those to ours"},
     )
-    seed: int = field(default=0, metadata={"help": "of the sampling of repeated requests"})
+    seed: int = field(default=0, metadata={"help": "random seed for the repeated requests"})
     limit: int | None = field(default=None, metadata={"help": "first questions only, to train a verifier on", "minimum": 1})
     dry_run: bool = field(default=False, metadata={"help": "print what the run would cost, from a sample, and stop"})
 

@@ -102,4 +102,5 @@ def main(argv: list[str]) -> None:
         if args.annotations:
             of_split = f" of {Path(args.annotations).name}"
         print(f"{name}, {c.n} questions{of_split}: {args.runs[0]} less {args.runs[1]}: {c} points")
-        print(f"right in the first only: {c.only_first}, in the second only: {c.only_second}; McNemar p = {c.p_value:.2g}")
+        discordant = f"correct only in the first: {c.only_first}, correct only in the second: {c.only_second}"
+        print(f"{discordant}; McNemar p = {c.p_value:.2g}")

@@ -10,7 +10,7 @@ Train the small verifier, which replaces the checker where a verdict on every tr
 
 The calibration set is a folder that verdicts.py wrote with the checker, here for 1,200 of the questions. Its clips are split by
 hash: 60 % for training, 20 % to choose the threshold for `--target_precision`, 20 % held out for the figures on the card. See
-`sightsound/training/verifier.py` for what a verifier is, and why it is no CLAP with a head.
+`sightsound/training/verifier.py` for what a verifier is, and why it is not a classifier on CLAP embeddings.
 
 `output_dir` then holds `model/` (a student checkpoint with the LoRA merged, the threshold and the figures in its
 config.json, and a card), `trainer_state.json` (the log) and `ledger.parquet` (every calibration trace with its use).
@@ -32,8 +32,13 @@ class VerifierScriptArguments:
     max_clips: int | None = field(
         default=None, metadata={"help": "use at most this many calibration clips, drawn by their hash"}
     )
-    target_precision: float = field(default=0.9, metadata={"help": "of accepted traces, against the checker's verdicts"})
-    nats_per_logit: float = field(default=3.0, metadata={"help": "evidence that multiplies the odds of acceptance by e"})
+    target_precision: float = field(
+        default=0.9,
+        metadata={"help": "precision of accepted traces that the threshold must reach, against the checker's verdicts"},
+    )
+    nats_per_logit: float = field(
+        default=3.0, metadata={"help": "increase of the evidence (nats) that multiplies the odds of acceptance by e"}
+    )
     even_odds_nats: float = field(
         default=3.0, metadata={"help": "evidence at which acceptance and rejection are equally likely"}
     )

@@ -1,11 +1,11 @@
 """
 One writer per folder, also on file systems without flock.
 
-Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. There an owner file is
-the lock: only one process can create it, and that process renews it every few seconds. A file that is no longer renewed comes
-from a killed run, and the next process takes it over. A process that was suspended so long that it lost its file exits when it
-wakes, so two processes never write to one folder. (`filelock.SoftFileLock` would not do: its file
-stays for ever when its owner is killed on another machine.)
+Lustre without its mount option `flock`, and some NFS, refuse flock with ENOSYS, ENOLCK or EOPNOTSUPP. On such a
+file system, a file that names the owner is the lock: only one process can create it, and that process renews it every few
+seconds. A file that is no longer renewed comes from a killed run, and the next process takes it over. A process that was
+suspended so long that it lost its file exits when it wakes, so two processes never write to one folder.
+(`filelock.SoftFileLock` would not do: its file stays for ever when its owner is killed on another machine.)
 """
 
 import errno
@@ -85,7 +85,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _machine() -> str:
-    """An id of this boot of this machine and of this container: where it is equal, process ids mean the same."""
+    """An id of this machine, this boot and this container. Two processes with the same id see the same process ids."""
     ids = []
     with suppress(OSError):
         ids = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]

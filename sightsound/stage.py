@@ -93,7 +93,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of a stage's folder; None if it is no stage's."""
+    """The settings of a stage's folder; None if the folder is not the output of a stage."""
     file = folder / STAGE_FILE
     return json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
 
@@ -134,7 +134,8 @@ class Stage:
         settings (`dict[str, Any]`): JSON-serialisable; exactly what changes the result.
 
     Raises:
-        `InputError`: The folder was started with other settings, holds foreign files, or is locked by another process.
+        `InputError`: The folder was started with other settings, contains files that no stage wrote, or is locked by
+            another process.
     """
 
     def __init__(self, output_dir: str | Path, settings: dict[str, Any]):
@@ -151,11 +152,11 @@ class Stage:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output_dir {self.path} cannot be made a folder ({error}); choose another") from error
+            raise InputError(f"--output_dir {self.path} cannot be created ({error}); choose another folder") from error
         try:
             self._lock = FolderLock(self.path)
         except OSError as error:
-            raise InputError(f"--output_dir {self.path} cannot be written to ({error}); choose another") from error
+            raise InputError(f"--output_dir {self.path} cannot be written to ({error}); choose another folder") from error
         file = self.path / STAGE_FILE
         recorded = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if recorded is not None and recorded["settings"] is not None:

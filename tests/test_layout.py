@@ -1,7 +1,7 @@
 """
-The house: a file imports only from lower floors or from its own folder, and never in a circle.
+The layers: a file imports only from lower layers or from its own folder, and never in a circle.
 
-Imports inside functions count too: they are late for speed, not to hide a dependency.
+Imports inside functions count too: they are there for speed, not to hide a dependency.
 """
 
 import ast
@@ -14,10 +14,10 @@ import pytest
 from tests.support.tiny import REPO
 
 
-# The three files of floor 1 are one room: what every program and every stage stands on.
-GROUND = ("cli", "launchers", "locks")
-FLOORS = {
-    "ground": 1,
+# The three files of layer 1, which every program and every stage uses. They are treated as one folder, "base".
+BASE = ("cli", "launchers", "locks")
+LAYERS = {
+    "base": 1,
     "stage": 2,
     "data": 2,
     "method": 3,
@@ -57,23 +57,23 @@ def read_imports(root: Path) -> dict[str, set[str]]:
     return {module: set(imports_of(file, set(files))) - {module} for module, file in files.items()}
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     parts = module.split(".")
-    room = parts[0] if parts[0] != "sightsound" or len(parts) == 1 else parts[1]
-    return "ground" if room in GROUND else room
+    folder = parts[0] if parts[0] != "sightsound" or len(parts) == 1 else parts[1]
+    return "base" if folder in BASE else folder
 
 
-def climbing(imports: dict[str, set[str]]) -> list[str]:
-    """Each import that goes up, or sideways into another room."""
+def upward_imports(imports: dict[str, set[str]]) -> list[str]:
+    """Each import from a higher layer, or from another folder of the same layer."""
     found = []
     for module, imported in sorted(imports.items()):
         for other in sorted(imported):
-            room, other_room = room_of(module), room_of(other)
-            if room == other_room or other_room == "sightsound":  # the package itself holds only its version
+            folder, other_folder = folder_of(module), folder_of(other)
+            if folder == other_folder or other_folder == "sightsound":  # the package itself holds only its version
                 continue
-            floor = FLOORS.get(room, max(FLOORS.values()) + 1)
-            if other_room in PROGRAMS or FLOORS[other_room] >= floor:
-                found.append(f"{module} (floor {floor}) imports {other} (floor {FLOORS.get(other_room, 'of programs')})")
+            layer = LAYERS.get(folder, max(LAYERS.values()) + 1)
+            if other_folder in PROGRAMS or LAYERS[other_folder] >= layer:
+                found.append(f"{module} (layer {layer}) imports {other} (layer {LAYERS.get(other_folder, 'of programs')})")
     return found
 
 
@@ -85,13 +85,13 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room_of(module) for module in read_imports(REPO)} - {"sightsound", *PROGRAMS}
-    assert rooms == set(FLOORS)
+def test_every_folder_has_a_layer() -> None:
+    folders = {folder_of(module) for module in read_imports(REPO)} - {"sightsound", *PROGRAMS}
+    assert folders == set(LAYERS)
 
 
-def test_no_import_climbs() -> None:
-    assert climbing(read_imports(REPO)) == []
+def test_no_file_imports_from_a_higher_layer() -> None:
+    assert upward_imports(read_imports(REPO)) == []
 
 
 def test_no_imports_form_a_circle() -> None:
@@ -101,17 +101,17 @@ def test_no_imports_form_a_circle() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "found"),
     [
-        ("data/late.py", "def f():\n    from sightsound.training import late", "sightsound.data.late (floor 2) imports"),
-        ("stage.py", "import sightsound.data.late", "sightsound.stage (floor 2) imports sightsound.data.late (floor 2)"),
-        ("method/late.py", "from evaluation import run", "sightsound.method.late (floor 3) imports evaluation.run"),
+        ("data/late.py", "def f():\n    from sightsound.training import late", "sightsound.data.late (layer 2) imports"),
+        ("stage.py", "import sightsound.data.late", "sightsound.stage (layer 2) imports sightsound.data.late (layer 2)"),
+        ("method/late.py", "from evaluation import run", "sightsound.method.late (layer 3) imports evaluation.run"),
     ],
 )
-def test_an_import_that_climbs_is_named(file: str, line: str, found: str, tmp_path: Path) -> None:
+def test_an_import_from_a_higher_layer_is_named(file: str, line: str, found: str, tmp_path: Path) -> None:
     for module in ("sightsound/training/late.py", "sightsound/data/late.py", "evaluation/run.py", f"sightsound/{file}"):
         path = tmp_path / module
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(line if module.endswith(file) else "")
-    assert [each.startswith(found) for each in climbing(read_imports(tmp_path))] == [True]
+    assert [each.startswith(found) for each in upward_imports(read_imports(tmp_path))] == [True]
 
 
 def test_a_circle_is_named(tmp_path: Path) -> None:
@@ -123,13 +123,13 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
 
 
 # Not `benchmarks`: one file is one benchmark, and nothing else lists them.
-SIGHTSOUND_ROOMS = [f"sightsound/{name}" for name in FLOORS if name not in ("ground", "stage", "benchmarks")]
-EVALUATION_ROOMS = [f"evaluation/{name}" for name in ("running", "scoring", "reporting")]
+SIGHTSOUND_FOLDERS = [f"sightsound/{name}" for name in LAYERS if name not in ("base", "stage", "benchmarks")]
+EVALUATION_FOLDERS = [f"evaluation/{name}" for name in ("running", "scoring", "reporting")]
 
 
-@pytest.mark.parametrize("room", [*SIGHTSOUND_ROOMS, *EVALUATION_ROOMS])
-def test_a_room_says_what_each_of_its_files_is_for(room: str) -> None:
-    folder = REPO / room
+@pytest.mark.parametrize("name", [*SIGHTSOUND_FOLDERS, *EVALUATION_FOLDERS])
+def test_the_docstring_of_a_folder_describes_each_of_its_files(name: str) -> None:
+    folder = REPO / name
     described = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     # A student family is found by its `FAMILY`, and nothing else lists it.
     listed = (file for file in folder.glob("*.py") if "\nFAMILY = " not in file.read_text(encoding="utf-8"))

@@ -144,7 +144,7 @@ def test_a_model_that_is_none_is_named_at_once(script, flag, start, place):
 
 @pytest.mark.parametrize("script", GOOD)
 def test_an_output_folder_that_cannot_be_one_and_mistyped_flags_are_one_line(script, start, place):
-    assert_one_line(start(script, output_dir="file"), "--output_dir file cannot be made a folder", place)
+    assert_one_line(start(script, output_dir="file"), "--output_dir file cannot be created", place)
     message = "unrecognized arguments: --limt 1" if script == "dataset_builders/cot_corpus.py" else "did you mean --"
     assert_one_line(start(script, ("--sedd" if "recipes" in script else "--limt", "1")), message, place)
     missing = next(flag for flag in GOOD[script] if flag in DATASETS)

@@ -97,7 +97,7 @@ def test_a_folder_with_files_of_another_origin_is_left_alone(tmp_path):
 
 def test_an_output_folder_that_cannot_be_one_is_said_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be made a folder"), Stage(tmp_path / "file", {}):
+    with pytest.raises(InputError, match="cannot be created"), Stage(tmp_path / "file", {}):
         pass
 
 

@@ -119,7 +119,7 @@ def _by_benchmark(flag: str, values: list[str] | None, names: list[str], may_sha
         elif len(names) == 1 or may_share:
             found = dict.fromkeys(names, value)
         else:
-            raise InputError(f"--{flag} {value}: which of {', '.join(names)} is it? Give NAME={value}")
+            raise InputError(f"--{flag} {value}: name the benchmark ({', '.join(names)}), as NAME={value}")
         for target, part in found.items():
             if target in given:
                 raise InputError(f"--{flag}: two values for {target}, {given[target]} and {part}; give one")
@@ -173,7 +173,8 @@ def check_arguments(args: RunArguments, sources: list[Source]) -> None:
             ("traces", args.method == COT_DISTILL, f"--method {COT_DISTILL}"),
         ):
             if is_needed and getattr(source, flag) is None:
-                what = {"media_dir": "the folder with the videos", "traces": "the teacher's"}[flag]
+                traces = "the folder or Hub id with the teacher's traces"
+                what = {"media_dir": "the folder with the videos", "traces": traces}[flag]
                 raise InputError(f"{why} needs --{flag}, {what}, for {source.benchmark}")
             if not is_needed and getattr(source, flag) is not None:
                 raise InputError(f"--{flag} is not read with --modality {args.modality} --method {args.method}; leave it out")

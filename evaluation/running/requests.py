@@ -191,12 +191,12 @@ def read_reasoning(source: str, rows: Dataset) -> dict[str, str]:
             continue
         if (row["choices"], row["media_sha256"]) != asked[row["id"]]:
             seen = f"{source} has question {row['id']} with another clip or other choices"
-            raise InputError(f"--traces: {seen}; was another dataset or split traced?")
+            raise InputError(f"--traces: {seen}; give traces of this dataset and split")
         num_traced += 1
         is_verified = any(trace["verdict"] is not None for trace in row["traces"])
         usable = [trace["think"] for trace in row["traces"] if not is_verified or trace["verdict"] == ACCEPT]
         if think := next((think for think in usable if think and think.strip()), None):
             found[row["id"]] = think.strip()
     if not num_traced:
-        raise InputError(f"--traces: {source} has none of the {len(asked)} questions; was another dataset or split traced?")
+        raise InputError(f"--traces: {source} has none of the {len(asked)} questions; give traces of this dataset and split")
     return found

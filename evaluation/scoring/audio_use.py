@@ -67,13 +67,14 @@ def compared_part(scored: dict[str, Any], n: int) -> str | None:
 
 def audio_use_statement(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """
-    The first line of a report.
+    The first line of a report. It begins with "DEAF:" if a model does no better with the clip than with silence or with another
+    clip's audio, and says "ANSWERS NOTHING:" of a model that answered no question even with the clip.
 
     Args:
         runs: Name of each run whose model gets audio, and its figures under one protocol: `results` and `gains`.
     """
     if not runs:
-        return "Not tested for deafness: no run is given any sound."
+        return "Audio use not tested: no run received audio."
     without_gain, untested, parts, without_answers = [], [], [], []
     for name, scored in runs:
         if answers_nothing(scored):
@@ -94,7 +95,7 @@ def audio_use_statement(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     if without_gain:
         sentences.append(f"DEAF: {'; '.join(without_gain)}. There is no sign that the model uses the audio.")
     if untested:
-        sentences.append(f"Not tested for deafness: {', '.join(untested)}. Run with --controls {' '.join(AUDIO_CONTROLS)}.")
+        sentences.append(f"Audio use not tested: {', '.join(untested)}. Run with --controls {' '.join(AUDIO_CONTROLS)}.")
     if not sentences and len(without_answers) < len(runs):
         every = "every other run" if without_answers else "every run"
         sentences.append(

@@ -49,7 +49,7 @@ def check_same_questions(first: dict[str, Row], second: dict[str, Row], benchmar
     others = [row_id for row_id in first if row_id in second and _content(first[row_id]) != _content(second[row_id])]
     if others:
         seen = f"other questions under the same ids ({len(others)} of them, first: {others[0]})"
-        raise InputError(f"on {benchmark} the runs are about {seen}; was another --split asked?")
+        raise InputError(f"on {benchmark} the runs are about {seen}; the runs may have a different --split")
     only_first, only_second = first.keys() - second.keys(), second.keys() - first.keys()
     if not only_first and not only_second:
         return
@@ -58,7 +58,7 @@ def check_same_questions(first: dict[str, Row], second: dict[str, Row], benchmar
         counts = f"{len(only_first)} only in the first, {len(only_second)} only in the second (such as {example})"
         remedy = "leave only questions that both answer in the files, or add the outputs that are missing"
         raise InputError(f"on {benchmark} the files answer different questions: {counts}; {remedy}")
-    cause = "was another --split asked?" if only_first and only_second else "was --limit another?"
+    cause = f"the runs may have a different {'--split' if only_first and only_second else '--limit'}"
     count = len(only_first | only_second)
     raise InputError(f"{count} questions of {benchmark} are in one run only (first: {example}); {cause}")
 

@@ -60,7 +60,7 @@ class AudioDatasetArguments(PublishArguments):
 
 
 def _storable(text: str) -> str:
-    """Text for the ledger. File names and annotations can be no valid UTF-8, and of any length."""
+    """Text for the ledger. File names and annotations may be invalid UTF-8 and very long."""
     plain = text.encode("utf-8", "backslashreplace").decode()
     return plain if len(plain) <= MAX_DETAIL_CHARACTERS else f"{plain[:MAX_DETAIL_CHARACTERS]}..."
 

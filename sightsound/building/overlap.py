@@ -58,11 +58,11 @@ def _compare(first: str, second: str, rows: dict[str, list[Row]]) -> Overlap:
         num_shared, num_clips = (len({_clip(row) for row in part}) for part in (shared, rows[second]))
         leak = (
             f"split {second} shares {num_shared} of its {num_clips} clips, and {len(repeated)} of its {len(rows[second])} "
-            f"questions, with split {first} (first: id {shared[0]['id']}, {shared[0]['video_id']}); a model that was trained "
-            f"on {first} is not tested by them"
+            f"questions, with split {first} (first: id {shared[0]['id']}, {shared[0]['video_id']}); its questions in "
+            f"{second} are not an independent test for a model trained on {first}"
         )
     if ids:
-        same_ids = f"{len(ids)} ids stand in split {first} and in split {second}: join by split and id"
+        same_ids = f"{len(ids)} ids occur in both split {first} and split {second}: join by split and id"
     return Overlap(leak, same_ids)
 
 

@@ -80,7 +80,7 @@ def why_no_row(
     begin = f"no row could be built from {outcomes.total()} annotations ({outcomes_in_words(counts)})"
     given, end = " and ".join(files), f"{ledger_path} has the reason of every row"
     if outcomes.keys() == {schema.BAD_ANNOTATION}:
-        return f"{begin}: {given} is not {official_file}, nor of its form; {first}; correct it, or give that file; {end}"
+        return f"{begin}: {given} is not in the format of {official_file}; {first}; correct it, or give that file; {end}"
     if main == schema.MISSING_MEDIA:
         held = f"--media_dir {media.root} holds {len(media)} audio and video files"
         return f"{begin}; {first}; {held}; give the folder with the clips that the annotations name; {end}"

@@ -106,7 +106,8 @@ class MediaFolder:
     Finds the files of a clip by its name. The folder is listed once.
 
     Names are compared with the listing, so an annotation cannot name a file outside of the folder. A name may have an
-    extension, and folders in front of it. Accented letters match in both encodings: macOS writes them in two parts.
+    extension, and folders in front of it. Accented letters match in both Unicode forms (macOS stores letter and accent as
+    two characters).
 
     Args:
         root (`str`): Searched at any depth, through links too.
@@ -195,7 +196,7 @@ def open_media(path: str) -> InputContainer:
     Open a media file.
 
     Raises:
-        `MediaError`: It is none.
+        `MediaError`: ffmpeg cannot open the file as media.
     """
     import av
 

@@ -94,7 +94,7 @@ def sought_packets(container: InputContainer, stream_index: int, time_s: float) 
 
 
 def _first_to_decode(packets: Iterator[Packet], pts: float, is_video: bool) -> list[Packet]:
-    """The packet where decoding has to begin to reach `pts`, and those read after it; empty if it is later than `pts`."""
+    """The packets to decode first in order to reach `pts`. Empty if the first packet found is later than `pts`."""
     last: list[Packet] = []
     for packet in packets:
         if packet.pts is None or (is_video and not packet.is_keyframe):

@@ -219,7 +219,7 @@ def _size(stream: VideoStream, max_pixels: int) -> tuple[int, int]:
 
 
 def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """A frame as a player shows it: telephones store the sensor's image, and a matrix that turns or mirrors it."""
+    """Rotate or mirror a frame as the display matrix in its side data says. Phones store frames unrotated."""
     data = cast("bytes | None", frame.side_data.get("DISPLAYMATRIX"))
     if data is None:
         return pixels

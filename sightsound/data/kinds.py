@@ -19,9 +19,9 @@ class Kind:
     A kind of dataset.
 
     Args:
-        name (`str`): As errors call it.
+        name (`str`): Name used in error messages.
         columns (`tuple`): The columns that are read, with the types that `schema` gives for avqa-audio and traces.
-        made_by (`str`): What users give to have one.
+        made_by (`str`): What the error message tells the user to give.
     """
 
     name: str

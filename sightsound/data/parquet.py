@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
-# Rows with audio that are Python objects at the same time; the rest of a row group waits as Arrow tables: one copy less.
+# Number of audio rows held as Python objects at once. The other rows of a row group stay as Arrow tables, which saves one copy.
 AUDIO_CHUNK_ROWS = 10
 # Columns of `traces_features` that older files lack; for rows from such a file they are written as None.
 LATER_COLUMNS = ("sampling", "checker_sampling")
@@ -159,14 +159,14 @@ def check_same_clips(rows: Iterable[dict[str, Any]], dataset: Dataset, source: s
         source (`str`): Its name, for the message.
 
     Raises:
-        `InputError`: A row's id is not in the dataset, or stands there for another clip.
+        `InputError`: A row's id is not in the dataset, or belongs to another clip there.
     """
     known = dict(zip(dataset["id"], dataset["media_sha256"], strict=True))
     other = [row["id"] for row in rows if known.get(row["id"]) != row["media_sha256"]]
     if other:
         raise InputError(
-            f"{len(other)} traced questions (first: {other[0]}) are not in {source}, or not about the same clip; was another "
-            "dataset or split traced?"
+            f"{len(other)} traced questions (first: {other[0]}) are missing in {source} or are about another clip; give the "
+            "dataset and split that were traced"
         )
 
 

@@ -29,7 +29,7 @@ class PinnedFile:
 
     Args:
         source (`str`): Path, repository and commit.
-        sha256 (`str`, *optional*): None where nobody publishes one; every file is then accepted.
+        sha256 (`str`, *optional*): None if no checksum is published; every file is then accepted.
         questions (`int`, *optional*): Number of questions in the file; None where it is unknown.
         difference (`Callable`, *optional*): Content and sha256 of another file -> how it differs.
         texts_sha256 (`str`, *optional*): `texts_digest` of its rows; it identifies a dataset that was built from the file.
@@ -58,7 +58,7 @@ class PinnedFile:
         """
         sha256 = sha256_of(path)
         if self.sha256 is None:
-            return f"{self.source}, as far as its name tells"
+            return f"{self.source} (identified by name only; no checksum is published)"
         if sha256 == self.sha256:
             return f"the pinned file: {self.source}, unchanged"
         difference = f": {self.difference(annotations, sha256)}" if self.difference else ""
@@ -71,6 +71,6 @@ class PinnedFile:
         return f"NOT the pinned file ({self.source}){difference}; figures are not comparable"
 
     def asks(self, rows: Iterable[dict[str, Any]]) -> bool | None:
-        """Whether these rows are its questions; None where their number differs, or where its texts have no known digest."""
+        """Whether the rows are the pinned questions. None if their number differs or no digest is known."""
         rows = list(rows)
         return None if self.texts_sha256 is None or len(rows) != self.questions else texts_digest(rows) == self.texts_sha256

@@ -27,7 +27,7 @@ MAX_STRAY_S = 0.04
 _FRAMES_THAT_AGREE = 4
 # A clock that jumps back, or further ahead than this, was reset where files were joined: the audio continues without a gap.
 _MAX_GAP_S = 3600.0
-# Decoded ahead of the wanted part: decoders need it to warm up, and it shows where a frame stands.
+# Decode this much before the wanted part: the decoder needs it to start correctly, and its time stamps locate the part.
 _PRE_ROLL_S = 2.0
 
 
@@ -101,7 +101,7 @@ def place_by_time(blocks: Iterator[Block], track: Track, position: int) -> Itera
     last_s = float("-inf")
 
     def shift() -> int:
-        """By how many samples the next block is late (early if negative); 0 while the blocks do not agree."""
+        """By how many samples the next block is late (negative: early). 0 if the waiting blocks disagree."""
         if waiting[0].time_s is None:
             return 0
         expected, strays = position, []
@@ -139,7 +139,11 @@ def place_by_time(blocks: Iterator[Block], track: Track, position: int) -> Itera
 
 
 def _stray(blocks: list[Block], rate: int) -> float:
-    """By how many samples the blocks' time stamps are later than their count: the least, since they err to the late side."""
+    """
+    The smallest difference, in samples, between a block's time stamp and the number of samples before it.
+
+    The smallest, because time stamps tend to be late.
+    """
     count, strays = 0, []
     for block in blocks:
         if block.time_s is not None:
@@ -161,7 +165,7 @@ def _from_middle(track: Track, start_s: float) -> tuple[int, Iterator[np.ndarray
     if not head or not lead or lead[0].time_s is None or lead[0].time_s > start_s:
         return None
     offset, begins = _stray(head, track.rate), 0
-    if abs(offset) > MAX_STRAY_S * track.rate:  # the whole track starts late and keeps its place
+    if abs(offset) > MAX_STRAY_S * track.rate:  # the whole track starts late: keep that delay
         offset, begins = 0.0, round(_stray(head[:_FRAMES_THAT_AGREE], track.rate))
     estimate = _stray(lead, track.rate) - offset
     position = round(estimate)

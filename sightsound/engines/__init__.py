@@ -12,7 +12,7 @@ Engines: what answers the requests of a stage.
 - `openai_replies.py`: read a reply
 - `request_fields.py`: the flags that change requests
 - `sampling.py`: every sampling field of a request, and what is recorded of it
-- `checker.py`: have a checker give its verdicts
+- `checker.py`: get the checker's verdicts
 - `diagnosis.py`: stop or warn when the first answers show that a run is worthless
 - `cost.py`: `--dry_run`: requests, tokens and price
 

@@ -118,7 +118,7 @@ class EngineFlags:
         timeout_s (`float`, *optional*): Of a request, seconds.
         prime (`bool`): See `OpenAIEngine`.
         batches (`Path`, *optional*): The record of batches, for a command that uses the Batch API.
-        options (`RequestOptions`): Fields that the servers need changed.
+        options (`RequestOptions`): Changes to the request fields that the servers need.
         revision (`str`, *optional*): Commit of a model on the Hub.
         base_model (`str`, *optional*): Where the base of a LoRA is now, if it was moved.
     """
@@ -142,13 +142,14 @@ class EngineFlags:
 
 class Engine(Protocol):
     """
-    What `run_requests` needs. What a request draws may depend on the other requests of its call, so a call is always repeated
-    with the same members.
+    What `run_requests` needs.
+
+    Samples may depend on the other requests in the same call. So an interrupted call is repeated with the same requests.
 
     Attributes:
-        requests_per_call (`int`): Members of a call.
+        requests_per_call (`int`): Requests in a call.
         window_s (`float`, *optional*): The caller cuts longer sounds to it, seconds; None for no limit.
-        revision (`str`): What the model is, for the rows.
+        revision (`str`): Commit or fingerprint of the model, written to the rows.
     """
 
     requests_per_call: int

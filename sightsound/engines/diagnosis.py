@@ -1,6 +1,5 @@
 """
-Say what is wrong with a run, and the remedy: after its first answers, to stop a teacher whose traces would be worthless, and at
-its end, where nothing usable came out.
+Detect a useless run. Stop it after its first answers, or print the cause and the remedy at its end.
 """
 
 from __future__ import annotations
@@ -106,8 +105,8 @@ def _not_sampled(journal: Journal, total: int, num_equal: int) -> str:
     sampling = next((entry["sampling"] for entry in journal.entries.values() if entry.get("sampling")), None)
     sent = f" (sent: {json.dumps(sampling)})" if sampling else ""
     return (
-        f"the traces of {num_equal} of the first {total} questions are all equal{sent}: unanimity would mean nothing. Expected "
-        "different traces of a question; raise --temperature, or check that the server samples"
+        f"the traces of {num_equal} of the first {total} questions are all equal{sent}, so agreement between traces "
+        "carries no information. Expected different traces of a question; raise --temperature, or check that the server samples"
     )
 
 

@@ -112,7 +112,7 @@ class _Run:
             self.deferred.append(key)
 
     def stop(self) -> None:
-        """Send nothing more. Workers that wait for a slot get one, and then end."""
+        """Send no more requests. Release the workers that wait, so that they can end."""
         self.stopped.set()
         self.slots.release(self.num_workers)
 
@@ -125,7 +125,7 @@ class _Run:
 
 
 class _Deferred(Exception):
-    """A request that gets only 429 makes room for others, and is made again after them."""
+    """A request that gets only 429. It is made again after the other requests."""
 
 
 class OpenAIEngine:
@@ -149,8 +149,9 @@ class OpenAIEngine:
             n sequences only while the clips of all requests that it admits fit its encoder cache (as many tokens as
             `--max-num-batched-tokens`); beyond that each sequence computes the prompt again, unless it is in the prefix
             cache. Not for a server that bills every prompt.
-        options (`RequestOptions`): Fields that the servers need changed. Where `n` is omitted, n completions are n requests,
-            one after the other, each with its own seed. They are one result, and all are made again after a kill between them.
+        options (`RequestOptions`): Changes to the request fields that the servers need. Where `n` is omitted, n completions are
+            n requests, one after the other, each with its own seed. They are one result, and all are made again after a kill
+            between them.
     """
 
     # A server does not say its model's window; 30 s is that of Whisper's encoder, which most have.

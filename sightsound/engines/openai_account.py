@@ -27,7 +27,8 @@ DIGEST_FIELD = "sightsound_input_sha256"  # in a batch's metadata
 RETRIES, FIRST_RETRIES = 80, 4
 # Seconds without a byte after which such a request is repeated: none of them waits for a model.
 MAX_TIMEOUT_S = 120.0
-# A batch is not made by the client's retries, which would make a second one after an answer that was lost. Ten minutes too.
+# The request that creates a batch is not retried by the client: if a reply was lost, a retry would create (and bill) a second
+# batch. This many attempts take up to about ten minutes.
 CREATE_TRIES = 20
 
 

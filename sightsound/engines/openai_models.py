@@ -97,7 +97,7 @@ def look_up_all(model: str, base_urls: Sequence[str], is_needed: bool = False) -
     Look a model up at each of its servers: yields one line for each. The model itself gets no request.
 
     Args:
-        is_needed (`bool`): A server that is not there, or does not take the key, is an error.
+        is_needed (`bool`): A server that cannot be reached, or refuses the key, is an error.
 
     Raises:
         `InputError`: A server does not serve it.
@@ -116,8 +116,8 @@ def make_client(url: str, timeout_s: float) -> Any:
     """
     The `openai` client of one server.
 
-    It makes no retries of its own: the engines know more about when to retry (for minutes, at another replica, after the other
-    requests, without a field that the server refuses), and a batch must not be made twice.
+    The client does not retry. The engines retry themselves, because they can wait minutes, use another server or drop a refused
+    field; and a batch must not be created twice.
 
     Raises:
         `InputError`: `OPENAI_API_KEY` cannot be a key.

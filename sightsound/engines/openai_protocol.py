@@ -142,7 +142,7 @@ def _one_line(text: Any) -> str:
 
 
 def failure_of_reported(status: int, error: Any, url: str) -> RequestFailure:
-    """The failure that the client would have raised, had `error` come with its own HTTP status and not inside a body."""
+    """Turn an error inside a body into the failure that its HTTP status would have given."""
     import httpx2 as httpx  # what the openai client is built on
     from openai import APIStatusError
 

@@ -130,10 +130,10 @@ def _is_thinking(part: dict[str, Any]) -> bool:
 
 
 def _joined(reasoning: str, content: str, is_cut: bool) -> str:
-    """One text. Content that has a `<think>` repeats the reasoning, or is what the prompt asked for: it stays as it is."""
+    """Join reasoning and content. If the content already has `<think>`, keep it as it is."""
     if not reasoning.strip() or "<think>" in content:
         return open_reasoning(content)
-    if "</think>" in content:  # the server took the beginning of the reasoning for all of the reasoning
+    if "</think>" in content:  # the server split the reasoning too early; the rest is in the content
         return f"<think>{reasoning.lstrip().removeprefix('<think>')}{content}"
     reasoning = reasoning.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if is_cut and not content.strip():

@@ -24,7 +24,7 @@ from sightsound.data.schema import LETTERS
 
 PROMPT_VERSION = "1"
 
-# The paper publishes none of its prompts. These are ours: see README, "Deviations from the paper".
+# The paper publishes none of its prompts. These are ours: see docs/deviations.md.
 _TEXTS = Path(__file__).with_name("prompt_texts")
 
 

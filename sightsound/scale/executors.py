@@ -1,9 +1,9 @@
 """
 Start the ranks of a stage with datatrove's executors: on this machine, under Ray, or as Slurm jobs.
 
-A rank is the same script with `--rank R` added; it can also be started by hand. `ranks.py` says what it does. It is a process
-of its own and no function in a worker of datatrove. Those workers are daemons, which may not start processes, as a stage does;
-and they are forked, so CUDA may not work in them.
+A rank is the same script with `--rank R` added; it can also be started by hand. `ranks.py` says what it does. It is a
+separate process, not a function in a datatrove worker, because those workers are daemons (which may not start processes) and
+are forked (so CUDA may fail).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCAL, RAY, SLURM = "local", "ray", "slurm"
 # A finished rank leaves these. Not `.parquet`: nothing that looks for data may find them before they are joined.
 ROWS_PART, LEDGER_PART = "rows.part", "ledger.part"
 JOB_FILE = "slurm_job"
-EXTRA = "pip install 'sightsound[scale]'"
+EXTRA = "run pip install -e '.[scale]'"
 _PARENT = "SIGHTSOUND_RANK_PARENT"  # process id of what started a rank
 _WATCH_EVERY_S = 0.5
 

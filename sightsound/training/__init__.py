@@ -1,9 +1,9 @@
 """
 Training: the parts of the recipes `sft.py`, `grpo.py` and `verifier.py`.
 
-- `recipe.py`: the command line of a recipe, and the checks that refuse a run
-- `run.py`: the common start and end of the recipes
-- `distributed.py`: several processes
+- `recipe.py`: the command line of a recipe, and the checks that refuse its fields
+- `run.py`: the common start and end of the recipes; which settings a rerun must repeat
+- `distributed.py`: several processes; refuses a launch that does not match the recipe
 - `audio_rows.py`: the rows to train on
 - `collator.py`: rows to batches
 - `sft.py`: the trainer of SFT

@@ -45,12 +45,12 @@ def leave_process_group() -> None:
 
 def run_distributed(main: Callable[[], None]) -> None:
     """
-    `cli.run` for a script that may run in several processes: one that was in a process group ends without finalizing Python.
+    `cli.run` for a script that may run in several processes. One that was in a process group exits without Python's shutdown.
 
-    A thread of gloo takes the interpreter's lock to release the tensors of a collective, some time after the collective has
-    returned. If Python is being finalized by then, it ends that thread inside a C++ destructor, and this aborts the process.
-    Waiting for the thread is not possible here: only the last owner of the group can, which is often an imported torch module
-    that has the group as a default argument. If it is DDP, it waits while it holds the lock, forever. So the group is kept.
+    gloo frees tensors in a background thread that takes the interpreter's lock. If Python is shutting down, this aborts the
+    process. We cannot wait for that thread: only the last owner of the group can, which is often an imported torch module with
+    the group as a default argument; DDP as the last owner would wait forever, because it holds the lock. So the group is kept
+    and the process exits without Python's shutdown.
     """
     code = 0
     try:
@@ -75,7 +75,7 @@ def _was_in_a_group() -> bool:
 
 
 def _end_at_once(code: int) -> NoReturn:
-    """Do what Python does at exit, but without finalizing the interpreter."""
+    """Run the exit functions and flush the output, then exit without Python's shutdown."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as `multiprocessing` does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

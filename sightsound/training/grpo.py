@@ -45,8 +45,8 @@ logger = get_logger(__name__)
 ZERO_ADVANTAGE_BATCHES = 10
 
 CANNOT_SHARE = (
-    "Prompts are computed once for each completion: attention %r takes no mask that hides completions from each other. "
-    "With attn_implementation: sdpa a prompt is computed once for all its completions."
+    "Each prompt is computed again for every completion, because attention %r does not accept a custom mask. "
+    "Set attn_implementation: sdpa to compute it once."
 )
 
 
@@ -145,7 +145,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._family.freeze_positions(policy)
         if freeze_audio_tower:
             self._family.audio_tower_of(policy).requires_grad_(False)
-        # `GRPOTrainer.__init__` keeps the token that this names from being sampled, and loads the reference with the options.
+        # TRL never samples the token in `image_token_id`, so set it to the clip's placeholder. TRL loads the reference model
+        # with `model_init_kwargs`.
         policy.config.image_token_id = policy.config.audio_token_id
         args.model_init_kwargs = {**options, "architecture": architecture}
         try:
@@ -156,7 +157,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             args.model_init_kwargs = options  # a class cannot be logged as a setting
         self.share_prompts = share_prompts and self._family.shares_prompts and supports_custom_masks(policy)
         if share_prompts and not self._family.shares_prompts:
-            logger.warning("Prompts are computed once for each completion: a %s cannot share them.", architecture.__name__)
+            reason = "Each prompt is computed again for every completion, because a %s cannot share it."
+            logger.warning(reason, architecture.__name__)
         elif share_prompts and not self.share_prompts:
             logger.warning(CANNOT_SHARE, policy.config.get_text_config()._attn_implementation)
         self._audio: list[ClipFeatures] = []  # of the rows being generated for or scored

@@ -160,7 +160,7 @@ def open_run(
     check_processes: Callable[[TrainingArguments], None] = check_launch,
 ) -> Iterator[TrainingRun]:
     """
-    Check the arguments, pin the inputs and lock the output folder. Of a complete folder, only the publication is carried out.
+    Check the arguments, pin the inputs and lock the output folder. If the folder is complete, only publish it.
 
     Args:
         inputs (`Sequence[str]`): The fields of `script_args` that name datasets.

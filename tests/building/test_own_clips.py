@@ -139,7 +139,7 @@ def test_own_clips_are_built_and_the_card_says_what_they_are(clips, monkeypatch,
     build(folder, monkeypatch, *files, "--media_dir", "clips", "--output_dir", "out")
     out, err = capsys.readouterr()
     leak = "split validation shares 1 of its 1 clips, and 2 of its 2 questions, with split train (first: id 1, Frösche)"
-    assert f"warning: {leak}" in err and "1 ids stand in split train and in split validation" in out
+    assert f"warning: {leak}" in err and "1 ids occur in both split train and split validation" in out
     ledger = tiny.read_ledger(folder / "out")
     assert [(entry["id"], entry["split"]) for entry in ledger] == [(i, "train") for i in "012"] + [
         (i, "validation") for i in "19"
@@ -280,7 +280,7 @@ def test_the_first_reason_is_on_the_screen_and_the_remedy_is_about_it(clips, mon
         ),
         "no text": (
             annotation(1, "a", question_text=""),
-            "is not AVQA's train_qa.json, nor of its form; first: train, id 1: ",
+            "is not in the format of AVQA's train_qa.json; first: train, id 1: ",
         ),
         "other fields": (
             {"id": 1, "choices": FOUR},

@@ -1,4 +1,4 @@
-"""What servers of different houses reply reads alike: text with its reasoning, why it ended, and what is no answer at all."""
+"""Replies of servers of different vendors are read alike: text with its reasoning, why it ended, and what is no answer."""
 
 import gzip
 import json

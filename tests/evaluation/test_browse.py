@@ -235,7 +235,7 @@ def test_what_cannot_be_shown_is_refused(dataset, corpus, runs, tmp_path):
         ({"runs": unfinished}, "is not complete"),
         ({"runs": runs, "benchmark": "mmau"}, "no predictions on mmau"),
         ({"runs": runs, "runs_split": "train"}, "are not about questions of split 'train'"),
-        ({"corpus": corpus, "split": "validation"}, "not about the same clip"),
+        ({"corpus": corpus, "split": "validation"}, "are about another clip"),
         ({"corpus": corpus, "media_dir": tmp_path / "nowhere"}, "is not a folder"),
     ):
         with pytest.raises(InputError, match=message):

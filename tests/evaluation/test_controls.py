@@ -81,9 +81,9 @@ def test_the_verdict_names_who_is_deaf_and_who_was_not_tested():
     )
     assert line == (
         "DEAF: a does no better with the clip than with silent audio (+0.0 points, 95 % interval [-5.0, +5.0], n = 40). "
-        "There is no sign that the model uses the audio. Not tested for deafness: b, c. Run with --controls silent swapped."
+        "There is no sign that the model uses the audio. Audio use not tested: b, c. Run with --controls silent swapped."
     )
-    assert audio_use_statement([]) == "Not tested for deafness: no run is given any sound."
+    assert audio_use_statement([]) == "Audio use not tested: no run received audio."
 
 
 def test_who_answers_nothing_is_not_called_deaf():
@@ -94,7 +94,7 @@ def test_who_answers_nothing_is_not_called_deaf():
     line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, 5.0)))])
     assert line.startswith("Not deaf: every other run does better") and message in line
     line = audio_use_statement([("a", mute), ("b", figures(40, silent=(40, -5.0))), ("c", figures(40))])
-    assert line.startswith("DEAF: b does no better") and "Not tested for deafness: c." in line and message in line
+    assert line.startswith("DEAF: b does no better") and "Audio use not tested: c." in line and message in line
 
 
 def test_the_verdict_says_where_it_rests_on_a_part_of_the_questions():

@@ -132,8 +132,8 @@ def test_reasoning_is_read_from_a_corpus_too_and_only_about_these_questions(rows
     assert set(read_reasoning(str(write_corpus(questions, tmp_path / "corpus")), rows)) == set(rows["id"])
     said = [trace("bell", 0, "I hear a bell.")]
     others = {
-        "clip": ([trace_row(rows[0], said, media_sha256="0")], "another clip or other choices; was another dataset or split"),
-        "ids": ([trace_row({**rows[0], "id": "x"}, said)], "has none of the 4 questions; was another dataset or split traced"),
+        "clip": ([trace_row(rows[0], said, media_sha256="0")], "another clip or other choices; give traces of this dataset"),
+        "ids": ([trace_row({**rows[0], "id": "x"}, said)], "has none of the 4 questions; give traces of this dataset"),
     }
     for name, (traced, message) in others.items():
         with pytest.raises(InputError, match=message):

@@ -99,10 +99,8 @@ def test_the_first_line_says_who_is_deaf(tmp_path):
     assert first_line(tmp_path, hears).startswith("Not deaf: every run does better")
     line = first_line(tmp_path, hears, deaf, untold)
     assert line.startswith("DEAF: deaf (seed 0) does no better with the clip than with silent audio (+0.0 points")
-    assert "hears" not in line and "Not tested for deafness: untold (seed 0). Run with" in line
-    assert first_line(tmp_path, hears, untold).startswith(
-        "Not tested for deafness: untold (seed 0). Run with --controls silent"
-    )
+    assert "hears" not in line and "Audio use not tested: untold (seed 0). Run with" in line
+    assert first_line(tmp_path, hears, untold).startswith("Audio use not tested: untold (seed 0). Run with --controls silent")
 
 
 def test_controls_and_the_official_protocol_stand_beside_the_figures(tmp_path):
@@ -158,7 +156,7 @@ def test_a_control_that_was_refused_has_no_accuracy(tmp_path):
 
 def test_silent_video_cannot_be_heard(tmp_path):
     sees = write_run(tmp_path / "sees", "sees", method="video/direct")
-    assert first_line(tmp_path, sees) == "Not tested for deafness: no run is given any sound."
+    assert first_line(tmp_path, sees) == "Audio use not tested: no run received audio."
     hears = write_run(tmp_path / "hears", "hears", ["silent", "swapped"], heard=ALL_RIGHT)
     assert first_line(tmp_path, sees, hears).startswith("Not deaf")
 
@@ -257,7 +255,7 @@ def test_runs_of_one_name_are_told_apart_wherever_they_are_named(tmp_path, capsy
     assert [entry["arm"] for entry in json.loads((tmp_path / "out" / "report.json").read_text())] == names
     assert text.startswith("DEAF: m in deaf (seed 0) does no better")
     untested = "m in plain (seed 0), m in untested (seed 0), m with --limit 4 (seed 0), n (seed 0)"
-    assert f"Not tested for deafness: {untested}." in text
+    assert f"Audio use not tested: {untested}." in text
     assert (
         "TRAINED ON the questions of this test: m in plain (seed 0), 2 of these 4 questions; m in untested (seed 0), 2" in seen
     )

@@ -163,7 +163,7 @@ def test_a_dataset_that_moved_on_the_hub_does_not_ask_the_rest(tmp_path):
 
 REFUSED = {
     "an unknown benchmark": ({"benchmark": "avqa,vggsound"}, "unknown benchmark 'vggsound'"),
-    "which benchmark's dataset": ({"benchmark": "avqa,mmau"}, "which of avqa, mmau is it"),
+    "which benchmark's dataset": ({"benchmark": "avqa,mmau"}, r"name the benchmark \(avqa, mmau\), as NAME="),
     "a benchmark without a dataset": ({"benchmark": "avqa,mmau", "dataset": "mmau=d"}, "nothing for avqa; give avqa=FOLDER"),
     "a dataset of no benchmark": ({"dataset": "mmau=d"}, "mmau is not among --benchmark avqa"),
     "two datasets": ({"dataset": ["d", "avqa=e"]}, "two values for avqa, d and e"),
@@ -176,7 +176,7 @@ REFUSED = {
         {"modality": "video", "media_dir": "m", "controls": "silent"},
         "change the sound; --modality video has none",
     ),
-    "distillation from nothing": ({"method": "cot_distill"}, "needs --traces, the teacher's, for avqa"),
+    "distillation from nothing": ({"method": "cot_distill"}, "with the teacher's traces, for avqa"),
     "traces for nothing": ({"traces": "t"}, "--traces is not read with --modality audio --method direct"),
     "a base behind a server": ({"base_url": "http://u", "base_model": "b"}, "the server at --base_url has its own base"),
     "a base of no adapter": ({"base_model": "b", "model": "STUDENT"}, "is no adapter, and --base_model is the base of one"),

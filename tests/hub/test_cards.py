@@ -190,7 +190,7 @@ def test_card_and_index_say_the_figures_of_the_results(released, model, runs) ->
     assert not list((released / ".eval_results").iterdir()), "their questions came from folders"
     assert publish.write_card(card, publish.read_runs([str(runs)], model), REPO_ID) == card, "written once more, it is the same"
     seen = [replace(run, results=run.results | {"method": "video/direct"}) for run in publish.read_runs([str(runs)], model)]
-    assert "Not tested for deafness: no run is given any sound." in publish.write_card(card, seen, REPO_ID)
+    assert "Audio use not tested: no run received audio." in publish.write_card(card, seen, REPO_ID)
 
 
 def test_answers_of_a_server_are_said_to_be_that(model, tiny_dataset, questions, mmau, tmp_path) -> None:

@@ -332,8 +332,8 @@ def test_traces_of_another_dataset_are_refused(changed, questions, tiny_dataset,
     flags = {"dataset": tiny_dataset, "traces": traces, "checker": "scripted", "base_url": "http://127.0.0.1:1/v1"}
     done = run_script(SCRIPT, **flags, output_dir=tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    message = f"1 traced questions (first: {row['id']}) are not in split 'train' of {tiny_dataset}, or not about the same clip"
-    assert done.stderr.startswith(f"error: {message}; was another dataset or split traced?")
+    seen = f"1 traced questions (first: {row['id']}) are missing in split 'train' of {tiny_dataset}"
+    assert done.stderr.startswith(f"error: {seen} or are about another clip; give the dataset and split that were traced")
 
 
 def test_verdicts_through_the_batch_api_are_those_of_single_requests(questions, tiny_dataset, tmp_path):

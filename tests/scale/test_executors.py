@@ -188,7 +188,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     done = run_stage(tmp_path, num_tasks=2)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--num_tasks 2 needs datatrove; pip install 'sightsound[scale]'" in done.stderr
+    assert "--num_tasks 2 needs datatrove; run pip install -e '.[scale]'" in done.stderr
 
 
 def test_two_ranks_write_what_one_run_writes(one_run, tmp_path):

@@ -1,5 +1,5 @@
 """
-A server of any house: what it replies to a chat completion, and to a look at its models, is what the test says.
+A server of any vendor: what it replies to a chat completion, and to a look at its models, is what the test says.
 
 Nothing of the project is imported. Unlike `openai_server` it does not understand requests: it keeps their bodies.
 """

@@ -209,7 +209,7 @@ def test_an_attention_without_masks_falls_back_with_one_warning(student_checkpoi
     with caplog.at_level(logging.WARNING, "sightsound"):
         trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert not trainer.share_prompts
-    assert len([record for record in caplog.records if "computed once for each completion" in record.message]) == 1
+    assert len([record for record in caplog.records if "computed again for every completion" in record.message]) == 1
 
 
 def test_a_family_whose_prompts_cannot_be_shared_falls_back_with_one_warning(
@@ -219,5 +219,5 @@ def test_a_family_whose_prompts_cannot_be_shared_falls_back_with_one_warning(
     with caplog.at_level(logging.WARNING, "sightsound"):
         trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert not trainer.share_prompts
-    warnings = [record.message for record in caplog.records if "cannot share them" in record.message]
+    warnings = [record.message for record in caplog.records if "cannot share it" in record.message]
     assert len(warnings) == 1 and "a Qwen2AudioForConditionalGeneration cannot" in warnings[0]

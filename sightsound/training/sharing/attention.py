@@ -26,8 +26,8 @@ class Packing(NamedTuple):
     Args:
         prompt_length (`int`): Tokens of the longest prompt that every completion of its group sees.
         group (`torch.Tensor`): `(completions,)`.
-        place (`torch.Tensor`): `(completions, tokens)`, positions among all `groups * length`; arbitrary after a completion's
-            end.
+        place (`torch.Tensor`): `(completions, tokens)`, position of each completion token among all `groups * length` tokens;
+            values after the end of a completion are ignored.
         mask (`torch.Tensor`): `(completions, 1, tokens, prompt_length + tokens)`, additive.
         origin (`torch.Tensor`): `(groups * length,)`: the position of each token's result, among `groups * prompt_length`
             results of prompts followed by those of completions.

@@ -1,5 +1,5 @@
 """
-Scoring the G completions of a prompt with one copy of the prompt (`sharing.sampling` samples them so).
+Score the G completions of a prompt with one copy of the prompt. (`sharing.sampling` samples them with one copy.)
 
 A group is packed into one row, `prompt, completion 1, ..., completion G`, under a mask with which every completion attends to
 the prompt and itself, not to the others. The last token of the prompt is repeated before each completion, because its output
@@ -19,7 +19,7 @@ from trl.trainer.utils import split_tensor_dict
 from sightsound.training.sharing.attention import PACKED, Packing
 
 
-# Attention implementations of transformers that take an arbitrary mask; the flash kernels know causal ones only.
+# Attention implementations of transformers that accept any mask. The flash kernels accept only causal masks.
 MASKABLE = ("sdpa", "eager", PACKED)
 
 
