@@ -23,7 +23,7 @@ def test_letters_before_all_choices_are_taken_off(style, letters):
     lettered = [style.format(letter, text) for letter, text in zip(letters, TEXTS, strict=True)]
     row = avqa.to_row(annotation(1, "a", multi_choice=lettered, answer=2))
     assert (row["choices"], row["answer_text"]) == (PLAIN, "Rooster")
-    assert "C. Rooster" in question_text(row["question"], row["choices"], "")
+    assert "C. Rooster" in question_text(row["question"], row["choices"], "{choices}")
     assert parse_answer("The answer is Rooster.", row["choices"]).index == 2
 
 

@@ -49,7 +49,7 @@ def test_several_benchmarks_go_into_a_folder_each(benchmarks, tmp_path, capsys):
         assert results["benchmark"] == name and results["outcomes"] == {"none": {"answered": count}}
         assert results["results"]["none"]["n"] == len(predictions) == count
         assert {(p["benchmark"], p["model_revision"]) for p in predictions} == {
-            (name, "tiny at its server, revision abc as output")
+            (name, "tiny at its server, revision abc as told")
         }
         generation = json.loads(predictions[0]["generation"])
         assert generation.items() >= {"engine": "server", "prompt_version": "1", "temperature": 0.0, "max_tokens": 512}.items()
