@@ -42,3 +42,8 @@ def real_data() -> Path:
 
 
 pytest_plugins = ["tests.support.fixtures"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that both processes of `-n 2` have work to the end."""
+    items.sort(key=lambda item: "recipes/test_pipeline" not in item.nodeid)
