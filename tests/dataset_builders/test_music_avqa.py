@@ -169,5 +169,6 @@ def test_the_file_of_another_benchmark_is_what_is_wrong(tmp_path):
     )
     flags = {"annotations": file, "media_dir": tmp_path, "output_dir": tmp_path / "out", "num_proc": 1}
     done = run_script("dataset_builders/music_avqa.py", **flags)
-    message = f"no row could be built from 2 annotations (2 bad_annotation): {file} is not in the format of MUSIC-AVQA's avqa-test"
+    reason = f"{file} is not in the format of MUSIC-AVQA's avqa-test.json"
+    message = f"no row could be built from 2 annotations (2 bad_annotation): {reason}"
     assert done.returncode == 2 and message in done.stderr and "clips" not in done.stderr.splitlines()[-1]
