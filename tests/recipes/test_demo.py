@@ -1,0 +1,96 @@
+"""The demo with its learning assertions, the README on what it made, and the verifier in the checker's place."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny
+from tests.support.demo import demo, finish, read_report
+
+
+CHANCE = 25.0  # percent, four choices
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("miniature") / "out"
+    print(finish(demo(output)))
+    return output
+
+
+@pytest.mark.slow
+def test_the_miniature_learns_what_the_method_promises(miniature: Path) -> None:
+    """design.md section 6: only what is robust is asserted, the rest is reported."""
+    report = read_report(miniature)
+    assert report["base"]["accuracy"] < 50
+    assert report["sft-tts_agfv"]["accuracy"] >= 80
+    assert report["sft-tts_agfv"]["accuracy"] - report["sft-cot"]["accuracy"] >= 8
+    assert report["grpo-tts_agfv"]["accuracy"] >= report["sft-tts_agfv"]["accuracy"] - 3
+    log = json.loads((miniature / "seed-0" / "grpo-tts_agfv" / "trainer_state.json").read_text())["log_history"]
+    rewards = [entry["reward"] for entry in log if "reward" in entry]
+    first, second = rewards[: len(rewards) // 2], rewards[-(len(rewards) // 2) :]  # two epochs: the same questions in both
+    assert sum(second) > sum(first)
+    heard = max(report.values(), key=lambda entry: entry["accuracy"])
+    assert heard["silent_accuracy"] <= CHANCE + 12 and heard["swapped_accuracy"] <= CHANCE + 12
+
+
+def run_stage(*command: Any, **flags: Any) -> None:
+    arguments = [str(part) for part in (*command, *(each for name, value in flags.items() for each in (f"--{name}", value)))]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tiny.REPO, env=tiny._environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_readme_run_as_they_are_written(miniature: Path, tmp_path: Path) -> None:
+    """In a folder that looks like a checkout after `make demo`; what they write stays there."""
+    for name in ("accelerate_configs", "dataset_builders", "evaluation", "recipes", "sightsound"):
+        (tmp_path / name).symlink_to(tiny.REPO / name)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "miniature").symlink_to(miniature)
+    text = (tiny.REPO / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ran = [block for block in blocks if not block[1].startswith("make ")]
+    assert [language for language, _ in ran] == ["python", "sh", "python"]
+    environment = {**tiny._environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for language, block in ran:
+        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-e", "-c", block]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "outputs" / "readme-evaluation" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_verifier_takes_the_checkers_place(miniature: Path, tmp_path: Path) -> None:
+    """Its precision on clips it has not seen, and a student of its corpus within 3 points of the checker's student."""
+    seed = miniature / "seed-0"
+    data = {"dataset": seed / "avqa-audio", "traces": seed / "traces"}
+    base = {"audio": seed / "avqa-audio", "model_name_or_path": seed / "models" / "student" / "model", "seed": 0}
+    config = {"config": tiny.REPO / "recipes" / "miniature" / "verifier.yaml", "verdicts": seed / "verdicts"}
+    run_stage("recipes/verifier.py", **config, **base, output_dir=tmp_path / "verifier")
+    verifier = tmp_path / "verifier" / "model"
+    held_out = json.loads((verifier / "config.json").read_text())["verifier"]["held_out"]
+    print(held_out)
+    assert held_out["precision"] >= 0.9 and held_out["recall"] >= 0.6
+
+    run_stage("dataset_builders/verdicts.py", **data, checker=verifier, batch_size=128, output_dir=tmp_path / "verdicts")
+    corpus = {"verdicts": tmp_path / "verdicts", "license": "apache-2.0", "output_dir": tmp_path / "corpus"}
+    run_stage("dataset_builders/cot_corpus.py", **data, **corpus)
+    config = {"config": tiny.REPO / "recipes" / "miniature" / "sft_tts_agfv.yaml", "traces": tmp_path / "corpus"}
+    run_stage("recipes/sft.py", **config, **base, output_dir=tmp_path / "sft")
+    asked = {"benchmark": "avqa", "dataset": seed / "avqa-audio", "split": "test", "modality": "audio", "method": "cot"}
+    sizes = {"max_tokens": 64, "batch_size": 256, "seed": 0}
+    run_stage(
+        *("-m", "evaluation", "run"), **asked, **sizes, model=tmp_path / "sft" / "model", output_dir=tmp_path / "evaluation"
+    )
+    checkers = read_report(miniature)["sft-tts_agfv"]["accuracy"]
+    verifiers = json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"]["none"]["accuracy"]
+    print(f"student of the checker's corpus {checkers:.1f} %, of the verifier's {verifiers:.1f} %")
+    assert verifiers >= checkers - 3

@@ -1,0 +1,113 @@
+"""The whole line at toy size: every stage runs, what it writes opens, and kills change nothing."""
+
+import json
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.demo import SMOKE_ARMS, demo, finish, kill_session, read_predictions
+
+
+@pytest.fixture(scope="module")
+def smoke_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("smoke") / "out"
+    finish(demo(output, SMOKE="1"))
+    return output
+
+
+def test_smoke_demo_runs_every_stage_and_reports_every_arm(smoke_demo: Path) -> None:
+    report = json.loads((smoke_demo / "report.json").read_text())
+    assert [entry["arm"] for entry in report] == SMOKE_ARMS
+    keys = ["arm", "seed", "n", "accuracy", "low", "high", "unanswered", "silent_accuracy", "swapped_accuracy"]
+    assert all(list(entry) == [*keys, "split", "trained_on"] and entry["n"] == 8 for entry in report)
+    assert [(entry["split"], entry["trained_on"]) for entry in report] == [("test", None), *[("test", 0)] * (len(report) - 1)]
+    for figure in ("accuracy.png", "sft_loss.png", "grpo.png"):
+        assert (smoke_demo / figure).read_bytes().startswith(b"\x89PNG")
+    text = (smoke_demo / "report.md").read_text()
+    assert all(f"| {arm} |" in text for arm in SMOKE_ARMS)
+    assert text.startswith(("DEAF: ", "Not deaf: ", "ANSWERS NOTHING: ")), "the verdict is the first line"
+    assert "gain over text only" in text and "(browser/index.html)" in text
+    # The page has the questions of the corpus and those that the first and the last arm were asked.
+    assert '"runs": ["base", "grpo-tts_agfv"]' in (smoke_demo / "browser" / "index.html").read_text()
+
+
+def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2AudioForConditionalGeneration
+
+    seed = smoke_demo / "seed-0"
+    assert load_dataset(str(seed / "avqa-audio"))["train"].num_rows == 200
+    assert load_dataset(str(seed / "corpus"), "traces", split="train").num_rows == 200
+    assert load_dataset(str(seed / "corpus"), split="train").num_rows >= 1
+    for folder, count in (
+        ("traces", 200),
+        ("verdicts", 200),
+        ("evaluation/base", 3 * 8),
+        ("evaluation/grpo-tts_agfv", 5 * 8),  # it alone is also given the text only, and shuffled choices
+    ):
+        assert load_dataset(str(seed / folder), split="train").num_rows == count
+    for folder in ("models/student", "models/checker", "sft-label", "grpo-tts_agfv"):
+        Qwen2AudioForConditionalGeneration.from_pretrained(seed / folder / "model")
+        AutoProcessor.from_pretrained(seed / folder / "model")
+    Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
+
+
+@pytest.mark.parametrize("smoke", ["", "1"])
+def test_the_demo_ends_with_the_whole_report_command_and_says_what_smoke_figures_mean(tmp_path: Path, smoke: str) -> None:
+    """The script itself; programs in place of the real ones write down what they are given."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "accelerate"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/{name}-calls\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    out = tmp_path / "out"
+    for file in ("evaluation/base/results.json", "sft-label/trainer_state.json"):
+        (out / "seed-0" / file).parent.mkdir(parents=True)
+        (out / "seed-0" / file).touch()
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    lines = finish(demo(out, SMOKE=smoke, PATH=path)).splitlines()
+    last = (tmp_path / "python-calls").read_text().splitlines()[-1]
+    assert last.startswith("python -m evaluation report --runs ") and last.count("--") == 6
+    note = ["SMOKE: toy sizes: the figures mean nothing"] if smoke else []
+    assert lines[-1 - len(note) :] == [f"> {last}", *note]
+
+
+@pytest.mark.slow
+def test_a_complete_demo_is_skipped(smoke_demo: Path) -> None:
+    before = read_predictions(smoke_demo)
+    log = finish(demo(smoke_demo, SMOKE="1"))
+    assert log.count("  done: ") >= 10
+    assert "is complete" in (smoke_demo / "seed-0" / "logs" / "grpo-tts_agfv.log").read_text()
+    assert read_predictions(smoke_demo) == before
+
+
+@pytest.mark.slow
+def test_a_demo_killed_in_three_stages_ends_with_the_same_predictions(smoke_demo: Path, tmp_path: Path) -> None:
+    """SIGKILL to everything while the teacher writes, while a student trains, and while one is evaluated."""
+    for moment in ("traces/journal.jsonl", "sft-*/checkpoint-*", "evaluation/*/journal.jsonl"):
+        process = demo(tmp_path / "out", SMOKE="1")
+        while process.poll() is None and not any((tmp_path / "out" / "seed-0").glob(moment)):
+            time.sleep(0.02)
+        assert process.poll() is None, f"no {moment} was seen before the demo had ended"
+        kill_session(process)
+        process.communicate()
+    finish(demo(tmp_path / "out", SMOKE="1"))
+    assert read_predictions(tmp_path / "out") == read_predictions(smoke_demo)
+
+
+@pytest.mark.storm
+def test_ten_kills_change_nothing(smoke_demo: Path, tmp_path: Path, storm_seed: int) -> None:
+    """SIGKILL to everything at random moments; every rerun continues where the last one was."""
+    generator = random.Random(storm_seed)
+    for _ in range(10):
+        process = demo(tmp_path / "out", SMOKE="1")
+        try:
+            process.communicate(timeout=generator.uniform(5, 75))
+        except subprocess.TimeoutExpired:
+            kill_session(process)
+            process.communicate()
+    finish(demo(tmp_path / "out", SMOKE="1"))
+    assert read_predictions(tmp_path / "out") == read_predictions(smoke_demo)
