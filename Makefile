@@ -48,7 +48,7 @@ test-slow: setup setup-vllm setup-deepspeed
 
 # Random kills and strings with a fresh seed, which is printed (STORM_SEED=N repeats it); the browser, Ray, measurements. One
 # process: measurements are ratios, and do not share the cores.
-test-storm: setup setup-vllm
+test-storm: setup setup-vllm setup-deepspeed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m storm
 
 lint: setup

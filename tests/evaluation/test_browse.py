@@ -362,7 +362,7 @@ def test_chromium_plays_sound_and_video(opened):
     assert 0 < opened.execute_script(attached) < len(shown(opened)), "far from the screen no clip is loaded"
 
 
-@pytest.mark.slow
+@pytest.mark.storm
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_chromium_shows_nothing_beyond_the_edge_and_every_control_has_a_name(opened, width, scheme):

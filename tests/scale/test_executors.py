@@ -17,6 +17,10 @@ from sightsound.scale.ranks import slice_of
 from tests.support.tiny import REPO, read_ledger, run_script
 
 
+# Ray starts a cluster of its own: a matter of the storm.
+LOCAL_AND_RAY = [pytest.param("local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.storm)]
+
+
 STAGE = "tests/support/ranked_stage.py"
 NUM_QUESTIONS = 22
 WITH_A_CLIP = {str(i) for i in range(NUM_QUESTIONS) if i % 5 != 4}
@@ -199,8 +203,7 @@ def test_two_ranks_write_what_one_run_writes(one_run, tmp_path):
     assert done.stdout.startswith("2 of 2 ranks to run (local); their logs: ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", LOCAL_AND_RAY)
 def test_a_rank_that_fails_is_told_in_its_own_words_and_run_again(executor, one_run, tmp_path):
     done = run_stage(tmp_path, num_tasks=2, executor=executor, stop_at=17)
     assert done.returncode == 2, done.stderr
@@ -212,8 +215,7 @@ def test_a_rank_that_fails_is_told_in_its_own_words_and_run_again(executor, one_
     assert asked_of(tmp_path) == Counter(WITH_A_CLIP)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", LOCAL_AND_RAY)
 def test_a_killed_command_takes_its_ranks_along_and_continues(executor, one_run, tmp_path):
     process = start_stage(tmp_path, num_tasks=2, executor=executor, delay_s=6.0)
     try:

@@ -270,10 +270,14 @@ def check_same_run(run: Path, expected: Path) -> None:
     assert apart < 2e-5, apart
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(
-    "name", ["ddp", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
+    "name",
+    [
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=[pytest.mark.storm, needs_deepspeed]),
+        pytest.param("zero3", marks=[pytest.mark.slow, needs_deepspeed]),
+    ],
 )
 def test_two_processes_train_as_one_does(name: str, recipe: str, alone, inputs, tmp_path: Path) -> None:
     done = launch(name, recipe, inputs, output_dir=tmp_path / "run")
