@@ -60,7 +60,7 @@ def extract_answer_texts(outputs: Sequence[str]) -> list[str]:
     `extract_answer_text` of every output that a metric scores.
 
     Raises:
-        `ValueError`: There are no outputs, or one is None: whether it is an empty answer or a lost one cannot be told.
+        `ValueError`: There are no outputs, or one is None, which may be an empty answer or a lost one.
     """
     if not outputs:
         raise ValueError("there are no predictions to score")

@@ -113,7 +113,7 @@ UNDECIDED = re.compile(
     r"|(?:cannot|can't|could not|couldn't) (?:tell|determine|decide|say|judge|verify|confirm))\b|\?"
 )
 
-# What may follow a yes, clause by clause: who hears it, that a sound is there, when it comes, or what the clip consists of.
+# Clauses that may follow a yes. Each says who hears it, that a sound is there, when it comes, or what is in the clip.
 _CLAUSE_END = re.compile(r"\.(?!\d)|[,;!]|(?<=\s)[-–—]+(?=\s)")
 _LINK = re.compile(r"^(?:(?:and|then|so|also|because|since|next|later|finally|first|second|here|therefore)\b[\W_]*)+")
 _COPULA = re.compile(r"\b(?:is|are|was|were|be|'s)\b\s*")
