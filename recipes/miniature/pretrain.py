@@ -35,6 +35,21 @@ TEXT: dict[str, Any] = {
 }
 
 
+SIDE = 56  # pixels of a frame
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 4,
+    "patch_size": 14,
+    "window_size": 112,
+    "out_hidden_size": TEXT["hidden_size"],
+    "fullatt_block_indexes": [1],
+    "tokens_per_second": 2,
+    "initializer_range": 0.05,
+}
+
+
 @dataclass
 class PretrainArguments:
     world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
@@ -78,6 +93,81 @@ def make_student() -> tuple[Any, Any]:
     return model, Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer)
 
 
+# Qwen2.5-Omni's own template, without images and tools.
+OMNI_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] -%}
+{% if part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>
+{%- elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif -%}
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def make_omni() -> tuple[Any, Any]:
+    """The thinker of a Qwen2.5-Omni with random weights, and its processor."""
+    from transformers import (
+        AutoTokenizer,
+        Qwen2_5OmniProcessor,
+        Qwen2_5OmniThinkerConfig,
+        Qwen2_5OmniThinkerForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    names = {
+        "audio_token": "<|AUDIO|>",
+        "audio_bos_token": "<|audio_bos|>",
+        "audio_eos_token": "<|audio_eos|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_bos_token": "<|vision_start|>",
+        "vision_eos_token": "<|vision_end|>",
+    }
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, extra_special_tokens=names)
+    token = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
+    width = TEXT["hidden_size"]
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={
+            "d_model": width,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "num_mel_bins": 128,
+            "n_window": WINDOW_S * 16_000 // HOP_LENGTH // 2,  # the tower attends within parts of two seconds, as the real one
+            "max_source_positions": 1500,
+            "output_dim": width,
+            "initializer_range": 0.05,
+        },
+        vision_config=VISION,
+        text_config={**TEXT, **ids, "rope_parameters": rope},
+        audio_token_index=token["audio_token"],
+        audio_start_token_id=token["audio_bos_token"],
+        audio_end_token_id=token["audio_eos_token"],
+        image_token_index=token["image_token"],
+        video_token_index=token["video_token"],
+        vision_start_token_id=token["vision_bos_token"],
+        vision_end_token_id=token["vision_eos_token"],
+        tie_word_embeddings=False,
+    )
+    image, video = (
+        {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE},
+        {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE * 6},
+    )
+    processor = Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(size=image),
+        video_processor=Qwen2VLVideoProcessor(size=video, do_sample_frames=False),
+        feature_extractor=WhisperFeatureExtractor(feature_size=128, hop_length=HOP_LENGTH, chunk_length=300, n_fft=400),
+        tokenizer=tokenizer,
+        chat_template=OMNI_TEMPLATE,
+    )
+    return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+
+
 # Qwen2.5-VL's own template, without images and tools.
 VIDEO_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
@@ -109,29 +199,14 @@ def make_teacher() -> tuple[Any, Any]:
     }
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
-    vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 4,
-        "patch_size": 14,
-        "window_size": 112,
-    }
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, **ids, "rope_parameters": rope},
-        vision_config={
-            **vision,
-            "out_hidden_size": TEXT["hidden_size"],
-            "fullatt_block_indexes": [1],
-            "tokens_per_second": 2,
-            "initializer_range": 0.05,
-        },
+        vision_config=VISION,
         **{name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()},
     )
-    side = 56
-    frames = {"shortest_edge": side * side, "longest_edge": side * side * 6}
+    frames = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE * 6}
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": side * side, "longest_edge": side * side}),
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}),
         video_processor=Qwen2VLVideoProcessor(size=frames, do_sample_frames=False),
         tokenizer=tokenizer,
         chat_template=VIDEO_TEMPLATE,
@@ -150,7 +225,7 @@ def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
         row["prompt"] = [{"role": "user", "content": row["prompt"]}]
     if name == "teacher":
         paths = {row["video"] for row in rows if row["video"] is not None}
-        frames = {p: load_frames(str(folder / p), num_frames=6, max_pixels=56 * 56) for p in paths}
+        frames = {p: load_frames(str(folder / p), num_frames=6, max_pixels=SIDE * SIDE) for p in paths}
         return [{**row, "video": frames.get(row["video"])} for row in rows]
     return rows
 

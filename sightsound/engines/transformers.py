@@ -32,9 +32,7 @@ class TransformersEngine:
         self.window_s = self._family.window_s(processor)
         parts = {"audio": "feature_extractor", "video": "video_processor"}
         self._takes = {kind: getattr(processor, part, None) is not None for kind, part in parts.items()}
-        # A sampled placeholder would ask the next forward for a clip that is not there.
-        names = ("audio_token_id", "image_token_id", "video_token_id")
-        self._placeholders = [i for i in (getattr(model.config, name, None) for name in names) if i is not None]
+        self._placeholders = self._family.media_token_ids(model.config)
 
     @classmethod
     def load(
@@ -65,15 +63,16 @@ class TransformersEngine:
         """Generate for requests that all carry the same kinds of media."""
         import torch
 
-        conversations = [user_message(r.text, *r.media) for r in requests]
-        prompts = [self.processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in conversations]
-        inputs = self._inputs(requests, prompts).to(self.model.device)
+        prompts = [self._family.render(self.processor, user_message(r.text, *r.media), for_answer=True) for r in requests]
+        copies = 1 if self._family.expands_for_sampling else sampling.n
+        rows = range(len(requests) * copies)
+        inputs = self._inputs([requests[i // copies] for i in rows], [prompts[i // copies] for i in rows]).to(self.model.device)
         torch.manual_seed(seed_of(sampling.seed, [r.key for r in requests]))
         with torch.inference_mode(), neutral_generation(self.model, self.processor.tokenizer) as ends:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=sampling.max_tokens,
-                num_return_sequences=sampling.n,
+                num_return_sequences=sampling.n // copies,
                 suppress_tokens=self._placeholders,
                 synced_gpus=False,  # in validation, processes have different numbers of questions
                 **in_process(sampling.temperature),
@@ -95,7 +94,7 @@ class TransformersEngine:
                 request.key,
                 prompt,
                 completions[i * n : (i + 1) * n],
-                usage=Usage(prompted[i], sum(written[i * n : (i + 1) * n])),
+                usage=Usage(prompted[i * copies], sum(written[i * n : (i + 1) * n])),
                 sampling=drawn,
             )
             for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True))

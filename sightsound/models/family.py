@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,23 @@ if TYPE_CHECKING:
     from sightsound.data.frames import Frames
 
 
+@dataclass(frozen=True)
+class Licence:
+    """
+    The licence of released weights, as their card states it.
+
+    Args:
+        id (`str`): The Hub's identifier; `"other"` for one that the Hub does not list.
+        name, link (`str`, *optional*): Of a licence that the Hub does not list.
+        restriction (`str`, *optional*): What it forbids, in one sentence: shown before training and on the cards.
+    """
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+    restriction: str | None = None
+
+
 @dataclass(eq=False)
 class ClipFeatures:
     """
@@ -34,7 +52,7 @@ class ClipFeatures:
 
     Args:
         tensors (`tuple[torch.Tensor, ...]`): In the order of `StudentFamily.feature_names`. Usually the mel spectrogram
-            `(num_mel_bins, frames)` and its mask `(frames,)`.
+            `(num_mel_bins, frames)` and its mask `(frames,)`; of a family that cuts a clip into windows, of each window.
         num_tokens (`int`): Placeholder tokens of the clip in a prompt; 0 if it was read from a checkpoint, where prompts are
             tokenized already.
     """
@@ -50,33 +68,48 @@ class StudentFamily:
     Attributes:
         model_types (`tuple[str, ...]`): Values of `config.model_type`.
         processors (`tuple[str, ...]`): Class names of the processors.
-        licenses (`dict[str, str]`): Licence of each released model, by Hub id, as its card says.
+        licenses (`dict[str, Licence]`): Licence of each released model, by Hub id, as its card says.
         architecture (`str`, *optional*): Class of transformers to load; None for the one that the config names.
+        trained_part (`str`, *optional*): What is loaded and trained of a checkpoint that holds more, for messages.
         feature_names (`tuple[str, ...]`): Arguments of the model's forward that hold a clip: first the features, then, where
             the model takes one, their mask.
         audio_tower, language_model (`str`): Paths of the modules in the model.
-        fixed_positions (`str`, *optional*): Path of an embedding that is never trained: the tower's sinusoidal positions,
+        never_trained (`tuple[str, ...]`): Paths of modules that are always frozen. By default the tower's sinusoidal positions,
             which are declared fixed in the model's class, a flag that `from_pretrained` loses.
-        lora_target_modules (`str`): Regular expression for PEFT: every linear layer of the language model and nothing of the
-            audio tower, whose adapters vLLM cannot serve.
+        lora_target_modules (`str`): Regular expression for PEFT: the linear layers of the language model and nothing of the
+            audio tower, whose adapters vLLM cannot serve. Recipes take it where their YAML names no modules.
         shares_prompts (`bool`): Whether a prompt may be packed with several completions under a mask of ours. Needs a decoder
             that takes 2-D positions and any mask; attention implementations are checked apart.
+        expands_for_sampling (`bool`): Whether `generate` itself can repeat the media of a prompt for several samples. It
+            repeats every row of every argument, which is wrong where a clip or a video has several rows.
         writes_tie_word_embeddings (`bool`): Whether a saved config says so when the output layer is not tied. transformers
             leaves the field out when it equals the class's default; vLLM then takes the text config's default, tied. False
             for families whose embeddings are tied.
+        not_in_vllm (`str`, *optional*): Why vLLM cannot sample for this family, in one line.
+        no_adapters_in_vllm (`str`, *optional*): Why vLLM cannot serve a LoRA of this family, in one line.
     """
 
     model_types: tuple[str, ...] = ()
     processors: tuple[str, ...] = ()
-    licenses: ClassVar[dict[str, str]] = {}
+    licenses: ClassVar[dict[str, Licence]] = {}
     architecture: str | None = None
+    trained_part: str | None = None
     feature_names: tuple[str, ...] = ("input_features", "feature_attention_mask")
     audio_tower = "model.audio_tower"
     language_model = "model.language_model"
-    fixed_positions: str | None = "model.audio_tower.embed_positions"
+    never_trained: tuple[str, ...] = ("model.audio_tower.embed_positions",)
     lora_target_modules = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
     shares_prompts = True
+    expands_for_sampling = True
     writes_tie_word_embeddings = True
+    not_in_vllm: str | None = None
+    no_adapters_in_vllm: str | None = None
+
+    # Loading
+
+    def model_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The config of the model that is trained: a part of the checkpoint's, where that describes more than one model."""
+        return config
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
         """The class that a checkpoint is loaded with; None where transformers has none of its name."""
@@ -95,6 +128,8 @@ class StudentFamily:
             "frames of a window": (extractor.nb_max_frames, 2 * audio.max_source_positions),
         }
 
+    # Prompts and clips
+
     def window_s(self, processor: ProcessorMixin) -> float | None:
         """Seconds of a clip that the model takes in: longer clips are cut. None if clips are not cut, or not taken at all."""
         extractor = getattr(processor, "feature_extractor", None)
@@ -103,6 +138,24 @@ class StudentFamily:
     def placeholder(self, processor: ProcessorMixin) -> str:
         """The token that stands for a clip in a prompt: once in the chat template's text, then once per audio token."""
         return processor.audio_token
+
+    def media_token_ids(self, config: PreTrainedConfig) -> list[int]:
+        """The placeholders of all kinds of media. A sampled one would ask the next forward for a clip that is not there."""
+        names = ("audio_token_id", "image_token_id", "video_token_id")
+        return [token for token in (getattr(config, name, None) for name in names) if token is not None]
+
+    def render(self, processor: ProcessorMixin, messages: Sequence[dict], *, for_answer: bool) -> str:
+        """
+        A conversation as the chat template writes it, with one placeholder per clip.
+
+        Args:
+            for_answer (`bool`): Open the assistant's turn at the end.
+        """
+        return processor.apply_chat_template(messages, add_generation_prompt=for_answer, tokenize=False)
+
+    def tokenize(self, processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that `render` wrote, of parts of them, or of completions. Placeholders are not expanded."""
+        return processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def encode(
         self,
@@ -117,7 +170,7 @@ class StudentFamily:
         Prompts and their media to the model's arguments; without options `input_ids` are lists, unpadded.
 
         Args:
-            texts (`Sequence[str]`): As the chat template writes them, one placeholder per clip.
+            texts (`Sequence[str]`): As `render` writes them, one placeholder per clip.
             audio (`Sequence[np.ndarray]`): Waveforms at 16 kHz, of the texts that have one, in order.
             videos (`Sequence[Frames]`): Likewise.
             options: Of the processor, such as `padding` and `return_tensors`.
@@ -138,32 +191,84 @@ class StudentFamily:
         return ClipFeatures(tuple(encoded[name][0] for name in self.feature_names), num_tokens)
 
     def stack_features(self, clips: Sequence[ClipFeatures]) -> dict[str, torch.Tensor]:
-        """The model's audio arguments for a batch with one clip per row."""
+        """The model's audio arguments for a batch with one clip per sequence."""
         import torch
 
         columns = zip(*(clip.tensors for clip in clips), strict=True)
         return {name: torch.stack(column) for name, column in zip(self.feature_names, columns, strict=True)}
 
+    # The audio tower
+
     def audio_tower_of(self, model: Any) -> torch.nn.Module:
         """The audio tower of a model or of a LoRA on it."""
         return _base(model).get_submodule(self.audio_tower)
 
-    def freeze_positions(self, model: Any) -> None:
-        """Exclude `fixed_positions` from training, where the model has them."""
+    def tower_rows(self, clip: ClipFeatures) -> int:
+        """Rows of the tower's input that a clip takes."""
+        return 1
+
+    def count_rows(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Rows that a call of the tower encodes, from its arguments."""
+        return len(inputs["input_features"])
+
+    def select_clips(
+        self, inputs: dict[str, torch.Tensor], clips: Sequence[ClipFeatures], chosen: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """
+        Reduce the tower's arguments to some of the clips.
+
+        Args:
+            inputs (`dict`): Arguments of the tower's forward, by name.
+            clips (`Sequence[ClipFeatures]`): Of all sequences of the batch, in order.
+            chosen (`Sequence[int]`): Positions in `clips` of those to keep.
+        """
+        import torch
+
+        rows = torch.tensor(_pieces([self.tower_rows(clip) for clip in clips], chosen))
+        total = sum(self.tower_rows(clip) for clip in clips)
+        # Masks too, whatever a family calls them: every tensor with a row per row of features.
+        is_per_row = {name for name, value in inputs.items() if isinstance(value, torch.Tensor) and len(value) == total}
+        return {name: value[rows.to(value.device)] if name in is_per_row else value for name, value in inputs.items()}
+
+    def repeat_clips(self, output: torch.Tensor, clips: Sequence[ClipFeatures], order: Sequence[int]) -> torch.Tensor:
+        """
+        The tower's output for every sequence, from its output for some clips.
+
+        Args:
+            output (`torch.Tensor`): Of the tower, for `clips`.
+            clips (`Sequence[ClipFeatures]`): That the tower has encoded.
+            order (`Sequence[int]`): For each sequence of the batch, the position in `clips` of its clip.
+        """
+        import torch
+
+        rows = torch.tensor(_pieces([self.tower_rows(clip) for clip in clips], order))
+        return output[rows.to(output.device)]
+
+    def freeze_fixed_parts(self, model: Any) -> None:
+        """Exclude the modules of `never_trained` from training, where the model has them."""
         modules = dict(_base(model).named_modules())
-        if self.fixed_positions in modules:
-            modules[self.fixed_positions].requires_grad_(False)
+        for name in self.never_trained:
+            if name in modules:
+                modules[name].requires_grad_(False)
 
     def in_language_model(self, module: str) -> bool:
         """Whether a module, by its path in the model, belongs to the language model."""
         return module.startswith(self.language_model + ".")
 
+    # Checkpoints
+
     def released_key(self, key: str) -> str:
         """The name in released checkpoints of a weight that `save_pretrained` wrote as `key`."""
         return key
 
+    def released_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The content of a `config.json` as released, which every engine reads alike, from what `save_pretrained` wrote."""
+        if self.writes_tie_word_embeddings:
+            config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
+        return config
+
     def repair_checkpoint(self, folder: Path) -> None:
-        """Give what `save_pretrained` wrote the keys of released checkpoints, and a config that every engine reads alike."""
+        """Give what `save_pretrained` wrote the keys and the config of released checkpoints."""
         from safetensors.torch import load_file, save_file
 
         for file in folder.glob("*.safetensors"):
@@ -176,10 +281,10 @@ class StudentFamily:
             content = json.loads(index.read_text())
             content["weight_map"] = {self.released_key(key): shard for key, shard in content["weight_map"].items()}
             index.write_text(json.dumps(content, indent=2))
-        if self.writes_tie_word_embeddings:
-            config = json.loads((folder / "config.json").read_text())
-            config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(self.released_config(config), indent=2) + "\n")
+
+    # vLLM
 
     def vllm_name(self, name: str) -> str:
         """vLLM's name for the weight that transformers calls `name`; the same where vLLM's model maps names itself."""
@@ -187,6 +292,12 @@ class StudentFamily:
 
     def register_in_vllm(self) -> None:
         """Called in each process of vLLM where the project is installed: the place to replace one of vLLM's models."""
+
+
+def _pieces(lengths: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Positions in a sequence of pieces of these lengths, piece by piece in `order`."""
+    starts = list(accumulate(lengths, initial=0))
+    return [position for piece in order for position in range(starts[piece], starts[piece + 1])]
 
 
 def _base(model: Any) -> PreTrainedModel:
@@ -215,7 +326,7 @@ def family_of_processor(processor: ProcessorMixin) -> StudentFamily:
     return next((family for family in student_families() if name in family.processors), StudentFamily())
 
 
-def released_licence(model: str) -> str | None:
+def released_licence(model: str) -> Licence | None:
     """The licence of a released model, by Hub id; None if no family has it, and its publisher has to look it up."""
     return next((family.licenses[model] for family in student_families() if model in family.licenses), None)
 

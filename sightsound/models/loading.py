@@ -135,12 +135,15 @@ def load_audio_processor(model: str, revision: str | None = None) -> Any:
         raise InputError(f"{model} is an adapter; give the merged model, which training writes beside it (model/)")
     processor = load_processor(model, revision)
     config = AutoConfig.from_pretrained(model, revision=revision)
-    if not hasattr(config, "audio_config") or not hasattr(config, "audio_token_id"):
+    family = family_of(config)
+    if not family.model_types:
         known = ", ".join(name for family in student_families() for name in family.model_types)
-        raise InputError(f"{model} is a model of type {config.model_type}; expected an audio model, such as {known}")
-    if getattr(processor, "feature_extractor", None) is None:
-        raise InputError(f"{model} has a {type(processor).__name__} and no processor for audio; save the model's own beside it")
-    facts = family_of(config).processor_facts(config, processor)
+        raise InputError(f"{model} is a model of type {config.model_type}; expected an audio model, one of {known}")
+    if type(processor).__name__ not in family.processors:
+        expected = f"expected {' or '.join(family.processors)}"
+        raise InputError(f"{model} has a {type(processor).__name__}; {expected}: save the model's own processor beside it")
+    config = family.model_config(config)
+    facts = family.processor_facts(config, processor)
     wrong = [f"{name}: {found}, the model's is {expected}" for name, (found, expected) in facts.items() if found != expected]
     vocabulary = config.get_text_config().vocab_size
     if len(processor.tokenizer) > vocabulary:

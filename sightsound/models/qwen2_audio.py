@@ -19,7 +19,7 @@ import re
 from functools import cache
 from typing import Any, ClassVar
 
-from sightsound.models.family import StudentFamily
+from sightsound.models.family import Licence, StudentFamily
 
 
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
@@ -31,7 +31,7 @@ class Qwen2Audio(StudentFamily):
 
     model_types = ("qwen2_audio",)
     processors = ("Qwen2AudioProcessor",)
-    licenses: ClassVar[dict[str, str]] = {"Qwen/Qwen2-Audio-7B-Instruct": "apache-2.0"}
+    licenses: ClassVar[dict[str, Licence]] = {"Qwen/Qwen2-Audio-7B-Instruct": Licence("apache-2.0")}
     architecture = ARCHITECTURE
     feature_names = ("input_features", "feature_attention_mask")
 

@@ -22,10 +22,10 @@ IGNORED = -100  # the label that PyTorch's cross entropy skips
 
 def end_of_turn(processor: ProcessorMixin) -> str:
     """What the chat template writes after an assistant's text, without the newline, which a model never samples."""
-    turn = user_message("?")
-    before = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    family, turn = family_of_processor(processor), user_message("?")
+    before = family.render(processor, turn, for_answer=True)
     answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
-    return processor.apply_chat_template(answered, tokenize=False)[len(before) + 1 :].rstrip("\n")
+    return family.render(processor, answered, for_answer=False)[len(before) + 1 :].rstrip("\n")
 
 
 class CompletionCollator:
@@ -62,7 +62,7 @@ class CompletionCollator:
             messages = user_message(messages[-1]["content"], "video")
         else:
             messages = user_message(messages[-1]["content"])
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._family.render(self.processor, messages, for_answer=True)
 
     def num_tokens(self, row: Mapping[str, Any], duration_s: float | None = None) -> int:
         """
@@ -73,7 +73,8 @@ class CompletionCollator:
             duration_s (`float`, *optional*): Of the row's clip, before it is cut.
         """
         text = self._prompt(row) + row["completion"] + self._end
-        num_tokens = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        (ids,) = self._family.tokenize(self.processor, [text])
+        num_tokens = len(ids)
         if duration_s is None:
             return num_tokens
         taken_s = duration_s if self.window_s is None else min(duration_s, self.window_s)
@@ -98,7 +99,7 @@ class CompletionCollator:
             videos=[row["video"] for row in rows if row.get("video") is not None],
         )
         texts = [row["completion"] + self._end for row in rows]
-        completions = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        completions = self._family.tokenize(self.processor, texts)
         ids, labels = [], []
         for prompt, completion in zip(prompts["input_ids"], completions, strict=True):
             if self.max_length is not None and len(prompt) + len(completion) > self.max_length:

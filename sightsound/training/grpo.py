@@ -12,13 +12,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
@@ -83,6 +83,19 @@ def _fitting_settings(num_questions: int, processes: int, rows: int, per_questio
     return f"start at most {most} processes (--num_processes), or trace more questions"
 
 
+@contextmanager
+def _with_image_token(config: PreTrainedConfig) -> Iterator[None]:
+    """TRL reads `image_token_id` from the config of any model with a processor; inside the block there is one."""
+    if hasattr(config, "image_token_id"):
+        yield
+        return
+    config.image_token_id = config.audio_token_id
+    try:
+        yield
+    finally:
+        del config.image_token_id
+
+
 class EpochSampler(RepeatSampler):
     """
     TRL's sampler, except that the order of an epoch depends on the seed and the epoch only.
@@ -142,18 +155,19 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         architecture = student_class(model, options.get("revision"))
         policy = create_model_from_path(model, architecture, **options)
         self._family = family_of(policy.config)
-        self._family.freeze_positions(policy)
+        self._family.freeze_fixed_parts(policy)
         if freeze_audio_tower:
             self._family.audio_tower_of(policy).requires_grad_(False)
-        # TRL never samples the token in `image_token_id`, so set it to the clip's placeholder. TRL loads the reference model
-        # with `model_init_kwargs`.
-        policy.config.image_token_id = policy.config.audio_token_id
-        args.model_init_kwargs = {**options, "architecture": architecture}
+        generation_kwargs = args.generation_kwargs
+        if not args.use_vllm:  # rollouts with vLLM exclude them too, see `vllm_rollouts`
+            never = self._family.media_token_ids(policy.config)
+            args.generation_kwargs = {"suppress_tokens": never, **(generation_kwargs or {})}
+        args.model_init_kwargs = {**options, "architecture": architecture}  # TRL loads the reference model with them
         try:
-            with audio_rollouts(policy, args):
+            with audio_rollouts(policy, args), _with_image_token(policy.config):
                 super().__init__(policy, args=args, **kwargs)
         finally:
-            del policy.config.image_token_id
+            args.generation_kwargs = generation_kwargs
             args.model_init_kwargs = options  # a class cannot be logged as a setting
         self.share_prompts = share_prompts and self._family.shares_prompts and supports_custom_masks(policy)
         if share_prompts and not self._family.shares_prompts:
@@ -164,7 +178,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._audio: list[ClipFeatures] = []  # of the rows being generated for or scored
         self._cells: list[dict[str, Any]] = []  # their audio columns
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-        self._towers = {id(m): SharedTower(self._family.audio_tower_of(m)) for m in models}
+        self._towers = {id(m): SharedTower(self._family.audio_tower_of(m), self._family) for m in models}
         if self.share_prompts:
             for each in models:
                 use_packed_attention(each)
@@ -275,13 +289,14 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         processor = self.processing_class
-        texts = processor.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs)
+        texts = [self._family.render(processor, prompt, for_answer=True) for prompt in prompts]
         placeholder = self._family.placeholder(processor)
         expanded = [
             text.replace(placeholder, placeholder * clip.num_tokens) for text, clip in zip(texts, self._audio, strict=True)
         ]
-        prompt_ids = processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        return prompt_ids, None, self._family.stack_features(self._audio)
+        # Where prompts are shared, `GroupDecoder` reads the clips from `_audio`.
+        features = {} if self.share_prompts or self.use_vllm else self._family.stack_features(self._audio)
+        return self._family.tokenize(processor, expanded), None, features
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: None, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -290,7 +305,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             output = super()._generate_single_turn(prompt_ids, clips, *args, **kwargs)
             self._spent["rollout_s"] += time.perf_counter() - start
             return output
-        self._spent["rows_with_clips"] += len(self._audio)
+        self._spent["rows_with_clips"] += sum(map(self._family.tower_rows, self._audio))
         policy = self.accelerator.unwrap_model(self.model)
         with neutral_generation(policy, self.processing_class.tokenizer), ExitStack() as shared:
             if self.share_prompts:
@@ -312,7 +327,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> Any:
-        self._spent["rows_with_clips"] += len(input_ids)
+        self._spent["rows_with_clips"] += sum(map(self._family.tower_rows, self._audio))
         if self.share_prompts:
             return self._score_packed(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
         # TRL scores the rows in order, in chunks, without media: each chunk gets its clips here.

@@ -139,9 +139,19 @@ def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:
 
 
 def lora_config(model_args: ModelConfig) -> PeftConfig | None:
-    """The LoRA that `use_peft` and `lora_*` describe, checked by `check_lora_targets`; None without `use_peft`."""
+    """
+    The LoRA that `use_peft` and `lora_*` describe, checked by `check_lora_targets`; None without `use_peft`.
+
+    Without `lora_target_modules` it is on those of the model's family.
+    """
+    from transformers import AutoConfig
     from trl import get_peft_config
 
+    from sightsound.models.family import family_of
+
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+        model_args.lora_target_modules = family_of(config).lora_target_modules
     lora = get_peft_config(model_args)
     if lora is not None:
         check_lora_targets(model_args, lora)
@@ -168,11 +178,11 @@ def check_lora_targets(model_args: ModelConfig, lora: PeftConfig) -> None:
     targets = model_args.lora_target_modules
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     family = family_of(config)
-    remedy = f"the recipes use ['{family.lora_target_modules}']"
-    if targets is None:
-        raise InputError(f"use_peft without lora_target_modules; {remedy}")
+    remedy = f"leave it out for the recipes' own, '{family.lora_target_modules}'"
+    if family.trained_part:
+        remedy = f"of this model only the {family.trained_part} is loaded and trained; {remedy}"
     with without_zero3_init(), torch.device("meta"):
-        model = student_class(model_args.model_name_or_path, model_args.model_revision)(config)
+        model = student_class(model_args.model_name_or_path, model_args.model_revision)(family.model_config(config))
     try:
         matched = get_peft_model(model, copy.deepcopy(lora)).base_model.targeted_module_names
     except ValueError as error:

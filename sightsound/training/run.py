@@ -132,7 +132,7 @@ class TrainingRun(SharedStage):
                 training_args=self.training_args,
                 model_args=self.model_args,
                 state=trainer.state,
-                base_revision=trainer.model.config._commit_hash,
+                base_revision=self.model_args.model_revision,
             )
             write_trained_on(
                 folder,

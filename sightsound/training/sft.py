@@ -14,7 +14,7 @@ class AudioSFTTrainer(BestByAccuracy, FullWeightsResume, SFTTrainer):
     """`SFTTrainer` that selects the best checkpoint by accuracy and restores every weight when it resumes."""
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any):
-        family_of(model.config).freeze_positions(model)
+        family_of(model.config).freeze_fixed_parts(model)
         super().__init__(model, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

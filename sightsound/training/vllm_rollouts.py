@@ -176,7 +176,7 @@ class AudioRollouts(VLLMGeneration):
         # TRL sets the other sampling fields from its own config, which is neutral unless a user changes it.
         penalties = {name: NEUTRAL[name] for name in ("presence_penalty", "frequency_penalty")}
         options = penalties | (generation_kwargs or {})
-        bias = {**options.get("logit_bias", {}), self._audio_token_id: NEVER}
+        bias = {**options.get("logit_bias", {}), **dict.fromkeys(self._family.media_token_ids(model.config), NEVER)}
         super().__init__(model=model, generation_kwargs={**options, "logit_bias": bias}, **kwargs)
         if self.mode == "colocate":
             self._engine_generate = self.llm.generate

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from sightsound import models
 from sightsound.cli import InputError
-from sightsound.models.family import StudentFamily, family_of, family_of_processor, released_licence, student_families
+from sightsound.models.family import Licence, StudentFamily, family_of, family_of_processor, released_licence, student_families
 from sightsound.models.loading import load_audio_processor, load_generator, student_class
 from sightsound.training.checkpoints import save_checkpoint
 from sightsound.training.collator import CompletionCollator
@@ -27,13 +27,13 @@ from tests.support.trainers import make_rows, make_trainer
 
 # The one file. The real Audio Flamingo 3 takes several windows of 30 s; this one takes the first of them only.
 FLAMINGO = """
-from sightsound.models.family import StudentFamily
+from sightsound.models.family import Licence, StudentFamily
 
 
 class Flamingo(StudentFamily):
     model_types = ("audioflamingo3",)
     processors = ("AudioFlamingo3Processor",)
-    licenses = {"somebody/flamingo": "cc-by-nc-4.0"}
+    licenses = {"somebody/flamingo": Licence("cc-by-nc-4.0")}
     architecture = "AudioFlamingo3ForConditionalGeneration"
     feature_names = ("input_features", "input_features_mask")
     writes_tie_word_embeddings = False
@@ -97,11 +97,12 @@ def checkpoint(student_checkpoint: Path, flamingo: StudentFamily, tmp_path: Path
 def test_the_first_family_is_found_by_model_type_and_by_processor(student_checkpoint, teacher_checkpoint) -> None:
     from transformers import AutoConfig
 
-    assert [type(family).__name__ for family in student_families()] == ["Qwen2Audio"]
+    assert "Qwen2Audio" in [type(family).__name__ for family in student_families()]
     assert type(family_of(AutoConfig.from_pretrained(student_checkpoint))).__name__ == "Qwen2Audio"
     assert type(family_of_processor(load_audio_processor(str(student_checkpoint)))).__name__ == "Qwen2Audio"
     assert type(family_of(AutoConfig.from_pretrained(teacher_checkpoint))) is StudentFamily
-    assert released_licence("Qwen/Qwen2-Audio-7B-Instruct") == "apache-2.0" and released_licence("somebody/flamingo") is None
+    assert released_licence("Qwen/Qwen2-Audio-7B-Instruct") == Licence("apache-2.0")
+    assert released_licence("somebody/flamingo") is None
 
 
 def test_a_family_of_one_file_is_loaded_and_saved_as_it_says(checkpoint, flamingo) -> None:
@@ -112,7 +113,7 @@ def test_a_family_of_one_file_is_loaded_and_saved_as_it_says(checkpoint, flaming
     assert (checkpoint / "repaired_by").read_text() == "flamingo"
     assert "tie_word_embeddings" not in json.loads((checkpoint / "config.json").read_text())
     assert flamingo.vllm_name("lm_head.weight") == "flamingo.lm_head.weight"
-    assert released_licence("somebody/flamingo") == "cc-by-nc-4.0"
+    assert released_licence("somebody/flamingo") == Licence("cc-by-nc-4.0")
 
 
 def test_a_family_of_one_file_is_collated_and_trained(checkpoint, flamingo, questions) -> None:
@@ -137,13 +138,10 @@ def test_a_family_of_one_file_is_collated_and_trained(checkpoint, flamingo, ques
 
 def test_lora_and_freezing_are_those_of_the_family(checkpoint, flamingo) -> None:
     model, _, _ = load_generator(str(checkpoint))
-    flamingo.freeze_positions(model)
+    flamingo.freeze_fixed_parts(model)
     assert not model.model.audio_tower.embed_positions.weight.requires_grad
     arguments = ModelConfig(model_name_or_path=str(checkpoint), use_peft=True)
-    with pytest.raises(InputError, match=r"use_peft without lora_target_modules; .*mlp\\.up_proj"):
-        lora_config(arguments)
-    arguments.lora_target_modules = flamingo.lora_target_modules
-    adapted = get_peft_model(model, lora_config(arguments) or get_peft_config(arguments))
+    adapted = get_peft_model(model, lora_config(arguments))
     assert adapted.base_model.targeted_module_names == [f"model.language_model.layers.{i}.mlp.up_proj" for i in range(3)]
     assert flamingo.audio_tower_of(adapted) is model.model.audio_tower
     arguments.lora_target_modules = r".*q_proj"
@@ -164,7 +162,7 @@ def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, ques
 
 
 def test_a_model_without_audio_is_refused_with_the_families_that_there_are(teacher_checkpoint, flamingo) -> None:
-    with pytest.raises(InputError, match=r"expected an audio model, such as qwen2_audio, audioflamingo3$"):
+    with pytest.raises(InputError, match=r"expected an audio model, one of .*qwen2_audio, audioflamingo3$"):
         load_audio_processor(str(teacher_checkpoint))
 
 

@@ -170,9 +170,9 @@ def test_a_prompt_is_computed_once_and_ended_completions_leave(student_checkpoin
 def test_sampling_goes_on_after_the_last_end_where_processes_wait_for_each_other(student_checkpoint, clips):
     model = Qwen2AudioForConditionalGeneration.from_pretrained(student_checkpoint)
     ids, mask = left_padded([prompt_of(model, WORDS[0])] * 2)
-    decoder = GroupDecoder(model, ["clip", "clip"], END_IDS)
+    decoder = GroupDecoder(model, clips[:1] * 2, END_IDS)
     with torch.no_grad():
-        decoder(input_ids=ids, attention_mask=mask, **FAMILY.stack_features(clips[:1] * 2))
+        decoder(input_ids=ids, attention_mask=mask)
         for _ in range(2):
             logits = decoder(input_ids=torch.tensor([[END_IDS[0]], [END_IDS[0]]])).logits
     assert logits.shape == (2, 1, model.config.text_config.vocab_size) and logits.isfinite().all()

@@ -8,51 +8,48 @@ from typing import Any
 
 import torch
 
-from sightsound.models.family import ClipFeatures
+from sightsound.models.family import ClipFeatures, StudentFamily
 
 
 class SharedTower:
     """
     Makes an audio tower run once per distinct clip inside `sharing`; outside of it, nothing changes.
 
-    The model passes the tower one row of features per sequence. One hook keeps the first row of each clip, a second one copies
-    the tower's output to all sequences of the clip.
+    The model passes the tower the features of each sequence's clip. One hook keeps one of each distinct clip, a second one
+    repeats the tower's output for all sequences of the clip.
 
     Args:
         tower (`torch.nn.Module`): Its hooks stay for good.
+        family (`StudentFamily`): Of the model: how its tower takes several clips.
     """
 
-    def __init__(self, tower: torch.nn.Module):
+    def __init__(self, tower: torch.nn.Module, family: StudentFamily):
         tower.register_forward_pre_hook(self._reduce, with_kwargs=True)
         tower.register_forward_hook(self._expand)
-        self._first: torch.Tensor | None = None
-        self._clip: torch.Tensor | None = None
+        self._family = family
+        self._clips: list[ClipFeatures] = []  # of the sequences of the next forward; none outside of `sharing`
+        self._distinct: list[ClipFeatures] = []
         self.rows_encoded = 0
 
     @contextmanager
     def sharing(self, clips: Sequence[ClipFeatures]) -> Iterator[None]:
-        """For the next forward, say which clip each row has; rows with the same object share it."""
-        positions: dict[ClipFeatures, int] = {}
-        clip = [positions.setdefault(features, len(positions)) for features in clips]
-        device = clips[0].tensors[0].device
-        self._first = torch.tensor([clip.index(position) for position in positions.values()], device=device)
-        self._clip = torch.tensor(clip, device=device)
+        """For the next forward, say which clip each sequence has; sequences with the same object share it."""
+        self._clips, self._distinct = list(clips), list(dict.fromkeys(clips))
         try:
             yield
         finally:
-            self._first = self._clip = None
+            self._clips, self._distinct = [], []
 
     def _reduce(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        features = args[0] if args else kwargs.pop("input_features")
-        if self._first is not None:
-            # Masks too, whatever a family calls them: every tensor with a row per sequence.
-            rows = {name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and len(value) == len(features)}
-            kwargs = {name: value[self._first] if name in rows else value for name, value in kwargs.items()}
-            features = features[self._first]
-        self.rows_encoded += len(features)
-        return (features, *args[1:]), kwargs
+        inputs = {"input_features": args[0], **kwargs} if args else kwargs
+        if self._clips:
+            first = [self._clips.index(clip) for clip in self._distinct]
+            inputs = self._family.select_clips(inputs, self._clips, first)
+        self.rows_encoded += self._family.count_rows(inputs)
+        return (), inputs
 
     def _expand(self, _: Any, __: Any, output: Any) -> Any:
-        if self._clip is not None:
-            output.last_hidden_state = output.last_hidden_state[self._clip]
+        if self._clips:
+            order = [self._distinct.index(clip) for clip in self._clips]
+            output.last_hidden_state = self._family.repeat_clips(output.last_hidden_state, self._distinct, order)
         return output

@@ -26,7 +26,7 @@ MASKABLE = ("sdpa", "eager", PACKED)
 def supports_custom_masks(model: PreTrainedModel) -> bool:
     """Whether the language model's attention can hide completions of a row from each other."""
     config = model.config.get_text_config()
-    return config._attn_implementation in MASKABLE and "sliding_attention" not in config.layer_types
+    return config._attn_implementation in MASKABLE and "sliding_attention" not in (getattr(config, "layer_types", None) or ())
 
 
 def additive_mask(sees: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
@@ -117,7 +117,8 @@ def pack(
         ends = torch.tensor([len(prompts[rows[0]]) - 1 for rows in groups])
         packing = _packing(model, group, position, torch.tensor(written), ends, length)
         inputs["packing"] = Packing(packing[0], *(part.to(device) for part in packing[1:]))
-        inputs["attention_mask"] = {"full_attention": None}  # by kind of layer; without it the model would make a mask
+        if getattr(model.config.get_text_config(), "layer_types", None):
+            inputs["attention_mask"] = {"full_attention": None}  # by kind of layer; without it the model would make a mask
     else:
         of_query, of_key = segment[:, :, None], segment[:, None, :]
         order = torch.arange(length)

@@ -11,7 +11,7 @@ separate rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutput
 
-from sightsound.models.family import family_of
+from sightsound.models.family import ClipFeatures, family_of
 from sightsound.training.sharing.packing import additive_mask, group_rows
 
 
@@ -62,37 +62,37 @@ class GroupDecoder:
     Replaces a model's forward while `generate` runs: takes one row per completion, runs the model on one row per prompt.
 
     Args:
-        clips (`Sequence[Hashable]`): Per row: rows share a prompt only if they share the clip.
+        clips (`Sequence[ClipFeatures]`): Per row: rows share a prompt only if they share the clip.
         end_ids (`Collection[int]`): Tokens that end a completion.
     """
 
-    def __init__(self, model: PreTrainedModel, clips: Sequence[Hashable], end_ids: Collection[int]):
+    def __init__(self, model: PreTrainedModel, clips: Sequence[ClipFeatures], end_ids: Collection[int]):
         self.model = model
         self.clips = clips
         self.end_ids = torch.tensor(sorted(end_ids))
-        self.feature_names = family_of(model.config).feature_names
+        self.family = family_of(model.config)
         self.cache: Cache | None = None
 
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> CausalLMOutput:
         tokens = input_ids[:, -1]
         if self.cache is None:
-            self._prefill(input_ids, **inputs)
+            self._prefill(input_ids, inputs["attention_mask"])
         else:
             self._drop_ended(tokens)
         return CausalLMOutput(logits=self._decode(tokens)[:, None])
 
-    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> None:
+    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """Compute each prompt but for its last token, from which every completion starts."""
         device = input_ids.device
         groups = group_rows(list(zip(self.clips, map(tuple, input_ids.tolist()), strict=True)))
         first = torch.tensor([rows[0] for rows in groups], device=device)
         shown = attention_mask[first, :-1]
         self.cache = Cache(layers=[PreallocatedLayer() for _ in range(self.model.config.get_text_config().num_hidden_layers)])
-        self.model.model(
+        self.model.base_model(
             input_ids=input_ids[first, :-1],
             attention_mask=shown,
             position_ids=(shown.cumsum(dim=1) - 1).clamp(min=0),
-            **{name: inputs[name][first] for name in self.feature_names},
+            **self.family.stack_features([self.clips[rows[0]] for rows in groups]),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -122,7 +122,7 @@ class GroupDecoder:
         self.owners = torch.cat([self.owners, of_query.masked_fill(~present, -1)], dim=1)
         of_key = self.owners[:, None]
         sees = (of_key == 0) | (of_key == of_query[:, :, None])
-        hidden = self.model.model(
+        hidden = self.model.base_model(
             input_ids=tokens[rows],
             attention_mask=additive_mask(sees[:, None], self.model),
             position_ids=self.positions[rows],
@@ -135,7 +135,9 @@ class GroupDecoder:
 
 
 @contextmanager
-def shared_sampling(model: PreTrainedModel | PeftModel, clips: Sequence[Hashable], end_ids: Collection[int]) -> Iterator[None]:
+def shared_sampling(
+    model: PreTrainedModel | PeftModel, clips: Sequence[ClipFeatures], end_ids: Collection[int]
+) -> Iterator[None]:
     """
     Within the block, `model.generate` computes each distinct prompt once for all rows that have it.
 
