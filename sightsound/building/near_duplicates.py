@@ -26,8 +26,8 @@ BAND_EDGES_HZ = np.geomspace(300.0, 2000.0, NUM_BITS + 2)  # the paper's: what e
 QUIET_FRAME_DB = 50.0
 MIN_ACTIVE_FRAMES = 4  # a single click has too few bits to be recognised by
 SHIFTS = (-1, 0, 1)  # hops by which a copy may begin earlier or later: encoders add up to 0.1 s
-# Share of bits that differ, where 0.5 is chance; the limit of the paper. On real clips, copies in other codecs differ by at most
-# 0.25 and other clips by at least 0.44 (`tests/building/test_near_duplicates.py`).
+# Share of bits that differ, where 0.5 is chance; the limit of the paper. On real clips, copies in other codecs differ by at
+# most 0.25 and other clips by at least 0.44 (`tests/building/test_near_duplicates.py`).
 MAX_SOUND_DISTANCE = 0.35
 # In short segments chance deviates further from 0.5: the limit stays so many standard deviations below it. Frames overlap, so
 # that about every third is independent.
@@ -35,8 +35,8 @@ CHANCE_DEVIATIONS, FRAMES_PER_INDEPENDENT = 6.0, 3.0
 
 NUM_PICTURES = 8  # per segment, evenly
 DHASH_WIDTH, DHASH_HEIGHT = 9, 8
-# Bits of 64 that differ, on average over the pictures. The usual limit for one picture is 10. On real clips, copies differ by at
-# most 3.3 and other clips by at least 14. A low limit, because parts of a video with a fixed camera differ by little more.
+# Bits of 64 that differ, on average over the pictures. The usual limit for one picture is 10. On real clips, copies differ by
+# at most 3.3 and other clips by at least 14. A low limit: parts of a video with a fixed camera differ by little more.
 MAX_PICTURE_DISTANCE = 4.0
 # A picture of one brightness, such as a dark room, has few bits set or nearly all; many such pictures are alike and not copies.
 INFORMATIVE_BITS = (8, 56)

@@ -36,7 +36,7 @@ VIDEO, SEGMENT = "video", "segment"
 LOOKS_PER_SEGMENT = 3
 # A video's last part is a segment if it is at least this share of one; a shorter video is one segment.
 MIN_SHARE = 0.5
-# A window this loud has sound: the noise of a quiet room with a good microphone lies near -70 dB below full scale, distant speech
+# A window this loud has sound: the noise of a quiet room with a good microphone lies near -70 dB of full scale, distant speech
 # near -40. A segment needs as many such windows as a clip needs sound (`MIN_DURATION_S`); the rest of a sound that was cut has
 # fewer.
 SILENCE_DB, WINDOW_S = -60.0, 0.05
@@ -202,9 +202,8 @@ def _cut(path: str, start_s: int, settings: CutSettings, target: Path) -> Row:
         if duration_s < MIN_DURATION_S:
             raise MediaError(schema.TOO_SHORT, f"{duration_s:.3f} s of sound, expected at least {MIN_DURATION_S:g} s")
         if (heard_s := sound_s(waveform)) < MIN_DURATION_S:
-            raise MediaError(
-                schema.SILENT, f"{heard_s:.2f} s are louder than {SILENCE_DB:.0f} dB, expected {MIN_DURATION_S:g} s"
-            )
+            limit = f"louder than {SILENCE_DB:.0f} dB, expected {MIN_DURATION_S:g} s"
+            raise MediaError(schema.SILENT, f"{heard_s:.2f} s are {limit}")
         pictures = Pictures(duration_s)
         frames = each_frame(path, SEGMENT_MAX_PIXELS, SEGMENT_MAX_FPS, float(start_s), duration_s)
         write_segment(target, pictures.watch(frames), waveform)

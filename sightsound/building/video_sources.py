@@ -36,7 +36,7 @@ from sightsound.cli import InputError
 from sightsound.data.clips import VIDEO_EXTENSIONS, files_below
 from sightsound.data.schema import CORRUPT_MEDIA, MISSING_MEDIA, RowError
 from sightsound.data.sources import split_revision
-from sightsound.hub.files import HubFile, download, list_files, open_file
+from sightsound.hub.files import HubFile, download, list_files, read_schema
 
 
 Row = dict[str, Any]
@@ -98,6 +98,11 @@ class Source:
         download(name, str(commit), file, target := downloads / _flat(path))
         return target
 
+    def forget(self, path: str, downloads: Path) -> None:
+        """Delete what `fetch` downloaded."""
+        if self.is_download(path):
+            (downloads / _flat(path)).unlink(missing_ok=True)
+
     def is_video(self, path: str) -> bool:
         """Whether a file is itself a video, and not a file of many."""
         return path.lower().endswith(VIDEO_EXTENSIONS)
@@ -105,6 +110,13 @@ class Source:
     def is_download(self, path: str) -> bool:
         """Whether `fetch` makes a copy of a file, to be deleted when its videos are done."""
         return self.files[path] is not None
+
+    def state(self, path: str) -> str:
+        """What changes when a file does."""
+        if (file := self.files[path]) is not None:
+            return str(file)
+        status = Path(self.name, path).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def shown(self, path: str) -> str:
         """A file's name for people, without the folders above the source."""
@@ -131,14 +143,21 @@ class Source:
         Raises:
             `InputError`: The first parquet file has no column with videos. Only its schema is read.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         first, file = next(iter(self.files.items()))
-        if first.lower().endswith(PARQUET):
+        if not first.lower().endswith(PARQUET):
+            return
+        if file is not None:
             name, commit = split_revision(self.name.removeprefix(HUB))
-            opened = open(Path(self.name, first), "rb") if file is None else open_file(name, str(commit), first)
-            with opened:
-                video_column_of(pq.read_schema(opened), self.columns, self.shown(first))
+            schema = read_schema(name, str(commit), first)
+        else:
+            try:
+                schema = pq.read_schema(Path(self.name, first))
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{first} of --source {self.name} is not parquet ({error}); take it away") from error
+        video_column_of(schema, self.columns, self.shown(first))
 
 
 def _stem(path: str) -> str:
@@ -301,7 +320,7 @@ def _samples_of_archive(local: Path, columns: Columns, is_done: Callable[[int], 
     try:
         with tarfile.open(local, "r:*") as archive:
             for member in archive:
-                archive.members = []  # else it remembers all
+                archive.members = []  # type: ignore[attr-defined]  # else it remembers all
                 folder, _, file = member.name.rpartition("/")
                 stem, _, extension = file.partition(".")
                 if not member.isfile() or not stem:

@@ -31,7 +31,7 @@ from sightsound.hub.inputs import pin_repository
 from sightsound.hub.publish import PublishArguments
 from sightsound.scale.executors import LEDGER_PART, ScaleArguments, run_ranks
 from sightsound.scale.ranks import finish, open_stage, slice_of
-from sightsound.stage import Stage, fingerprint, write_atomically
+from sightsound.stage import Stage, is_complete, write_atomically
 
 
 WORK_FOLDER = ".work"
@@ -75,8 +75,12 @@ def _settings(args: VideosArguments, columns: Columns) -> dict[str, Any]:
     read = {name: getattr(columns, name) for name in ("files", "video_column", "id_column", "license_column", "author_column")}
     cut = args.cut_settings()
     settings = read | {"segment_s": cut.segment_s, "hop_s": cut.hop_s, "segments_per_video": cut.segments_per_video}
-    source = args.source if split_revision(args.source)[1] else fingerprint(args.source)
-    return settings | {"source": source, "limit": args.limit}
+    # A folder may be found under another name, as `media_dir` may; its files are known by size and time.
+    return settings | {"source" if _is_pinned(args.source) else "media_dir": args.source, "limit": args.limit}
+
+
+def _is_pinned(source: str) -> bool:
+    return split_revision(source)[1] is not None
 
 
 class _Work:
@@ -94,11 +98,17 @@ class _Work:
         self.folder = self.root / digest
         self.downloads = self.folder / "downloads"
 
-    def of_file(self, number: int) -> Path:
-        return self.folder / f"{number:05d}"
+    def of_file(self, source: Source, path: str) -> Path:
+        """The folder for the parts of a file's videos. A file that changes is another one."""
+        return self.folder / hashlib.sha256(f"{path} {source.state(path)}".encode(errors="replace")).hexdigest()[:24]
 
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*/[0-9]*.parquet"))
+    def parts_of(self, source: Source, paths: list[str]) -> Iterator[Path]:
+        """The parts of files, in the order of the videos."""
+        for path in paths:
+            yield from sorted(self.of_file(source, path).glob("*.parquet"))
+
+    def has_parts(self) -> bool:
+        return next(self.folder.glob("*/*.parquet"), None) is not None
 
     def delete(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -117,7 +127,7 @@ def build_videos(args: VideosArguments) -> None:
         args.source = pin_repository("source", name, revision, args.output_dir)
     elif Path(args.output_dir).resolve().is_relative_to(Path(args.source).resolve()):
         raise InputError(f"--output_dir {args.output_dir} lies in --source {args.source}; choose a folder beside it")
-    else:
+    elif not is_complete(Path(args.output_dir)):
         open_folder(args.source, columns)  # before anything is written
     settings = _settings(args, columns)
     work = _Work(args.output_dir, settings)
@@ -135,7 +145,7 @@ def build_videos(args: VideosArguments) -> None:
                 if not _build(args, columns, work, stage):
                     return
             except InputError:
-                if not work.parts() and args.rank is None:
+                if not work.has_parts() and args.rank is None:
                     work.delete()  # so that the corrected command can have other settings
                 raise
         if args.push_to_hub is not None:
@@ -145,7 +155,7 @@ def build_videos(args: VideosArguments) -> None:
 
 def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage) -> bool:
     """Returns whether the dataset is complete: not so in a rank, and when ranks were only submitted."""
-    if split_revision(args.source)[1]:
+    if _is_pinned(args.source):
         source = open_hub_dataset(args.source, columns, work.downloads)
     else:
         source = open_folder(args.source, columns)
@@ -163,7 +173,7 @@ def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage) -
         _cut_files(source, paths, range(len(paths)), args, work, listed)
     elif not run_ranks(args, args.output_dir):
         return False
-    num_built = join(work.parts(), stage.path, listed, columns.license, args.segment_s)
+    num_built = join(list(work.parts_of(source, paths)), stage.path, listed, columns.license, args.segment_s)
     if not num_built:
         work.delete()
         stage.forget_settings()
@@ -180,10 +190,13 @@ def _cut_files(source: Source, paths: list[str], numbers: range, args: VideosArg
     from tqdm import tqdm
 
     read: list[int] = []  # files whose videos are all in work or done, and that are still here
+    number_of: dict[Path, int] = {}  # of a file, by the folder of its parts
 
     def tasks() -> Iterator[Task]:
         for number in numbers:
-            folder, path = work.of_file(number), paths[number]
+            path = paths[number]
+            folder = work.of_file(source, path)
+            number_of[folder] = number
             if (folder / DONE_FILE).is_file() or (source.is_video(path) and _part(folder, 0).is_file()):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
@@ -197,13 +210,12 @@ def _cut_files(source: Source, paths: list[str], numbers: range, args: VideosArg
     def finish_files(before: float) -> None:
         while read and read[0] < before:
             number = read.pop(0)
-            (work.of_file(number) / DONE_FILE).touch()
-            if source.is_download(paths[number]):
-                source.fetch(paths[number], work.downloads).unlink()
+            (work.of_file(source, paths[number]) / DONE_FILE).touch()
+            source.forget(paths[number], work.downloads)
 
     with VideoCutter(args.cut_settings(), args.num_proc) as cutter, tqdm(desc="videos", unit="video", mininterval=1.0) as bar:
         for _, part in cutter.cut(tasks()):
-            finish_files(before=int(part.parent.name))
+            finish_files(before=number_of[part.parent])
             bar.update()
         finish_files(before=float("inf"))
 

@@ -76,10 +76,9 @@ def check_licenses(folder: Path) -> None:
     """
     licenses = _licenses(folder)
     if licenses[schema.UNKNOWN]:
-        raise InputError(
-            f"{licenses[schema.UNKNOWN]} of {licenses.total()} rows state no licence, so nothing was published; name the column "
-            f"that has it (--license_column, in a new folder), or give --license for those rows if you know it; {folder} is complete"
-        )
+        seen = f"{licenses[schema.UNKNOWN]} of {licenses.total()} rows state no licence, so nothing was published"
+        remedy = "give --license for them if you know it, or build again with the --license_column that has it"
+        raise InputError(f"{seen}; {folder} is complete: {remedy}")
 
 
 def write_card(folder: Path, segment_s: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from sightsound.cli import InputError
 from sightsound.data.clips import sha256_of
@@ -70,18 +70,27 @@ def list_files(name: str, commit: str) -> list[HubFile]:
     return sorted(_asked(name, listed), key=lambda file: file.path)
 
 
-def open_file(name: str, commit: str, path: str) -> BinaryIO:
-    """
-    Open a file of a dataset, to read a part of it.
-
-    Raises:
-        `InputError`: It is gated, or the Hub refuses or does not answer.
-    """
+def _open(name: str, commit: str, path: str) -> BinaryIO:
     from huggingface_hub import HfFileSystem
 
     # Without its cache, which reads ahead and keeps blocks in memory.
-    address = f"datasets/{name}@{commit}/{path}"
-    return cast("BinaryIO", _asked(name, partial(HfFileSystem().open, address, "rb", cache_type="none")))
+    return cast("BinaryIO", HfFileSystem().open(f"datasets/{name}@{commit}/{path}", "rb", cache_type="none"))
+
+
+def read_schema(name: str, commit: str, path: str) -> Any:
+    """
+    The Arrow schema of a parquet file. Only the end of the file is downloaded.
+
+    Raises:
+        `InputError`: The dataset is gated, the Hub refuses or does not answer, or the file is not parquet.
+    """
+    import pyarrow.parquet as pq
+
+    def read() -> Any:
+        with _open(name, commit, path) as opened:
+            return pq.read_schema(opened)
+
+    return _asked(name, read)
 
 
 def download(name: str, commit: str, file: HubFile, target: Path) -> None:
@@ -104,7 +113,7 @@ def download(name: str, commit: str, file: HubFile, target: Path) -> None:
     for _ in range(2):  # a second time if bytes were damaged on their way
         with open(part, "ab") as written:
             if written.tell() < file.size:
-                source = open_file(name, commit, file.path)
+                source = _asked(name, partial(_open, name, commit, file.path))
                 source.seek(written.tell())
                 while written.tell() < file.size:
                     written.write(_asked(name, partial(source.read, BLOCK_BYTES)))
@@ -112,6 +121,5 @@ def download(name: str, commit: str, file: HubFile, target: Path) -> None:
             os.replace(part, target)
             return
         part.unlink()
-    raise InputError(
-        f"{file.path} of {name} arrived twice with other bytes than the Hub says; check the network, run this again"
-    )
+    seen = f"{file.path} of {name} arrived twice with other bytes than the Hub says"
+    raise InputError(f"{seen}; check the network and run the same command again")

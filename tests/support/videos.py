@@ -1,5 +1,6 @@
 """Videos made for a test: moving patterns and noise, each of its own; joined files; and what is seen in a video."""
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -93,5 +94,5 @@ def concatenate(path: Path, pieces: Sequence[Path]) -> Path:
 def flashes_s(path: Path) -> list[float]:
     """When bright frames begin in a video."""
     levels = [(time_s, pixels.mean()) for time_s, pixels in each_frame(str(path), 64 * 48, 1000, 0.0, 1e9)]
-    begins = zip(levels, levels[1:], strict=False)
+    begins = itertools.pairwise(levels)
     return [time_s for (_, before), (time_s, level) in begins if level > 128 >= before]
