@@ -25,7 +25,8 @@ sound). That folder is the `--media_dir` of later stages: sources that are strea
 many times reads ten seconds of a small file and not a part of a long one. It is not published.
 
 `--takedown FILE` has one video id or sha256 a line. The dataset keeps it as `takedown.txt`, and every later run into this
-folder honours it; given with a complete dataset, it takes out what is listed, and needs nothing of the source.
+folder, or for the repository that it was published to, honours it; given with a complete dataset, it takes out what is
+listed, and needs nothing of the source.
 """
 
 from sightsound.building.videos_dataset import VideosArguments, build_videos

@@ -7,6 +7,8 @@ whatever its length; only its sha256 reads the whole file.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +210,8 @@ def _cut(path: str, start_s: int, settings: CutSettings, target: Path) -> Row:
         frames = each_frame(path, SEGMENT_MAX_PIXELS, SEGMENT_MAX_FPS, float(start_s), duration_s)
         write_segment(target, pictures.watch(frames), waveform)
     except (av.FFmpegError, ValueError, MemoryError) as error:  # of PyAV and numpy, for malformed streams
+        if (number := getattr(error, "errno", None)) in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number), str(target)) from error
         raise MediaError(schema.CORRUPT_MEDIA, f"cannot be decoded: {error or type(error).__name__}") from error
     if not pictures.grey:
         raise MediaError(schema.NO_VIDEO, "there is no picture in this part")
@@ -218,32 +222,51 @@ def _cut(path: str, start_s: int, settings: CutSettings, target: Path) -> Row:
     return columns | {"sound": sound, "pictures": hashes, "file": target.name}
 
 
-def _rows(video: Video, settings: CutSettings, part: Path) -> Iterator[Row]:
-    """The places of a video that were looked at, then the video itself."""
-    sha256 = sha256_of(video.path)
-    shared = {"video_id": video.video_id, "source": video.source, "license": video.license, "author": video.author}
-    empty = dict.fromkeys(part_features()) | shared | {"video_sha256": sha256}
-    outcome, detail, num_good = schema.NO_SEGMENT, None, 0
+def _segments(video: Video, settings: CutSettings, part: Path) -> Iterator[Row]:
+    """
+    What was found at the places of a video that were looked at.
+
+    Raises:
+        `MediaError`: The video cannot be opened, has no sound or no picture, or is too short.
+    """
+    import av
+
     try:
         with open_media(video.path) as container:
             duration_s = duration_of(container)
-        if duration_s < MIN_DURATION_S:
-            raise MediaError(schema.TOO_SHORT, f"the video lasts {duration_s:.3f} s, expected {MIN_DURATION_S:g} s")
-        for start_s in candidate_starts(duration_s, settings):
-            row = empty | {"kind": SEGMENT, "start_s": float(video.offset_s + start_s)}
-            target = part.with_name(f"{part.stem}_{start_s:06d}.mp4")
-            try:
-                yield row | {"outcome": schema.BUILT} | _cut(video.path, start_s, settings, target)
-            except MediaError as error:
-                target.unlink(missing_ok=True)
-                yield row | {"outcome": error.outcome, "detail": str(error)}
-                continue
-            num_good += 1
-            if num_good == settings.segments_per_video:
-                break
-        outcome = schema.BUILT if num_good else schema.NO_SEGMENT
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(schema.CORRUPT_MEDIA, f"cannot be opened: {error or type(error).__name__}") from error
+    if duration_s < MIN_DURATION_S:
+        raise MediaError(schema.TOO_SHORT, f"the video lasts {duration_s:.3f} s, expected {MIN_DURATION_S:g} s")
+    num_good = 0
+    for start_s in candidate_starts(duration_s, settings):
+        target = part.with_name(f"{part.stem}_{start_s:06d}.mp4")
+        row = {"kind": SEGMENT, "start_s": float(video.offset_s + start_s)}
+        try:
+            row |= {"outcome": schema.BUILT} | _cut(video.path, start_s, settings, target)
+        except MediaError as error:
+            target.unlink(missing_ok=True)
+            row |= {"outcome": error.outcome, "detail": str(error)}
+        yield row
+        num_good += row["outcome"] == schema.BUILT
+        if num_good == settings.segments_per_video:
+            break
+
+
+def _rows(video: Video, settings: CutSettings, part: Path) -> Iterator[Row]:
+    """The places of a video that were looked at, then the video itself."""
+    shared = {"video_id": video.video_id, "source": video.source, "license": video.license, "author": video.author}
+    empty = dict.fromkeys(part_features()) | shared
+    outcome, detail = schema.NO_SEGMENT, None
+    try:
+        empty["video_sha256"] = sha256_of(video.path)
+        for row in _segments(video, settings, part):
+            outcome = schema.BUILT if row["outcome"] == schema.BUILT else outcome
+            yield empty | row
     except MediaError as error:
         outcome, detail = error.outcome, str(error)
+    except PermissionError as error:
+        outcome, detail = schema.CORRUPT_MEDIA, f"cannot be read: {error.strerror}"
     yield empty | {"kind": VIDEO, "outcome": outcome, "detail": detail}
 
 

@@ -6,12 +6,13 @@ It is a text file, one entry a line; what follows a `#` is a comment. A dataset 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.hub.cards import TAKEDOWN_FILE
+from sightsound.hub.files import read_published
 from sightsound.stage import write_atomically
 
 
@@ -28,7 +29,21 @@ def read_takedown(file: str | Path) -> set[str]:
         raise InputError(
             f"--takedown {file} cannot be read ({error}); give a text file with one video id or sha256 a line"
         ) from error
+    return _entries(lines)
+
+
+def _entries(lines: Iterable[str]) -> set[str]:
     return {entry for line in lines if (entry := line.partition("#")[0].strip())}
+
+
+def published_in(repo_id: str) -> set[str]:
+    """
+    The list of a published dataset; empty where there is none. A new build for that repository must not bring them back.
+
+    Raises:
+        `InputError`: The Hub refuses or does not answer.
+    """
+    return _entries((read_published(repo_id, TAKEDOWN_FILE) or "").splitlines())
 
 
 def listed_in(folder: Path, given: str | None) -> set[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.building.segments import CutSettings, Video, write_without_segments
-from sightsound.building.takedown import keep_takedown, listed_in
+from sightsound.building.takedown import keep_takedown, listed_in, published_in
 from sightsound.building.video_columns import Columns, read_preset
 from sightsound.building.video_sources import HUB, Entry, Source, open_folder, open_hub_dataset
 from sightsound.building.video_workers import Task, VideoCutter
@@ -28,10 +28,10 @@ from sightsound.data import schema
 from sightsound.data.schema import RowError
 from sightsound.data.sources import split_revision
 from sightsound.hub.inputs import pin_repository
-from sightsound.hub.publish import PublishArguments
+from sightsound.hub.publish import PublishArguments, refuse_offline
 from sightsound.scale.executors import LEDGER_PART, ScaleArguments, run_ranks
 from sightsound.scale.ranks import finish, open_stage, slice_of
-from sightsound.stage import Stage, is_complete, write_atomically
+from sightsound.stage import RANKS_FOLDER, Stage, is_complete, write_atomically
 
 
 WORK_FOLDER = ".work"
@@ -129,12 +129,16 @@ def build_videos(args: VideosArguments) -> None:
         raise InputError(f"--output_dir {args.output_dir} lies in --source {args.source}; choose a folder beside it")
     elif not is_complete(Path(args.output_dir)):
         open_folder(args.source, columns)  # before anything is written
+    published: set[str] = set()
+    if args.push_to_hub is not None and args.rank is None:
+        refuse_offline()
+        published = published_in(args.push_to_hub)
     settings = _settings(args, columns)
     work = _Work(args.output_dir, settings)
     with open_stage(args, args.output_dir, settings) as stage:
         if stage.complete:
             work.delete()
-            listed = listed_in(stage.path, args.takedown)
+            listed = listed_in(stage.path, args.takedown) | published
             keep_takedown(stage.path, listed)
             if revise(stage.path, listed, columns.license):
                 write_card(stage.path, args.segment_s)
@@ -142,7 +146,7 @@ def build_videos(args: VideosArguments) -> None:
             print(f"{stage.path} is complete: {summary(stage.path)}")
         else:
             try:
-                if not _build(args, columns, work, stage):
+                if not _build(args, columns, work, stage, published):
                     return
             except InputError:
                 if not work.has_parts() and args.rank is None:
@@ -153,7 +157,7 @@ def build_videos(args: VideosArguments) -> None:
         args.publish(stage.path)
 
 
-def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage) -> bool:
+def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage, published: set[str]) -> bool:
     """Returns whether the dataset is complete: not so in a rank, and when ranks were only submitted."""
     if _is_pinned(args.source):
         source = open_hub_dataset(args.source, columns, work.downloads)
@@ -161,7 +165,7 @@ def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage) -
         source = open_folder(args.source, columns)
     source.check_columns()
     paths = list(source.files)[: args.limit]
-    listed = listed_in(Path(args.output_dir), args.takedown)
+    listed = listed_in(Path(args.output_dir), args.takedown) | published
     if args.rank is not None:
         mine = range(len(paths))[slice_of(len(paths), args.rank, args.num_tasks, 1)]
         _cut_files(source, paths, mine, args, work, listed)
@@ -169,13 +173,14 @@ def _build(args: VideosArguments, columns: Columns, work: _Work, stage: Stage) -
         print(f"rank {args.rank} of {args.num_tasks}: {len(mine)} files")
         return False
     keep_takedown(stage.path, listed)
-    if args.num_tasks == 1:
-        _cut_files(source, paths, range(len(paths)), args, work, listed)
-    elif not run_ranks(args, args.output_dir):
+    if args.num_tasks > 1 and not run_ranks(args, args.output_dir):
         return False
+    # After ranks, only what has come into the folder since they looked.
+    _cut_files(source, paths, range(len(paths)), args, work, listed)
     num_built = join(list(work.parts_of(source, paths)), stage.path, listed, columns.license, args.segment_s)
     if not num_built:
         work.delete()
+        shutil.rmtree(stage.path / RANKS_FOLDER, ignore_errors=True)
         stage.forget_settings()
         raise InputError(why_no_segment(stage.path, source.name))
     write_card(stage.path, args.segment_s)

@@ -52,6 +52,25 @@ def _asked(name: str, call: Callable[[], T]) -> T:
         raise InputError(f"{name} cannot be read: {error}; the same command continues") from error
 
 
+def read_published(name: str, path: str) -> str | None:
+    """
+    A text file of a dataset, from `main`; None where there is no such dataset or file.
+
+    Raises:
+        `InputError`: The Hub refuses or does not answer.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    def read() -> str | None:
+        try:
+            return Path(hf_hub_download(name, path, repo_type="dataset")).read_text(encoding="utf-8")
+        except (RepositoryNotFoundError, EntryNotFoundError):
+            return None
+
+    return _asked(name, read)
+
+
 def list_files(name: str, commit: str) -> list[HubFile]:
     """
     All files of a dataset, sorted by path.

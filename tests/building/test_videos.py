@@ -1,9 +1,11 @@
 """From a folder of videos to segments: what is found, what is said of the rest, and that nothing is lost."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,14 @@ from dataset_builders.traces import TracesArguments, find_frames
 from sightsound.building import segments
 from sightsound.building.segments import CutSettings, Video, candidate_starts, cut_video
 from sightsound.building.video_columns import Columns, read_preset
+from sightsound.building.videos_dataset import VideosArguments, build_videos
 from sightsound.building.videos_report import check_licenses
 from sightsound.cli import InputError
 from sightsound.data import frames, track
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaFolder
 from sightsound.data.parquet import read_parquet
+from sightsound.stage import read_settings
 from tests.support.clips import beeps_s, write_clip, write_placed
 from tests.support.tiny import read_ledger, read_rows, run_script
 from tests.support.videos import MOVING, STILL, concatenate, flashes_s, write_video
@@ -113,13 +117,17 @@ def test_the_teacher_finds_the_frames_of_every_row(built):
         assert abs(8 / shown.fps - row["duration_s"]) < 0.3
 
 
+def build(**flags: Any) -> None:
+    """As the script, in this process."""
+    build_videos(VideosArguments(**{name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}))
+
+
 def test_a_takedown_takes_out_of_a_complete_dataset_and_is_kept(built, videos, tmp_path):
     folder = shutil.copytree(built, tmp_path / "segments")
     [sha256] = {row["video_sha256"] for row in read_rows(folder) if row["video_id"] == "b"}
     (tmp_path / "list.txt").write_text(f"{YOUTUBE}  # asked by its author\n{sha256}\n")
     flags = {"source": videos, "output_dir": folder, "segment_s": 4, "num_proc": 1}
-    done = run_script(SCRIPT, **flags, takedown=tmp_path / "list.txt", license="cc-by-sa-4.0")
-    assert done.returncode == 0, done.stderr
+    build(**flags, takedown=tmp_path / "list.txt", license="cc-by-sa-4.0")
     assert {row["id"]: row["license"] for row in read_rows(folder)} == {
         "a_000000": "cc-by-4.0",
         "a_000012": "cc-by-4.0",
@@ -130,29 +138,37 @@ def test_a_takedown_takes_out_of_a_complete_dataset_and_is_kept(built, videos, t
     assert taken == [YOUTUBE, f"{YOUTUBE}_000000", f"{YOUTUBE}_000004", "b", "b_000000"]
     assert (folder / "takedown.txt").read_text().split() == sorted([YOUTUBE, sha256])
     before = {file: file.read_bytes() for file in folder.rglob("*.parquet")}
-    assert run_script(SCRIPT, **flags).returncode == 0
+    shutil.move(videos, videos.with_name("moved"))
+    try:
+        build(**flags)  # without its source
+    finally:
+        shutil.move(videos.with_name("moved"), videos)
     assert {file: file.read_bytes() for file in folder.rglob("*.parquet")} == before
-    # A new build honours the list of the old one, and does not open what is listed by its id.
-    flags["output_dir"] = tmp_path / "again"
-    assert run_script(SCRIPT, **flags, takedown=folder / "takedown.txt", files="*.mp4").returncode == 0
-    outcomes = {(entry["kind"], entry["id"]): entry["outcome"] for entry in read_ledger(tmp_path / "again")}
+    (tmp_path / "all.txt").write_text("a zzzDEF-_123".replace(" ", "\n"))
+    with pytest.raises(InputError, match="the takedown list leaves no segment in"):
+        build(**flags, takedown=tmp_path / "all.txt")
+
+
+@pytest.mark.slow
+def test_a_new_build_honours_the_list_of_an_old_one(videos, tmp_path):
+    sha256 = hashlib.sha256((videos / "b.mp4").read_bytes()).hexdigest()
+    (tmp_path / "list.txt").write_text(f"{YOUTUBE}\n{sha256}\n")
+    flags = {"source": videos, "output_dir": tmp_path / "out", "segment_s": 4, "num_proc": 1}
+    build(**flags, takedown=tmp_path / "list.txt", files="*.mp4")
+    outcomes = {(entry["kind"], entry["id"]): entry["outcome"] for entry in read_ledger(tmp_path / "out")}
     assert outcomes["video", YOUTUBE] == outcomes["video", "b"] == outcomes["segment", "b_000000"] == "taken_down"
-    assert ("segment", f"{YOUTUBE}_000000") not in outcomes
-    assert (tmp_path / "again" / "takedown.txt").is_file()
+    assert ("segment", f"{YOUTUBE}_000000") not in outcomes, "it was not opened"
+    assert (tmp_path / "out" / "takedown.txt").is_file()
 
 
 def test_sound_and_picture_are_in_step_near_the_start_and_deep_in_a_video(tmp_path):
-    (tmp_path / "videos").mkdir()
-    # A beep and a flash at every half second, from where the file has its sound.
-    write_placed(tmp_path / "videos" / "x.mp4", [(0.0, 40.0)], codec="aac", video=(0.0, 40.0), duration_s=40.0)
-    done = run_script(SCRIPT, source=tmp_path / "videos", output_dir=tmp_path / "out", segment_s=5, hop_s=16, num_proc=1)
-    assert done.returncode == 0, done.stderr
-    built = {entry["id"]: entry["outcome"] for entry in read_ledger(tmp_path / "out") if entry["kind"] == "segment"}
-    # All seconds of this video are alike: a good test of sound and picture, and two copies of the first segment.
-    assert built == {"x_000000": "built", "x_000016": "same_sound", "x_000032": "same_sound"}
+    # A beep and a flash at every half second.
+    path = write_placed(tmp_path / "x.mp4", [(0.0, 40.0)], codec="aac", video=(0.0, 40.0), duration_s=40.0)
     part = tmp_path / "part.parquet"
-    cut_video(Video(str(tmp_path / "videos" / "x.mp4"), "x", "x", "unknown", "unknown"), CutSettings(5, 16, None), part)
-    for row in read_parquet([part]):
+    cut_video(Video(str(path), "x", "x", "unknown", "unknown"), CutSettings(5, 16, None), part)
+    rows = list(read_parquet([part]))
+    assert [row["start_s"] for row in rows] == [0.0, 16.0, 32.0, None]
+    for row in rows:
         if row["kind"] == "segment":
             beeps = beeps_s(decode_audio({"bytes": row["flac"], "path": None}).waveform)
             flashes = flashes_s(tmp_path / row["file"])
@@ -229,23 +245,25 @@ def test_ids_are_file_names_and_two_ids_are_never_one(tmp_path):
         (lambda folder: write_text(folder / "a.mp4"), {}, "no segment is left of 1 videos (1 corrupt_media); give videos"),
         (lambda folder: write_text(folder / "a.mp4"), {"preset": "x"}, "--preset x: expected one of finevideo, vggsound"),
         (lambda folder: write_text(folder / "a.mp4"), {"takedown": "none.txt"}, "--takedown none.txt cannot be read"),
+        (
+            lambda folder: write_text(folder / "metadata.csv", folder / "a.mp4"),
+            {},
+            "metadata.csv of the source: expected a column",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_the_folder_can_be_used_again(make, flags, message, tmp_path):
     make(tmp_path / "videos")
-    done = run_script(SCRIPT, source=tmp_path / "videos", output_dir=tmp_path / "out", num_proc=1, **flags)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    with pytest.raises(InputError) as raised:
+        build(source=tmp_path / "videos", output_dir=tmp_path / "out", num_proc=1, **flags)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     ledger = tmp_path / "out" / "ledger.parquet"
-    assert ledger.is_file() == (str(ledger) in done.stderr), "where the message names the reasons, they are kept"
-    if not ledger.is_file():
-        assert not (tmp_path / "out").exists()
-    else:
-        write_video(tmp_path / "videos" / "b.mp4", 0)
-        again = run_script(SCRIPT, source=tmp_path / "videos", output_dir=tmp_path / "out", num_proc=1)
-        assert again.returncode == 0, again.stderr
+    assert ledger.is_file() == (str(ledger) in str(raised.value)), "where the message names the reasons, they are kept"
+    assert (tmp_path / "out").exists() == ledger.is_file()
+    assert read_settings(tmp_path / "out") is None
 
 
-def write_text(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("not a video")
+def write_text(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not a video\nnor a table\n")

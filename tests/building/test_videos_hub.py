@@ -100,6 +100,7 @@ def test_finevideo_is_read_by_its_preset_and_each_row_has_its_licence(loopback_h
     assert sizes[first] < footers[first] <= 2 * sizes[first], "the schema is read before anything is written"
 
 
+@pytest.mark.slow
 def test_archives_and_folders_of_the_hub_are_read_too(loopback_hub, video_files, tmp_path):
     clips = {f"set/video/clipclip-{i:02d}_0000{i}0.mp4": video_files[i] for i in range(2)}
     samples = {"s/a.mp4": video_files[2], "s/a.json": json.dumps({"video_id": "the-id", "license": "cc0-1.0"}).encode()}
@@ -120,14 +121,17 @@ def test_archives_and_folders_of_the_hub_are_read_too(loopback_hub, video_files,
     csv.writer(table).writerows([["file_name", "license", "uploader"], ["a/b.mp4", "cc-by-4.0", "Ann"]])
     (tmp_path / "second").mkdir()
     loopback_hub.repos.clear()
-    publish(loopback_hub, {"videos/a/b.mp4": video_files[5], "videos/metadata.csv": table.getvalue().encode()})
+    videos = {"videos/a/b.mp4": video_files[5], "videos/c.mp4": video_files[6]}
+    publish(loopback_hub, videos | {"videos/metadata.csv": table.getvalue().encode()})
+    loopback_hub.change("alice/segments", {"takedown.txt": b"c\n"})
     done = build(loopback_hub, tmp_path / "second", "--push_to_hub", "alice/segments", token="hf_loopbackWriterCanary")
     assert done.returncode == 0, done.stderr
     [row] = read_rows(tmp_path / "second" / "out")
     assert (row["id"], row["license"], row["author"]) == ("b_000000", "cc-by-4.0", "Ann")
     assert "published: alice/segments, revision build-" in done.stdout
     published = loopback_hub.repos["datasets/alice/segments"].tree()
-    assert set(published) == {".gitattributes", "README.md", "ledger.parquet", "data/train-00000-of-00001.parquet"}
+    files = {"README.md", "ledger.parquet", "data/train-00000-of-00001.parquet", "takedown.txt"}
+    assert set(published) == {".gitattributes", *files}, "what is on the list of the repository stays out, and no video is sent"
 
 
 def test_nothing_is_published_without_a_licence(loopback_hub, video_files, tmp_path):
@@ -203,13 +207,13 @@ def test_a_killed_download_goes_on_where_it_was(loopback_hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reader_of_50_shards_is_killed_five_times_and_downloads_nothing_twice(loopback_hub, video_files, tmp_path):
+def test_a_reader_of_50_shards_is_killed_and_downloads_nothing_twice(loopback_hub, video_files, tmp_path):
     shards = {f"data/train-{i:05d}.parquet": finevideo_shard({f"vid-{i:05d}__": video_files[i]}) for i in range(NUM_SHARDS)}
     publish(loopback_hub, shards)
-    for kill in range(5):
+    for kill in range(3):
         process = start(loopback_hub, tmp_path, "--preset", "finevideo")
         deadline = time.monotonic() + 120
-        while len(list((tmp_path / "out" / ".work").glob("*/*/*.parquet"))) < 8 * (kill + 1):
+        while len(list((tmp_path / "out" / ".work").glob("*/*/*.parquet"))) < 12 * (kill + 1):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
@@ -219,8 +223,8 @@ def test_a_reader_of_50_shards_is_killed_five_times_and_downloads_nothing_twice(
     assert rows == [{"id": f"vid-{i:05d}___000000", "license": "cc-by"} for i in range(NUM_SHARDS)]
     sizes = {f"/storage/{entry.sha256}": entry.size for entry in loopback_hub.repos[f"datasets/{NAME}"].tree().values()}
     sent = loopback_hub.sent("/storage/")
-    first, *others = sent  # of the first, each of six readers reads the schema
+    first, *others = sent  # of the first, each of four readers reads the schema
     twice = [path for path in others if sent[path] > sizes[path]]
     print(f"50 shards, {sum(sizes[path] for path in sent)} bytes; sent {sum(sent.values())}; twice: {len(twice)}")
-    assert len(sent) == NUM_SHARDS and len(twice) <= 5, "at most the one that was on its way at each kill"
-    assert sent[first] <= 7 * sizes[first]
+    assert len(sent) == NUM_SHARDS and len(twice) <= 3, "at most the one that was on its way at each kill"
+    assert sent[first] <= 5 * sizes[first]
