@@ -51,8 +51,9 @@ class Voxtral(StudentFamily):
     architecture = "VoxtralForConditionalGeneration"
     feature_names = ("input_features",)
     expands_for_sampling = False  # a clip has a row per window
-    not_in_vllm = "vLLM reads Voxtral only as Mistral publishes it (consolidated.safetensors, params.json), and not what transformers saves"
-    no_adapters_in_vllm = not_in_vllm
+    # With our files its model asks for `--tokenizer-mode mistral`, and then for a size that only `params.json` holds.
+    not_in_vllm = "vLLM reads Voxtral only in Mistral's format (params.json, consolidated.safetensors), not as it is saved here"
+    no_adapters_in_vllm = "vLLM's Voxtral does not know the names of transformers, under which an adapter is saved"
 
     def processor_problem(self, processor: ProcessorMixin) -> str | None:
         """Without the package, transformers makes an ordinary tokenizer of Mistral's file, which has no chat template."""
@@ -62,7 +63,7 @@ class Voxtral(StudentFamily):
 
     def processor_facts(self, config: PreTrainedConfig, processor: ProcessorMixin) -> dict[str, tuple[int, int]]:
         # What the tokenizer's file says, because the processor takes the audio token to be 24 whatever it says.
-        token = _instruct(processor).audio_encoder.audio_token
+        token = getattr(_instruct(processor).audio_encoder, "audio_token", None)
         return {**super().processor_facts(config, processor), "id of the audio token": (token, config.audio_token_id)}
 
     def window_s(self, processor: ProcessorMixin) -> float | None:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.tiny import miniature_builders
+from tests.support.voxtral import make_voxtral
 
 
 # What begins the names of all weights in a released checkpoint, and some whole names.
 RELEASED_PREFIXES = {
     "qwen2_audio": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
     "qwen2_5_omni": ("thinker.audio_tower.", "thinker.visual.", "thinker.model.", "thinker.lm_head."),
+    "voxtral": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
 }
 RELEASED_NAMES = {
     "qwen2_audio": (
@@ -27,6 +29,13 @@ RELEASED_NAMES = {
         "thinker.model.layers.0.mlp.gate_proj.weight",
         "thinker.lm_head.weight",
     ),
+    "voxtral": (
+        "audio_tower.embed_positions.weight",
+        "multi_modal_projector.linear_2.weight",
+        "language_model.model.embed_tokens.weight",
+        "language_model.model.layers.0.mlp.gate_proj.weight",
+        "language_model.lm_head.weight",
+    ),
 }
 
 
@@ -38,7 +47,11 @@ def _qwen2_5_omni() -> tuple[Any, Any]:
     return miniature_builders().make_omni()
 
 
-BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {"qwen2_audio": _qwen2_audio, "qwen2_5_omni": _qwen2_5_omni}
+BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "qwen2_audio": _qwen2_audio,
+    "qwen2_5_omni": _qwen2_5_omni,
+    "voxtral": make_voxtral,
+}
 
 
 def build_family(name: str, path: Path) -> Path:

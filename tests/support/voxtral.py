@@ -1,10 +1,15 @@
 """A tiny Voxtral with random weights, and the file of its tokenizer."""
 
 import base64
+import io
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import soundfile
 
 
 # In the order of their ids, as in the released file; ids that mean nothing here are fillers.
@@ -12,28 +17,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/
 SPECIAL += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"]
 SPECIAL += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", *(f"<SPECIAL_{number}>" for number in range(20, 24))]
 SPECIAL += ["[AUDIO]", "[BEGIN_AUDIO]", "[TRANSCRIBE]"]
-MERGES = [
-    " t",
-    "he",
-    " the",
-    "in",
-    "an",
-    "er",
-    "on",
-    " s",
-    " a",
-    "re",
-    "ou",
-    "nd",
-    " W",
-    "ch",
-    "at",
-    "is",
-    "the",
-    "IN",
-    "ST",
-    "[/",
-]
+MERGES = [" t", "he", " the", "in", "an", "er", "on", " s", " a", "re", "ou", "nd", "ch", "at", "is", "IN", "ST", "[/", "INST"]
 
 
 def write_tekken(folder: Path) -> Path:
@@ -76,10 +60,10 @@ def make_voxtral() -> tuple[Any, Any]:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = VoxtralConfig(
         audio_config={
-            "hidden_size": 32,
-            "intermediate_size": 128,  # four frames make a token
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "hidden_size": 16,
+            "intermediate_size": 64,  # four frames make a token
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
             "num_mel_bins": 128,
             "initializer_range": 0.05,
         },
@@ -101,15 +85,17 @@ def make_voxtral() -> tuple[Any, Any]:
     return VoxtralForConditionalGeneration(config), processor
 
 
-def build_voxtral(path: Path) -> Path:
-    """Its checkpoint, saved as training saves it."""
-    from transformers import GenerationConfig, set_seed
+def voxtral_inputs(processor: Any, messages: list[dict[str, Any]], waveforms: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What the processor itself makes of a conversation whose audio parts stand for `waveforms`, in order."""
+    clips = iter(waveforms)
+    filled = []
+    for message in messages:
+        content = [{"type": "audio", "base64": _wav(next(clips))} if p["type"] == "audio" else p for p in message["content"]]
+        filled.append({**message, "content": content})
+    return dict(processor.apply_chat_template(filled))
 
-    from sightsound.training.checkpoints import save_checkpoint
 
-    set_seed(0)
-    model, processor = make_voxtral()
-    ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(**ids)
-    save_checkpoint(model, processor, path)
-    return path
+def _wav(waveform: np.ndarray) -> str:
+    wav = io.BytesIO()
+    soundfile.write(wav, waveform, 16_000, format="WAV", subtype="FLOAT")  # without rounding
+    return base64.b64encode(wav.getvalue()).decode()
