@@ -63,7 +63,7 @@ class Voxtral(StudentFamily):
 
     def processor_facts(self, config: PreTrainedConfig, processor: ProcessorMixin) -> dict[str, tuple[int, int]]:
         # What the tokenizer's file says, because the processor takes the audio token to be 24 whatever it says.
-        token = getattr(_instruct(processor).audio_encoder, "audio_token", None)
+        token: Any = getattr(_instruct(processor).audio_encoder, "audio_token", None)
         return {**super().processor_facts(config, processor), "id of the audio token": (token, config.audio_token_id)}
 
     def window_s(self, processor: ProcessorMixin) -> float | None:
