@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import pkgutil
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from sightsound.data.frames import Frames
-
-# transformers 5.17 saves a model that was built from a config under keys that no released checkpoint has.
-_DOUBLED_PREFIX = re.compile(r"^language_model\.model\.model\.")
 
 
 @dataclass(frozen=True)
@@ -277,7 +273,7 @@ class StudentFamily:
 
     def released_key(self, key: str) -> str:
         """The name in released checkpoints of a weight that `save_pretrained` wrote as `key`."""
-        return _DOUBLED_PREFIX.sub("language_model.model.", key)
+        return key
 
     def released_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """The content of a `config.json` as released, which every engine reads alike, from what `save_pretrained` wrote."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, ClassVar
 
-from sightsound.models.family import Licence, StudentFamily
+from sightsound.models.family import Licence
+from sightsound.models.whisper import WhisperFamily
 
 
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
 
 
-class Qwen2Audio(StudentFamily):
+class Qwen2Audio(WhisperFamily):
     """See `StudentFamily`, whose defaults are those of this family where nothing else is said."""
 
     model_types = ("qwen2_audio",)
@@ -29,13 +30,6 @@ class Qwen2Audio(StudentFamily):
     licenses: ClassVar[dict[str, Licence]] = {"Qwen/Qwen2-Audio-7B-Instruct": Licence("apache-2.0")}
     architecture = ARCHITECTURE
     feature_names = ("input_features", "feature_attention_mask")
-
-    def vllm_name(self, name: str) -> str:
-        """vLLM's model has no mapper of names: it expects those of the released checkpoints."""
-        if name.startswith("lm_head."):
-            return f"language_model.{name}"
-        name = name.removeprefix("model.")
-        return name.replace("language_model.", "language_model.model.", 1) if name.startswith("language_model.") else name
 
     def register_in_vllm(self) -> None:
         from vllm import ModelRegistry

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sightsound.data.schema import SAMPLING_RATE
-from sightsound.models.family import ClipFeatures, Licence, StudentFamily
+from sightsound.models.family import ClipFeatures, Licence
+from sightsound.models.whisper import WindowFamily
 
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, ProcessorMixin
 
     from sightsound.data.frames import Frames
@@ -39,7 +39,7 @@ LONGEST_CLIP_S = 40 * 60.0
 _CONTROL_TOKEN = re.compile(CONTROL + r"(\[.*?\]|<.*?>)")
 
 
-class Voxtral(StudentFamily):
+class Voxtral(WindowFamily):
     """See `StudentFamily`."""
 
     model_types = ("voxtral",)
@@ -50,7 +50,6 @@ class Voxtral(StudentFamily):
     }
     architecture = "VoxtralForConditionalGeneration"
     feature_names = ("input_features",)
-    expands_for_sampling = False  # a clip has a row per window
     # With our files its model asks for `--tokenizer-mode mistral`, and then for a size that only `params.json` holds.
     not_in_vllm = "vLLM reads Voxtral only in Mistral's format (params.json, consolidated.safetensors), not as it is saved here"
     no_adapters_in_vllm = "vLLM's Voxtral does not know the names of transformers, under which an adapter is saved"
@@ -135,14 +134,6 @@ class Voxtral(StudentFamily):
         windows = features[0].unflatten(1, (-1, extractor.nb_max_frames)).transpose(0, 1).contiguous()
         config = _instruct(processor).audio_encoder.audio_config
         return ClipFeatures((windows,), config.num_audio_tokens(len(windows) * extractor.n_samples))
-
-    def stack_features(self, clips: Sequence[ClipFeatures]) -> dict[str, torch.Tensor]:
-        import torch
-
-        return {"input_features": torch.cat([clip.tensors[0] for clip in clips])}
-
-    def tower_rows(self, clip: ClipFeatures) -> int:
-        return len(clip.tensors[0])
 
 
 FAMILY = Voxtral()
