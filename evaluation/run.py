@@ -5,11 +5,15 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --controls silent swapped text_only shuffled --output_dir evaluation-runs/sft-tts_agfv
     python -m evaluation run --benchmark avqa,mmau,music_avqa --dataset avqa=avqa-audio mmau=mmau music_avqa=music-avqa \
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
+    python -m evaluation run --table table1 --row omni-7b --dataset avqa-audio --media_dir avqa/videos \
+        --output_dir evaluation-runs/omni-7b
 
 The model is a folder or a Hub id of a whole model or of a LoRA, or the name of a served model. `--base_url` takes several URLs
 of replicas; `--request_field`, `--omit_field` and `--frames` change the requests as in `dataset_builders/traces.py`. With
 several benchmarks each has its own sub-folder of `output_dir`. `--dataset`, `--split`, `--media_dir` and `--traces` are then
-given per benchmark as `NAME=VALUE`; all but `--dataset` may also be given once for all of them.
+given per benchmark as `NAME=VALUE`; all but `--dataset` may also be given once for all of them. `--table` and `--row` name a
+row of the paper's tables (`evaluation/reporting/tables/`) instead of the model and how it is asked; `--model` may then still
+name a copy, a served model, a trained checkpoint or another student.
 
 Written: `data/predictions-*.parquet`, one row per question and control, with the exact prompt, the raw output and how it was
 matched; and `results.json`, the figures. A question counts as unanswered if its clip cannot be read or a server refuses it. A
@@ -36,6 +40,7 @@ from evaluation.reporting.sections import summary_line
 from evaluation.running.arguments import RunArguments, Source, check_arguments, pin_source, read_sources, settings_of
 from evaluation.running.controls import NO_CONTROL, TEXT_ONLY
 from evaluation.running.requests import AUDIO, NO_TRACE, QuestionFormat, RequestBuilder, check_controls, read_reasoning
+from evaluation.running.table_rows import with_row
 from evaluation.scoring.accuracy import ANSWERED, score_run
 from evaluation.scoring.prediction_files import read_rows
 from evaluation.scoring.protocols import OFFICIAL, PAPER, protocols_of
@@ -163,6 +168,14 @@ class BenchmarkRun:
             return None
         return count_trained_on(self.args.model, self.args.model_revision, self.rows, dataset=self.source.dataset, split=split)
 
+    def _trained_from(self) -> str | None:
+        """The released model that a local checkpoint was trained from, as its card says."""
+        from huggingface_hub import metadata_load
+
+        card = Path(self.args.model, "README.md")
+        base = (metadata_load(card) or {}).get("base_model") if card.is_file() else None
+        return base if isinstance(base, str) else None
+
     def _write_results(self, stage: Stage, build: RequestBuilder, journal: Journal, model_revision: str) -> None:
         args, benchmark = self.args, self.source.benchmark
         prompt = args.chosen_prompt
@@ -214,6 +227,7 @@ class BenchmarkRun:
             "benchmark_questions": pinned.questions,
             "benchmark_pinned": pinned.asks(self.rows.select_columns(list(TEXTS))),
             "trained_on": self._num_trained_on(provenance["split"]),
+            "trained_from": self._trained_from(),
             "outcomes": outcomes,
             "clips_cut": sum(
                 p["heard_s"] is not None and p["heard_s"] < p["duration_s"] for p in predictions[: len(self.rows)]
@@ -237,7 +251,7 @@ class BenchmarkRun:
 
 
 def main(argv: list[str]) -> None:
-    args = parse_arguments(RunArguments, __doc__, argv)
+    args = parse_arguments(RunArguments, __doc__, with_row(argv))
     sources = read_sources(args)
     check_arguments(args, sources)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.max_tokens, seed=args.seed)

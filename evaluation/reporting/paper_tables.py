@@ -4,9 +4,9 @@ The paper's tables, with our runs beside the paper's figures.
 `tables/*.yaml` hold every row of the paper's Tables 1 and 2. A row of another group names that group under `by`. Any other row
 has the modality and `method` of its evaluation; a row of a trained model also has the `recipe` that trains it.
 
-A run with a name (`--arm`) belongs to the row with that `key`, or to no row. A run without a name belongs to the row of its
-modality and method whose `key` is a folder in its model's path (`sft-tts_agfv/model`), or whose `model` it evaluates. A row
-stays empty without a run, and when several runs of one seed fit it.
+A run with a name (`--arm`, which `--row` sets) belongs to the row with that `key`, or to no row. A run without a name belongs
+to the row of its modality and method whose `key` is a folder in its model's path (`sft-tts_agfv/model`), or whose `model` it
+evaluates. A row stays empty without a run, and when several runs of one seed fit it.
 
 Figures are by the paper's protocol. The interval of a difference is that of two independent proportions (Newcombe 1998, method
 10: from the two Wilson intervals). The paper gives no counts, so its figure is treated as a proportion of the benchmark's n
@@ -203,6 +203,19 @@ def other_questions(table: Table, runs: Sequence[Results]) -> list[str]:
     return [f"Of another split, or of a part of one: {'; '.join(others)}."] if others else []
 
 
+def other_models(table: Table, runs: Sequence[Results]) -> list[str]:
+    """Names the rows whose figures are of another model than the paper's, as far as its name or its card says."""
+    rows: dict[str, list[str]] = {}
+    for results in runs:
+        row = row_of(table, results)
+        if row is not None and row.model is not None:
+            model = results.get("trained_from") if row.recipe else results["model"]
+            if model is not None and not _is_model(model, row.model):
+                rows.setdefault(model, []).append(row.key)
+    found = (f"{model} ({', '.join(dict.fromkeys(keys))})" for model, keys in rows.items())
+    return [f"Ours, of another model than the row's or under another name: {'; '.join(found)}."] if rows else []
+
+
 def difference(ours: dict[str, Any], paper: float, n: int | None) -> Difference:
     """
     Our figure minus the paper's; the module's docstring describes the interval.
@@ -259,6 +272,6 @@ def table_lines(table: Table, runs: Sequence[FinishedRun]) -> list[str]:
         for i, (whose, figures) in enumerate(_lines_of(row, table.columns, matched.get(row.key, {}))):
             cells.append([*((row.name, row.label) if i == 0 else ("", "")), whose, *figures])
     lines = markdown_table(["model", "method", "figures", *(column.title for column in table.columns)], cells)
-    notes = [*splits_of(table, all_results), *other_questions(table, all_results), *overlap_lines(placed)]
-    notes += [*runs_without_row(table, all_results), *conflicts(table, runs)]
+    notes = [*splits_of(table, all_results), *other_models(table, all_results), *other_questions(table, all_results)]
+    notes += [*overlap_lines(placed), *runs_without_row(table, all_results), *conflicts(table, runs)]
     return [f"**{table.title}**", "", *lines, "", f"{METHOD} {table.note}", *(f"\n{note}" for note in notes)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import Row
+from evaluation.reporting.paper_tables import TABLES
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS
 from evaluation.running.requests import AUDIO, AUDIO_VIDEO, COT_DISTILL, DIRECT, METHODS, VIDEO, default_prompt
 from sightsound.benchmarks import benchmark_names, get_benchmark
@@ -50,6 +51,10 @@ class RunArguments(request_fields.RequestFieldArguments):
     base_model: str | None = field(default=None, metadata={"help": "base model of a LoRA, if it was moved"})
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several URLs are replicas"})
     arm: str | None = field(default=None, metadata={"help": "name of the row in reports (default: the model)"})
+    table: str | None = field(default=None, metadata={"help": "with --row: table of the paper", "choices": list(TABLES)})
+    row: str | None = field(
+        default=None, metadata={"help": "key of a row of --table: gives --model, --modality, --method, --arm and --benchmark"}
+    )
     max_tokens: int = field(default=512, metadata={"help": "maximum tokens per output", "minimum": 1})
     num_frames: int = field(default=16, metadata={"help": "frames per video", "minimum": 1})
     max_pixels: int = field(default=360 * 420, metadata={"help": "larger frames are scaled down to this area, in pixels"})
@@ -191,7 +196,7 @@ def settings_of(args: RunArguments, source: Source, revision: str, model_commit:
         revision (`str`): Revision of the questions. A Hub dataset may change between a kill and the rerun.
         model_commit (`str`, *optional*): Commit of a Hub model, which may change too.
     """
-    ignored = ["benchmark", "controls", *PER_BENCHMARK]
+    ignored = ["benchmark", "controls", "table", "row", *PER_BENCHMARK]  # a row's values are in the other flags
     settings = request_fields.settings_of_requests(args, ignored, model_commit=model_commit, frames=args.frames)
     settings |= asdict(source)
     settings |= {name: fingerprint(getattr(source, name)) for name in ("dataset", "traces")}
