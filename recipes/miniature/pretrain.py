@@ -4,8 +4,9 @@ Train a model of the miniature: the student and the teacher from random weights,
     python recipes/miniature/pretrain.py --config recipes/miniature/student.yaml \
         --world outputs/miniature/seed-0/world --output_dir outputs/miniature/seed-0/models/student
 
-The architectures are those of the real models, with a few hundred thousand parameters. A student is of the family that `--family`
-names; the checker is a Qwen2-Audio. The result is an ordinary checkpoint for `from_pretrained`, with processor and chat template.
+The architectures are those of the real models, with a few hundred thousand parameters. A student is of the family that
+`--family` names; the checker is a Qwen2-Audio. The result is an ordinary checkpoint for `from_pretrained`, with processor and
+chat template.
 """
 
 import math
@@ -98,7 +99,7 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 
-def make_qwen2_5_omni() -> tuple[Any, Any]:
+def make_omni() -> tuple[Any, Any]:
     """The thinker of a Qwen2.5-Omni with random weights, and its processor."""
     from transformers import (
         AutoTokenizer,
@@ -158,7 +159,11 @@ def make_qwen2_5_omni() -> tuple[Any, Any]:
         tokenizer=tokenizer,
         chat_template=OMNI_TEMPLATE,
     )
-    return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    # The sinusoids of this tower are no weights and keep their full size. The features are raised instead.
+    for convolution in (model.audio_tower.conv1, model.audio_tower.conv2):
+        convolution.weight.data *= 3
+    return model, processor
 
 
 # Qwen2.5-VL's own template, without images and tools.
@@ -207,7 +212,7 @@ def make_teacher() -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-STUDENTS = {"qwen2_audio": make_qwen2_audio, "qwen2_5_omni": make_qwen2_5_omni}
+STUDENTS = {"qwen2_audio": make_qwen2_audio, "qwen2_5_omni": make_omni}
 
 
 def make_student(family: str = "qwen2_audio") -> tuple[Any, Any]:
