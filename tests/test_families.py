@@ -45,8 +45,8 @@ from tests.support.trainers import make_trainer
 
 RATE = 16_000
 # Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
-SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0)}
-WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0}
+SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0), "audio_flamingo_3": (0.7, 20.0, 45.0)}
+WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0}
 QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
 COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
 
