@@ -52,7 +52,7 @@ def main() -> None:
     )
     from peft import get_peft_model
     from transformers import TrainingArguments, set_seed
-    from trl import ModelConfig, get_peft_config
+    from trl import ModelConfig
 
     from sightsound.data.kinds import CLIPS, VERDICTS, open_input
     from sightsound.data.parquet import AudioById, check_same_clips, write_ledger
@@ -64,14 +64,14 @@ def main() -> None:
     from sightsound.training.card import count_outcomes, hardware, training_time, write_model_card
     from sightsound.training.checkpoints import save_checkpoint
     from sightsound.training.distributed import check_single_process
-    from sightsound.training.recipe import model_init_kwargs, parse_config
+    from sightsound.training.recipe import lora_config, model_init_kwargs, parse_config
     from sightsound.training.run import open_run
     from sightsound.training.verifier import PairCollator, score
     from sightsound.training.verifier_trainer import VerifierTrainer
 
     script_args, training_args, model_args = parse_config((VerifierScriptArguments, TrainingArguments, ModelConfig))
     if not model_args.use_peft:
-        raise InputError("the verifier is a LoRA on the language model: set use_peft and lora_target_modules")
+        raise InputError("the verifier is a LoRA on the language model: set use_peft: true")
     inputs = ("verdicts", "audio")
     with open_run(script_args, training_args, model_args, inputs=inputs, check_processes=check_single_process) as training:
         if training.complete:
@@ -89,12 +89,13 @@ def main() -> None:
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = PairCollator(processor, CHECKER_TRANSCRIPT)
+        lora = lora_config(model_args)
         with safetensors_only(model_args.model_name_or_path):
             architecture = student_class(model_args.model_name_or_path, model_args.model_revision)
             base = architecture.from_pretrained(model_args.model_name_or_path, **model_init_kwargs(model_args))
         training_args.remove_unused_columns = False
         trainer = VerifierTrainer(
-            model=get_peft_model(base, get_peft_config(model_args)),
+            model=get_peft_model(base, lora),
             args=training_args,
             train_dataset=rows["train"],
             data_collator=collator,

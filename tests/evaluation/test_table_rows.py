@@ -11,6 +11,7 @@ from evaluation.running.table_rows import with_row
 from sightsound.cli import InputError, parse_arguments
 from sightsound.data import schema
 from tests.support.evaluation import always, read, run, write_benchmark
+from tests.support.families import build_family
 from tests.support.openai_server import OpenAIServer
 from tests.support.tiny import trace, trace_row, write_traces
 
@@ -109,6 +110,20 @@ def test_rows_are_run_in_this_process_and_the_report_has_them_in_their_place(
     spelled = {"modality": "audio", "method": "zero_shot_cot", "arm": "base-zero_shot_cot", "model": student_checkpoint}
     run(dataset=dataset, max_tokens=2, output_dir=heard, **spelled)
     assert "is complete" in capsys.readouterr().out
+
+
+def test_a_model_that_hears_and_sees_is_run_in_three_rows(dataset, tiny_world, tmp_path, capsys) -> None:
+    model = build_family("qwen2_5_omni", tmp_path / "Qwen2.5-Omni-3B")
+    flags = {"table": "table1", "model": model, "dataset": dataset, "max_tokens": 2}
+    for key, modality in (("omni-3b-audio", "audio"), ("omni-3b-video", "video"), ("omni-3b", "audio_video")):
+        videos = {} if modality == "audio" else {"media_dir": tiny_world / "clips", "num_frames": 4}
+        run(**flags, **videos, row=key, output_dir=tmp_path / key)
+        assert read(tmp_path / key)[0]["method"] == f"{modality}/direct"
+    for key in ("omni-3b-audio", "omni-3b-video", "omni-3b"):
+        whose, figure, *notes = line_of(
+            capsys, key, *(tmp_path / name for name in ("omni-3b-audio", "omni-3b-video", "omni-3b"))
+        )
+        assert (whose, figure.endswith("(n=3)"), notes) == ("ours, seed 0", True, []), "a copy is known by its folder's name"
 
 
 def test_rows_are_asked_at_a_server_under_the_name_of_the_paper(dataset, questions, tiny_world, tmp_path, capsys) -> None:

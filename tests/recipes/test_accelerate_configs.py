@@ -1,12 +1,12 @@
 """The files of accelerate_configs/ as accelerate reads them: what they start, and with what."""
 
-from pathlib import Path
-
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from sightsound.models.family import family_of
+from tests.support.students import STUDENTS, released_model
 from tests.support.tiny import REPO
 
 
@@ -44,18 +44,35 @@ def test_zero_shards_by_its_stage_and_saves_whole_weights(name: str, stage: str)
         assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"].lower() == "true"
 
 
-def test_fsdp_shards_by_layers_that_the_model_has(student_checkpoint: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForMultimodalLM
+@pytest.mark.parametrize("student", STUDENTS)
+def test_fsdp_shards_by_the_layers_of_any_student(student: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
     environment = launch_environment("fsdp2")
     assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
-    assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
     assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
-    with torch.device("meta"):
-        model = AutoModelForMultimodalLM.from_config(AutoConfig.from_pretrained(student_checkpoint))
-    found = {type(module).__name__ for module in model.modules()}
-    assert set(environment["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",")) <= found
+    for name, value in environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    model = released_model(student)
+    is_sharded = fsdp2_prepare_auto_wrap_policy(FullyShardedDataParallelPlugin(), model)
+    left = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not any(is_sharded(model.get_submodule(parent)) for parent in parents_of(name))
+    )
+    # What belongs to no layer is sharded as one: the embedding and the output layer, and little else.
+    text = model.config.get_text_config()
+    assert left < 1.2 * 2 * text.vocab_size * text.hidden_size
+    layers = model.get_submodule(family_of(model.config).language_model).layers
+    assert len(layers) == text.num_hidden_layers and all(is_sharded(layer) for layer in layers)
+
+
+def parents_of(parameter: str) -> list[str]:
+    """Paths of the modules that hold a parameter, itself left out."""
+    parts = parameter.split(".")[:-1]
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def test_the_number_of_processes_can_be_overridden() -> None:

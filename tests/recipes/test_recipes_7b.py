@@ -1,85 +1,71 @@
-"""The recipes of the paper's Table 2: each YAML is read by its script's own dataclasses, and its sizes fit together."""
+"""The recipes for real students: each YAML is read by its script's own dataclasses, and its sizes fit together."""
 
-import json
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig
+import yaml
 
-from dataset_builders.avqa_audio import AvqaAudioArguments
-from dataset_builders.cot_corpus import CotCorpusArguments
-from dataset_builders.traces import TracesArguments
-from dataset_builders.verdicts import VerdictsArguments
-from evaluation.report import ReportArguments
-from evaluation.running.arguments import RunArguments
-from sightsound.cli import parse_arguments
-from sightsound.engines.openai_models import LookUpArguments
-from sightsound.method.selection import ARMS, GROUND_TRUTH
-from sightsound.models.qwen2_audio import FAMILY
-from sightsound.training.recipe import parse_config
-from tests.support.tiny import REPO
+from sightsound.method.selection import ARMS
+from sightsound.models.family import family_of
+from tests.support.students import GRPO_ARMS, RECIPES, SFT_ARMS, STUDENTS, recipe_parser, released_model, yaml_of
 
 
-RECIPES = REPO / "recipes" / "qwen2_audio_7b"
-SFT = ["agfv", "cot", "ground_truth", "label", "tts_agfv"]
-GRPO = ["label", "tts_agfv"]
+SFT = [(student, arm) for student in STUDENTS for arm in SFT_ARMS]
+GRPO = [(student, arm) for student in STUDENTS for arm in GRPO_ARMS]
+ON_ONE_GPU = sorted(RECIPES.glob("*/grpo_lora.yaml"))
+
+
+PLACES = ["--audio", "a", "--output_dir", "o"]
 
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A recipe's command line, read as the recipe reads it."""
-    monkeypatch.syspath_prepend(str(REPO / "recipes"))
-    import grpo
-    import sft
-    import verifier
-
-    dataclasses = {
-        "sft": (sft.SFTScriptArguments, SFTConfig, ModelConfig),
-        "grpo": (grpo.GRPOScriptArguments, GRPOConfig, ModelConfig),
-        "verifier": (verifier.VerifierScriptArguments, TrainingArguments, ModelConfig),
-    }
-
-    def parse(recipe: str, arguments: list[str]) -> tuple[Any, Any, Any]:
-        # Where there is no GPU, `TrainingArguments` refuses bfloat16 without it.
-        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *arguments, "--use_cpu", "true"])
-        monkeypatch.chdir(REPO)
-        return parse_config(dataclasses[recipe])
-
-    return parse
+    return recipe_parser(monkeypatch)
 
 
-def test_there_is_a_recipe_for_every_row_of_table_2() -> None:
-    names = [*(f"grpo_{arm}" for arm in GRPO), *(f"sft_{arm}" for arm in SFT), "verifier"]
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == names
+def test_there_is_a_recipe_for_every_row_of_table_2_and_every_student() -> None:
+    assert {"audio_flamingo_3", "qwen2_5_omni_3b", "qwen2_5_omni_7b", "qwen2_audio_7b"} <= set(STUDENTS)
+    for stage, rows in (("sft", SFT), ("grpo", GRPO)):
+        assert [row for row in rows if not Path(yaml_of(row[0], stage, row[1])).is_file()] == []
 
 
-@pytest.mark.parametrize("arm", SFT)
-def test_sft_is_read_and_a_step_on_eight_gpus_has_64_rows(arm, parse, tmp_path) -> None:
-    flags = ["--audio", "a", "--output_dir", str(tmp_path)]
-    script, training, model = parse("sft", ["--config", str(RECIPES / f"sft_{arm}.yaml"), *flags])
+@pytest.mark.parametrize(("student", "arm"), SFT)
+def test_sft_is_read_and_a_step_on_eight_gpus_has_64_rows(student, arm, parse) -> None:
+    script, training, model = parse("sft", "--config", yaml_of(student, "sft", arm), "--selection", arm, *PLACES)
     assert script.selection == arm and arm in ARMS and script.traces is None
     assert 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps == 64
-    assert model.use_peft and model.lora_target_modules == FAMILY.lora_target_modules
+    assert model.use_peft and model.lora_target_modules is None, "taken from the student's family"
     assert_best_is_kept(script, training)
 
 
-@pytest.mark.parametrize("arm", GRPO)
-def test_grpo_is_read_and_a_step_on_six_gpus_has_24_prompts_of_8(arm, parse, tmp_path) -> None:
-    flags = ["--audio", "a", "--traces", "t", "--output_dir", str(tmp_path)]
-    script, training, model = parse("grpo", ["--config", str(RECIPES / f"grpo_{arm}.yaml"), *flags])
+@pytest.mark.parametrize(("student", "arm"), GRPO)
+def test_grpo_is_read_and_a_step_on_six_gpus_has_24_prompts_of_8(student, arm, parse) -> None:
+    config = yaml_of(student, "grpo", arm)
+    script, training, model = parse("grpo", "--config", config, "--selection", arm, "--traces", "t", *PLACES)
     assert script.selection == arm and script.freeze_audio_tower and script.share_prompts
-    assert (model.model_name_or_path is None) == (arm == "tts_agfv"), "the full method starts from its SFT"
-    assert not model.use_peft
+    assert model.model_name_or_path is None or arm == "label", "the full method starts from its SFT"
+    assert not model.use_peft and model.attn_implementation == "sdpa", "with which prompts are shared"
     # TRL knows one process here, and six on the training GPUs.
     completions = 6 * training.generation_batch_size // training.world_size
     assert (completions, completions // training.num_generations) == (192, 24)
     assert training.steps_per_generation == training.gradient_accumulation_steps, "one generation per optimizer step"
     assert training.use_vllm and training.vllm_mode == "server"
+    assert_best_is_kept(script, training)
+
+
+@pytest.mark.parametrize("config", ON_ONE_GPU, ids=lambda path: path.parent.name)
+def test_grpo_on_one_gpu_trains_a_lora_on_as_many_completions(config, parse) -> None:
+    script, training, model = parse("grpo", "--config", str(config), "--traces", "t", *PLACES)
+    assert script.selection == "tts_agfv" and model.use_peft and model.lora_target_modules is None
+    assert (training.generation_batch_size, training.generation_batch_size // training.num_generations) == (192, 24)
+    assert training.steps_per_generation == training.gradient_accumulation_steps
+    assert training.per_device_train_batch_size == training.num_generations, "a prompt's completions are in one batch"
+    assert training.use_vllm and training.vllm_mode == "colocate"
+    assert training.vllm_max_model_length > training.max_completion_length
+    with_all_weights = yaml.safe_load(config.with_name("grpo.yaml").read_text())
+    assert training.learning_rate == pytest.approx(10 * with_all_weights["learning_rate"])
     assert_best_is_kept(script, training)
 
 
@@ -89,111 +75,46 @@ def assert_best_is_kept(script: Any, training: Any) -> None:
     assert script.validation_split == "validation" and not training.push_to_hub
 
 
-def test_the_verifier_has_a_recipe_too(parse, tmp_path) -> None:
-    flags = ["--audio", "a", "--verdicts", "v", "--output_dir", str(tmp_path)]
-    _, _, model = parse("verifier", ["--config", str(RECIPES / "verifier.yaml"), *flags])
-    assert model.use_peft and model.lora_target_modules == FAMILY.lora_target_modules
+@pytest.mark.parametrize("config", sorted(RECIPES.glob("*_7b/verifier.yaml")), ids=lambda path: path.parent.name)
+def test_the_verifier_has_a_recipe_too(config, parse) -> None:
+    _, _, model = parse("verifier", "--config", str(config), "--verdicts", "v", *PLACES)
+    assert model.use_peft and model.lora_target_modules is None
 
 
-# What run.sh calls, in place of the programs: each writes down its arguments and succeeds. A server is ready once it has.
-STUB = """#!{python}
-import json, os, sys, time
-
-def calls_with(program, port):
-    lines = open(os.environ["CALLS"]).read().splitlines()
-    return sum(line.startswith('["' + program) and port in line for line in lines)
-
-if os.path.basename(sys.argv[0]) == "curl" and "/health" in sys.argv[-1]:
-    port = sys.argv[-1].split(":")[-1].split("/")[0]
-    while calls_with("vllm", port) <= calls_with("curl", port):
-        time.sleep(0.01)
-with open(os.environ["CALLS"], "a") as calls:
-    calls.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-if os.path.basename(sys.argv[0]) == "vllm":
-    time.sleep(60)
-"""
-BUILDERS = {
-    "avqa_audio": AvqaAudioArguments,
-    "traces": TracesArguments,
-    "verdicts": VerdictsArguments,
-    "cot_corpus": CotCorpusArguments,
-}
+# Settings in which students differ, or that a student has in several arms' YAMLs.
+OWN = {"model_name_or_path", "selection", "validation_max_tokens"}
 
 
-def calls_of(folder: Path, **environment: str) -> list[list[str]]:
-    """Every command that run.sh runs, with its real arguments: the script itself is run."""
-    for name in ("python", "accelerate", "vllm", "curl"):
-        (folder / name).write_text(STUB.format(python=sys.executable))
-        (folder / name).chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    given = {"ANNOTATIONS": "avqa", "VIDEOS": "videos", "OUTPUT": "out", "CALLS": str(folder / "calls"), "PATH": path}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CHECKER")}
-    run = [["bash", "-n", str(RECIPES / "run.sh")], ["bash", str(RECIPES / "run.sh")]]
-    for command in run:
-        subprocess.run(command, env={**kept, **given, **environment}, check=True, capture_output=True, timeout=120)
-    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+@pytest.mark.parametrize(("stage", "arm"), [("sft", "tts_agfv"), ("grpo", "tts_agfv")])
+def test_students_differ_in_nothing_but_the_model(stage, arm) -> None:
+    """So that a table compares students, and not settings."""
+    settings = [yaml.safe_load(Path(yaml_of(student, stage, arm)).read_text()) for student in STUDENTS]
+    shared = [{name: value for name, value in each.items() if name not in OWN} for each in settings]
+    assert all(each == shared[0] for each in shared)
 
 
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    return calls_of(tmp_path_factory.mktemp("stubs"))
-
-
-def test_the_checker_is_one_that_run_sh_serves(calls) -> None:
-    (verdicts,) = [call for call in calls if "dataset_builders/verdicts.py" in call]
-    args = parse_arguments(VerdictsArguments, None, verdicts[2:])
-    (served,) = [call for call in calls if call[:2] == ["vllm", "serve"] and call[2] == args.checker]
-    assert args.checker == "Qwen/Qwen2.5-Omni-7B"
-    assert args.base_url == [f"http://127.0.0.1:{served[served.index('--port') + 1]}/v1"]
-    assert served[served.index("--generation-config") + 1] == "vllm"
-
-
-def test_a_checker_elsewhere_is_looked_up_before_the_teacher_starts(tmp_path) -> None:
-    calls = calls_of(tmp_path, CHECKER="gpt-audio-1.5", CHECKER_BASE_URL="https://api.openai.com/v1")
-    assert calls[0][1:] == [
-        "-m",
-        "sightsound.engines.openai_models",
-        "--model",
-        "gpt-audio-1.5",
-        "--base_url",
-        "https://api.openai.com/v1",
-    ]
-    args = parse_arguments(LookUpArguments, None, calls[0][3:])
-    assert (args.model, args.base_url) == ("gpt-audio-1.5", ["https://api.openai.com/v1"])
-    (verdicts,) = [call for call in calls if "dataset_builders/verdicts.py" in call]
-    args = parse_arguments(VerdictsArguments, None, verdicts[2:])
-    assert (args.checker, args.base_url) == ("gpt-audio-1.5", ["https://api.openai.com/v1"])
-    assert not any(call[0] == "vllm" and "gpt-audio-1.5" in call for call in calls)
-
-
-def test_every_command_of_the_pipeline_is_one_that_its_script_takes(calls, parse) -> None:
-    seen: list[str] = []
-    for program, *arguments in calls:
-        if program == "python" and arguments[0] == "-m":
-            assert arguments[1] == "evaluation"
-            parse_arguments({"run": RunArguments, "report": ReportArguments}[arguments[2]], None, arguments[3:])
-            seen.append(arguments[2])
-        elif program == "python":
-            script = Path(arguments[0])
-            assert (REPO / script).is_file()
-            parse_arguments(BUILDERS[script.stem], None, arguments[1:])
-            seen.append(script.stem)
-        elif program == "accelerate":
-            at = next(i for i, part in enumerate(arguments) if part.startswith("recipes/"))
-            assert arguments[:2] == ["launch", "--config_file"] and (REPO / arguments[2]).is_file()
-            recipe = Path(arguments[at]).stem
-            script, training, model = parse(recipe, arguments[at + 1 :])
-            assert training.output_dir == f"out/{recipe}-{script.selection}" and model.model_name_or_path
-            assert (script.traces is None) == (script.selection == GROUND_TRUTH)
-            assert arguments[3:5] == ["--num_processes", {"sft": "8", "grpo": "6"}[recipe]]
-            seen.append(f"{recipe}-{script.selection}")
-    rows = ["sft-ground_truth", "sft-label", "sft-cot", "sft-agfv", "sft-tts_agfv", "grpo-label", "grpo-tts_agfv"]
-    assert seen == ["avqa_audio", "traces", "verdicts", "cot_corpus", *rows, *["run"] * (2 + len(rows)), "report"]
-
-
-def test_the_full_method_starts_from_its_sft_and_samples_from_it(calls) -> None:
-    served = [arguments[1] for program, *arguments in calls if program == "vllm"]
-    teacher, instruct = "Qwen/Qwen2.5-VL-32B-Instruct", "Qwen/Qwen2-Audio-7B-Instruct"
-    assert served == [teacher, "Qwen/Qwen2.5-Omni-7B", instruct, "out/sft-tts_agfv/model"]
-    trained = [call for call in calls if "recipes/grpo.py" in call]
-    assert [call[call.index("--model_name_or_path") + 1] for call in trained] == served[2:]
+@pytest.mark.parametrize("student", STUDENTS)
+def test_the_memory_of_a_readme_is_that_of_the_released_sizes(student) -> None:
+    """Parameters are counted on the student's own class; bytes follow by the README's arithmetic."""
+    model = released_model(student)
+    family = family_of(model.config)
+    modules = dict(model.named_modules())
+    targets = [name for name in modules if re.fullmatch(family.lora_target_modules, name)]
+    assert all(family.in_language_model(name) for name in targets)
+    lora = sum(8 * (modules[name].in_features + modules[name].out_features) for name in targets) / 1e9
+    total = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    family.freeze_fixed_parts(model)
+    family.audio_tower_of(model).requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / 1e9
+    state = trained * (2 + 4 + 8)
+    text = " ".join((RECIPES / student / "README.md").read_text().split())
+    for figure in (
+        f"has {total:.3f} B parameters",
+        f"{1000 * lora:.1f} M (rank 8 on {len(targets)} projections)",
+        f"{1000 * lora:.1f} M x (4 + 4 + 8) B = {16 * lora:.1f} GB",
+        f"| {2 * total:.1f} GB |",
+        f"{trained:.3f} B x (2 + 4 + 8) B = {state:.1f} GB",
+        f"{4 * total + state:.1f} GB / 6 = {(4 * total + state) / 6:.1f} GB",
+        f"{trained:.3f} B x 12 B + {2 * total:.1f} GB = {12 * trained + 2 * total:.0f} GB",
+    ):
+        assert figure in text, figure

@@ -53,16 +53,22 @@ def kill_script_when(file: Path, min_lines: int, script: str, **flags: Any) -> i
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def miniature_builders() -> Any:
+    """The module `recipes/miniature/pretrain.py`, whose `make_*` build the models of the miniature."""
+    if "pretrain" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
+        sys.modules["pretrain"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        spec.loader.exec_module(sys.modules["pretrain"])
+    return sys.modules["pretrain"]
+
+
 def build_checkpoint(kind: str, path: Path) -> Path:
     """A `student` (audio) or `teacher` (video) with random weights, saved as the miniature's pretraining saves it."""
     from transformers import GenerationConfig, set_seed
 
     from sightsound.training.checkpoints import save_checkpoint
 
-    spec = importlib.util.spec_from_file_location("pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
-    pretrain = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = pretrain  # dataclasses look their module up while they are made
-    spec.loader.exec_module(pretrain)
+    pretrain = miniature_builders()
     set_seed(0)
     model, processor = pretrain.make_student() if kind == "student" else pretrain.make_teacher()
     ids = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}

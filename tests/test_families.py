@@ -1,0 +1,417 @@
+"""
+Every student family, as a tiny random model with its real processor class: what is trained and sampled is what transformers
+computes by hand, one row at a time.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import get_peft_model
+from trl import ModelConfig, SFTConfig
+
+from sightsound.cli import InputError
+from sightsound.data import parquet, schema
+from sightsound.data.audio import decode_audio, encode_flac
+from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.transformers import TransformersEngine
+from sightsound.hub.cards import write_dataset_card
+from sightsound.models import voxtral
+from sightsound.models.family import ClipFeatures, StudentFamily, family_of, family_of_processor, student_families
+from sightsound.models.loading import load_audio_processor, load_generator, student_class
+from sightsound.training.audio_rows import audio_rows
+from sightsound.training.checkpoints import save_checkpoint
+from sightsound.training.collator import CompletionCollator
+from sightsound.training.grpo import AudioGRPOTrainer
+from sightsound.training.recipe import lora_config
+from sightsound.training.rollout_buffer import load_buffer, save_buffer
+from sightsound.training.sft import AudioSFTTrainer
+from sightsound.training.sharing.attention import use_packed_attention
+from sightsound.training.sharing.packing import supports_custom_masks
+from sightsound.training.sharing.sampling import shared_sampling
+from tests.support.families import BUILDERS, RELEASED_NAMES, RELEASED_PREFIXES, build_family
+from tests.support.tiny import read_ledger
+from tests.support.trainers import make_trainer
+from tests.support.voxtral import voxtral_inputs
+
+
+RATE = 16_000
+# Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
+SECONDS = {
+    "qwen2_audio": (0.7, 1.3, 2.0),
+    "qwen2_5_omni": (0.7, 2.6, 45.0),
+    "audio_flamingo_3": (0.7, 20.0, 45.0),
+    "voxtral": (0.7, 2.6, 35.0),
+}
+# Voxtral's is 40 minutes; the fixture shortens it.
+WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0, "voxtral": 60.0}
+QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
+COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
+
+
+def noise(seconds: float, seed: int) -> dict[str, Any]:
+    """A clip as it is stored: noise that differs from second to second."""
+    generator = np.random.default_rng(seed)
+    loud = generator.uniform(0.02, 0.3, int(seconds) + 1).repeat(RATE)[: round(seconds * RATE)]
+    return {"bytes": encode_flac((loud * generator.normal(0, 1, len(loud))).astype(np.float32)), "path": None}
+
+
+def messages(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text}]}]
+
+
+@dataclass
+class Case:
+    """A family and its tiny checkpoint."""
+
+    name: str
+    checkpoint: Path
+    folder: Path
+
+    @cached_property
+    def family(self) -> StudentFamily:
+        return family_of(transformers.AutoConfig.from_pretrained(self.checkpoint))
+
+    @cached_property
+    def processor(self) -> Any:
+        return transformers.AutoProcessor.from_pretrained(self.checkpoint)
+
+    @cached_property
+    def model(self) -> Any:
+        """Of the class that training loads; nobody trains it."""
+        return student_class(str(self.checkpoint)).from_pretrained(self.checkpoint).eval()
+
+    @cached_property
+    def direct(self) -> Any:
+        """Of transformers' own class."""
+        return getattr(transformers, self.family.architecture).from_pretrained(self.checkpoint).eval()
+
+    @cached_property
+    def trainer(self) -> AudioGRPOTrainer:
+        rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in self.rows]
+        # Two iterations per batch make the trainer keep the old policy's log-probabilities.
+        settings = {"num_iterations": 2, "per_device_train_batch_size": 12, "max_steps": 2}
+        return make_trainer(self.checkpoint, rows, self.folder / "grpo", **settings)
+
+    @cached_property
+    def cells(self) -> list[dict[str, Any]]:
+        return [noise(seconds, seed) for seed, seconds in enumerate(SECONDS[self.name])]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of training: a prompt, a completion and a clip, all of unequal lengths."""
+        prompts = [[{"role": "user", "content": text}] for text in QUESTIONS]
+        columns = zip(prompts, COMPLETIONS, self.cells, strict=True)
+        return [{"prompt": prompt, "completion": completion, "audio": cell} for prompt, completion, cell in columns]
+
+    def logits(self, text: str, cell: dict[str, Any], completion: Sequence[int]) -> torch.Tensor:
+        """Logits of a completion, `(tokens, vocabulary)`, of one row: the processor's own call, its own padding, no batch."""
+        waveform = decode_audio(cell, WINDOW_S[self.name]).waveform
+        if self.name == "voxtral":
+            inputs = voxtral_inputs(self.processor, messages(text), [waveform])
+        else:
+            prompt = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
+            inputs = self.processor(text=[prompt], audio=[waveform], sampling_rate=RATE, return_tensors="pt")
+        ids = torch.cat([inputs.pop("input_ids"), torch.tensor([list(completion)])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(ids)
+        with torch.no_grad():
+            return self.direct(input_ids=ids, **inputs).logits[0, -len(completion) - 1 : -1]
+
+    def log_probs(self, text: str, cell: dict[str, Any], completion: Sequence[int]) -> torch.Tensor:
+        """Of each token of a completion, as `logits`."""
+        scores = torch.log_softmax(self.logits(text, cell, completion), dim=-1)
+        return scores.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxtral, "LONGEST_CLIP_S", WINDOW_S["voxtral"])
+        yield Case(request.param, build_family(request.param, folder / "model"), folder)
+
+
+def test_the_loss_of_sft_is_that_of_each_row_by_hand(case: Case) -> None:
+    batch = CompletionCollator(case.processor)(case.rows)
+    loss = case.model(**batch).loss
+    tokenizer = case.processor.tokenizer
+    targets = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in COMPLETIONS]
+    scores = [case.log_probs(*row) for row in zip(QUESTIONS, case.cells, targets, strict=True)]
+    assert loss.item() == pytest.approx(-torch.cat(scores).mean().item(), abs=1e-5)
+
+
+def test_the_trainer_of_a_lora_starts_from_that_loss(case: Case, tmp_path) -> None:
+    """TRL and PEFT call parts of the model of their own choice; a LoRA changes nothing before its first step."""
+    arguments = ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True)
+    settings = {"per_device_train_batch_size": 3, "max_steps": 1, "logging_steps": 1, "use_cpu": True, "bf16": False}
+    settings |= {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": "none"}
+    trainer = AudioSFTTrainer(
+        model=student_class(str(case.checkpoint)).from_pretrained(case.checkpoint),
+        args=SFTConfig(output_dir=str(tmp_path), save_strategy="no", **settings),
+        train_dataset=Dataset.from_list(case.rows),
+        processing_class=case.processor,
+        data_collator=CompletionCollator(case.processor),
+        peft_config=lora_config(arguments),
+    )
+    trainer.train()
+    with torch.no_grad():
+        expected = case.model(**CompletionCollator(case.processor)(case.rows)).loss.item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_logits_of_a_batch_of_unequal_clips_are_those_of_each_row_alone(case: Case) -> None:
+    collator = CompletionCollator(case.processor)
+    batch = collator(case.rows)
+    with torch.no_grad():
+        together = case.model(**batch).logits
+    for row, text, cell, logits, labels in zip(case.rows, QUESTIONS, case.cells, together, batch["labels"], strict=True):
+        places = (labels != -100).nonzero()[:, 0]
+        alone = case.logits(text, cell, labels[places].tolist())
+        assert (logits[places - 1] - alone).abs().max() < 1e-5
+        seconds = decode_audio(cell).duration_s
+        assert collator.num_tokens(row, seconds) == len(collator([row])["input_ids"][0])
+
+
+def num_audio_tokens(case: Case, batch: dict[str, torch.Tensor]) -> list[int]:
+    return (batch["input_ids"] == case.direct.config.audio_token_id).sum(dim=1).tolist()
+
+
+def test_batches_with_rows_without_a_clip(case: Case) -> None:
+    """As the verifier has them; the order of the clips is kept."""
+    collator = CompletionCollator(case.processor)
+    silent = {**case.rows[1], "audio": None}
+    assert set(collator([silent])) == {"input_ids", "attention_mask", "labels"}
+    mixed, whole = collator([case.rows[0], silent, case.rows[2]]), collator([case.rows[0], case.rows[2]])
+    for name in case.family.feature_names:
+        assert torch.equal(mixed[name], whole[name])
+    first, last = num_audio_tokens(case, whole)
+    assert num_audio_tokens(case, mixed) == [first, 0, last]
+    with torch.no_grad():
+        assert case.model(**mixed).loss.isfinite()
+
+
+def ask(case: Case, engine: TransformersEngine, order: Sequence[int], sampling: Sampling) -> list[Any]:
+    waveforms = [decode_audio(cell, engine.window_s).waveform for cell in case.cells]
+    requests = [ChatRequest(str(i), QUESTIONS[i], audio=waveforms[i]) for i in order]
+    return [result for results in engine.complete(requests, sampling) for result in results]
+
+
+def test_the_engine_answers_a_batch_as_it_answers_each_request_alone(case: Case) -> None:
+    greedy = Sampling(1, 0.0, 8, 0)
+    engine = TransformersEngine(case.model, case.processor, 8, greedy)
+    together = ask(case, engine, (0, 1, 2), greedy)
+    alone = [result for i in range(3) for result in ask(case, engine, (i,), greedy)]
+    assert [result.completions for result in together] == [result.completions for result in alone]
+    assert [result.usage for result in together] == [result.usage for result in alone]
+    # Near temperature zero, each of several samples is the greedy one: if it hears its own clip.
+    twice = ask(case, engine, (0, 1, 2), Sampling(2, 1e-4, 8, 0))
+    assert [result.completions for result in twice] == [result.completions * 2 for result in together]
+    drawn = ask(case, engine, (2, 0), Sampling(2, 1.0, 8, 0))
+    assert all(len(result.completions) == 2 for result in drawn) and drawn == ask(case, engine, (2, 0), Sampling(2, 1.0, 8, 0))
+
+
+def test_policy_old_and_reference_log_probs_are_those_of_a_direct_forward(case: Case) -> None:
+    trainer = case.trainer
+    trainer.model.train()
+    owners = [row for row in range(3) for _ in range(4)]
+    given = [{**case.rows[row], "teacher_answer": 0, "choices": ["dog", "bell"]} for row in owners]
+    batch = trainer._generate_and_score_completions(given)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    length = batch["completion_ids"].shape[1]
+    policy, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length)
+    for row, owner in enumerate(owners):
+        written = batch["completion_mask"][row].bool()
+        completion = batch["completion_ids"][row][written].tolist()
+        expected = case.log_probs(QUESTIONS[owner], case.cells[owner], completion)
+        for scores in (policy, batch["old_per_token_logps"], batch["ref_per_token_logps"]):
+            assert (scores[row][written] - expected).abs().max() < 1e-5
+        if row % 4 == 0:
+            other = case.log_probs(QUESTIONS[owner], case.cells[owner - 1], completion)
+            assert (other - expected).abs().max() > 1e-3
+
+
+# The question and the clip of each row: groups that are not adjacent and of unequal sizes, one clip with two questions.
+ROWS = [(0, 2), (1, 1), (0, 2), (2, 2), (0, 0), (1, 1), (0, 0), (0, 2)]
+WRITTEN = [6, 1, 3, 4, 0, 6, 2, 5]  # tokens of each completion; one is empty
+
+
+def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def prompts_of_rows(case: Case) -> tuple[list[list[int]], list[ClipFeatures]]:
+    """Ids and clips of `ROWS`; the trainer now has their clips."""
+    features = case.trainer._read_audio([case.cells[clip] for _, clip in ROWS])
+    case.trainer._audio = features
+    return case.trainer._tokenize_prompts([messages(QUESTIONS[question]) for question, _ in ROWS])[0], features
+
+
+def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: Case, monkeypatch) -> None:
+    trainer = case.trainer
+    assert trainer.share_prompts
+    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+    completions = torch.randint(100, 160, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
+    written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
+    ids, mask = torch.cat([prompt_ids, completions], dim=1), torch.cat([prompt_mask, written], dim=1)
+    weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
+    seen = {}
+    for is_shared in (False, True):
+        monkeypatch.setattr(trainer, "share_prompts", is_shared)
+        scores, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, written.shape[1])
+        trainer.model.zero_grad()
+        (scores * weights).sum().backward()
+        gradients = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+        seen[is_shared] = scores[written.bool()], gradients
+    trainer.model.zero_grad()
+    assert (seen[False][0] - seen[True][0]).abs().max() < 1e-5
+    assert seen[False][1].keys() == seen[True][1].keys()
+    assert any(name.startswith(case.family.audio_tower) for name in seen[True][1])
+    for name, gradient in seen[False][1].items():
+        assert (gradient - seen[True][1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
+    prompts, features = prompts_of_rows(case)
+    ids, mask = left_padded(prompts)
+    ends = list(range(100, 160))  # most completions end before the others
+    config = transformers.GenerationConfig(max_new_tokens=12, do_sample=True, eos_token_id=ends, pad_token_id=0)
+    inputs = {"input_ids": ids, "attention_mask": mask, **case.family.stack_features(features), "generation_config": config}
+    model = student_class(str(case.checkpoint)).from_pretrained(case.checkpoint).eval()
+    use_packed_attention(model)  # as the trainer does; where nothing is packed, it is sdpa
+    drawn = {}
+    for is_shared in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad(), shared_sampling(model, features, ends) if is_shared else nullcontext():
+            output = model.generate(**inputs)
+        rows = output[:, ids.shape[1] :].tolist()
+        stops = [next((at for at, token in enumerate(row) if token in ends), len(row)) for row in rows]
+        drawn[is_shared] = [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
+    assert drawn[True] == drawn[False] and len({len(row) for row in drawn[True]}) > 2
+
+
+def test_grpo_trains_and_encodes_each_clip_once(case: Case, tmp_path) -> None:
+    """Twelve rows of three clips: sampled, scored under the old policy and the reference, and trained on."""
+    rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in case.rows]
+    settings = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "num_iterations": 2}
+    trainer = make_trainer(case.checkpoint, rows, tmp_path, **settings)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    log = trainer.state.log_history[0]
+    windows = sum(map(case.family.tower_rows, trainer._read_audio(case.cells)))
+    assert log["audio_tower/rows_saved"] == 4 * (4 - 1) * windows
+    changed = [name for name, weight in trainer.model.named_parameters() if not torch.equal(before[name], weight)]
+    assert any(name.startswith(case.family.audio_tower) for name in changed)
+    assert not any(name.startswith(case.family.never_trained) for name in changed)
+
+
+def test_the_rollout_buffer_keeps_clips(case: Case, tmp_path) -> None:
+    clips = case.trainer._read_audio([*case.cells, case.cells[0]])
+    save_buffer(tmp_path / "buffer.safetensors", 3, [{"ids": torch.arange(4), "audio": clips}])
+    step, (batch,) = load_buffer(tmp_path / "buffer.safetensors", torch.device("cpu"))
+    assert step == 3 and batch["audio"][0] is batch["audio"][3]
+    expected, found = case.family.stack_features(clips), case.family.stack_features(batch["audio"])
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_checkpoint_is_read_back_and_has_the_released_names(case: Case, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    names = {name for file in case.checkpoint.glob("*.safetensors") for name in load_file(file)}
+    assert all(name.startswith(RELEASED_PREFIXES[case.name]) for name in names)
+    assert not set(RELEASED_NAMES[case.name]) - names
+    # That one was made from a config; transformers may save a model that was loaded under other names.
+    save_checkpoint(case.model, case.processor, tmp_path / "saved")
+    assert {name for file in (tmp_path / "saved").glob("*.safetensors") for name in load_file(file)} == names
+    reloaded, processor, _ = load_generator(str(tmp_path / "saved"))
+    weights = case.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in reloaded.state_dict().items())
+    batch = CompletionCollator(processor)(case.rows)
+    with torch.no_grad():
+        assert torch.equal(reloaded.eval()(**batch).logits, case.model(**batch).logits)
+
+
+def test_lora_is_on_the_language_model_alone(case: Case) -> None:
+    arguments = ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True)
+    adapted = get_peft_model(student_class(str(case.checkpoint)).from_pretrained(case.checkpoint), lora_config(arguments))
+    found = adapted.base_model.targeted_module_names
+    layers = case.direct.config.get_text_config().num_hidden_layers
+    assert len(found) >= 4 * layers and all(name.startswith(case.family.language_model + ".layers.") for name in found)
+    assert case.family.audio_tower_of(adapted) is adapted.get_base_model().get_submodule(case.family.audio_tower)
+    arguments.lora_target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    with pytest.raises(InputError, match="modules outside the language model"):
+        lora_config(arguments)
+
+
+def test_clips_are_cut_at_the_familys_window_and_no_earlier(case: Case) -> None:
+    window = case.family.window_s(case.processor)
+    assert window == WINDOW_S[case.name]
+    lengths = [45.0, 40.0] if window is None else [window, window / 2]
+    longest, half = (case.family.clip_features(case.processor, np.zeros(round(s * RATE), np.float32)) for s in lengths)
+    per_second = longest.num_tokens / lengths[0]
+    assert half.num_tokens == pytest.approx(lengths[1] * per_second, abs=1) and half.num_tokens < longest.num_tokens
+    assert family_of_processor(case.processor) is case.family
+
+
+def test_a_clip_beyond_the_window_is_cut_and_the_ledger_says_so(case: Case, tmp_path) -> None:
+    window = case.family.window_s(case.processor)
+    beyond_s = (window or 45.0) + 1.5
+    hum = np.sin(np.arange(round(beyond_s * RATE)) / 20).astype(np.float32)
+    row = {**dict.fromkeys(schema.avqa_audio_features(), ""), "id": "0", "start_s": 0.0, "duration_s": beyond_s, "answer": 0}
+    row |= {"audio": {"bytes": encode_flac(hum), "path": None}, "choices": ["hum", "dog"]}
+    parquet.write_parquet([row], schema.avqa_audio_features(), tmp_path / "data" / "train-00000-of-00001.parquet")
+    write_dataset_card(tmp_path, "# Audio\n", {"default": {"train": "data/*.parquet"}})
+    arguments = SimpleNamespace(audio=str(tmp_path), selection="ground_truth", traces=None, split="train")
+    collator = CompletionCollator(case.processor)
+    (used,) = audio_rows(arguments, collator, tmp_path / "ledger.parquet")
+    detail = "ground truth" + (f"; cut: the model hears {window:g} of {beyond_s:.2f} s" if window else "")
+    assert [entry["detail"] for entry in read_ledger(tmp_path)] == [detail]
+    batch = collator([used])
+    heard = case.family.clip_features(case.processor, hum[: round(window * RATE)] if window else hum)
+    assert num_audio_tokens(case, batch) == [heard.num_tokens]
+
+
+def test_the_processor_of_another_family_is_refused(case: Case, tmp_path) -> None:
+    other = next(name for name in BUILDERS if name != case.name)
+    shutil.copytree(case.checkpoint, tmp_path / "mixed")
+    for file in ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "mixed" / file).unlink(missing_ok=True)
+    BUILDERS[other]()[1].save_pretrained(tmp_path / "mixed")
+    with pytest.raises(InputError, match=f"expected {case.family.processors[0]}: save the model's own processor beside it"):
+        load_audio_processor(str(tmp_path / "mixed"))
+    assert load_audio_processor(str(case.checkpoint))
+
+
+def test_an_attention_that_takes_no_mask_shares_no_prompts(case: Case, monkeypatch) -> None:
+    assert supports_custom_masks(case.model)
+    monkeypatch.setattr(case.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
+    assert not supports_custom_masks(case.model)
+
+
+def test_every_family_is_tested() -> None:
+    assert sorted(BUILDERS) == sorted(type(family).__module__.rpartition(".")[2] for family in student_families())
+
+
+def test_the_talker_is_refused(tmp_path) -> None:
+    case = Case("qwen2_5_omni", build_family("qwen2_5_omni", tmp_path / "model"), tmp_path)
+    arguments = ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True)
+    arguments.lora_target_modules = r"talker\..*"
+    with pytest.raises(InputError, match=r"matches no module .*; of this model only the thinker is loaded and trained"):
+        lora_config(arguments)
+    transformers.Qwen2_5OmniTalkerConfig().save_pretrained(tmp_path / "talker")
+    case.processor.save_pretrained(tmp_path / "talker")
+    with pytest.raises(InputError, match=r"is a model of type qwen2_5_omni_talker; expected an audio model, one of .*thinker"):
+        load_audio_processor(str(tmp_path / "talker"))
