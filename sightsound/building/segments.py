@@ -246,7 +246,7 @@ def _segments(video: Video, settings: CutSettings, part: Path) -> Iterator[Row]:
             row |= {"outcome": schema.BUILT} | _cut(video.path, start_s, settings, target)
         except MediaError as error:
             target.unlink(missing_ok=True)
-            row |= {"outcome": error.outcome, "detail": str(error)}
+            row |= {"outcome": error.outcome, "detail": parquet.storable(str(error))}
         yield row
         num_good += row["outcome"] == schema.BUILT
         if num_good == settings.segments_per_video:
@@ -264,7 +264,7 @@ def _rows(video: Video, settings: CutSettings, part: Path) -> Iterator[Row]:
             outcome = schema.BUILT if row["outcome"] == schema.BUILT else outcome
             yield empty | row
     except MediaError as error:
-        outcome, detail = error.outcome, str(error)
+        outcome, detail = error.outcome, parquet.storable(str(error))
     except PermissionError as error:
         outcome, detail = schema.CORRUPT_MEDIA, f"cannot be read: {error.strerror}"
     yield empty | {"kind": VIDEO, "outcome": outcome, "detail": detail}

@@ -73,7 +73,9 @@ class Columns:
 def file_name_of(video_id: str) -> str:
     """An id as a part of a file name. What cannot stand there is replaced, and a digest keeps two ids apart."""
     plain = re.sub(r"[^\w.-]", "_", video_id)[:MAX_ID_CHARACTERS].lstrip(".") or "_"
-    return plain if plain == video_id else f"{plain}-{hashlib.sha256(video_id.encode(errors='replace')).hexdigest()[:8]}"
+    return (
+        plain if plain == video_id else f"{plain}-{hashlib.sha256(video_id.encode(errors='backslashreplace')).hexdigest()[:8]}"
+    )
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:

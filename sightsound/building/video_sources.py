@@ -47,6 +47,7 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz")
 KINDS = (VIDEO_EXTENSIONS, PARQUET, ARCHIVES)
 INFO_FILE = ".info.json"  # of yt-dlp --write-info-json, beside the video
 READ_BYTES = 1 << 20
+SPOOL_FILE = "spool.video"  # a video of an archive, until it is known what it is called
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,20 @@ class Source:
         """A file's name for people, without the folders above the source."""
         return f"{self.name}/{path}" if self.name.startswith(HUB) else path
 
-    def entries(self, path: str, local: Path, is_done: Callable[[int], bool]) -> Iterator[Entry]:
+    def entries(self, path: str, local: Path, folder: Path, is_done: Callable[[int], bool]) -> Iterator[Entry]:
         """
         The videos in a file.
 
         Args:
             path (`str`): Of the file in the source.
             local (`Path`): Where it lies.
+            folder (`Path`): For files that are not needed for long.
             is_done (`Callable`): Whether the video of a number can be left out.
         """
         if path.lower().endswith(PARQUET):
             yield from _rows_of_parquet(local, self._names[path], self.columns, is_done)
         elif path.lower().endswith(ARCHIVES):
-            yield from _samples_of_archive(local, self.columns, is_done)
+            yield from _samples_of_archive(local, folder / SPOOL_FILE, self.columns, is_done)
         elif not is_done(0):
             yield Entry(0, self._names[path], self.metadata.get(path) or _info_beside(local))
 
@@ -303,14 +305,13 @@ def _save_cell(video: Any, target: Path) -> None:
     target.write_bytes(content)
 
 
-def _samples_of_archive(local: Path, columns: Columns, is_done: Callable[[int], bool]) -> Iterator[Entry]:
+def _samples_of_archive(local: Path, spool: Path, columns: Columns, is_done: Callable[[int], bool]) -> Iterator[Entry]:
     """
     The samples of a WebDataset: neighbouring members with the same name up to its first dot.
 
     An archive is read once, forward: to go back in a `.tar.gz` would unpack it again. So a video is written to the disk when
     it comes, before the metadata behind it is known.
     """
-    spool = local.with_name(f"{local.name}.video")
     key, row, has_video, index = None, Row(), False, 0
 
     def entry() -> Iterator[Entry]:

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sightsound.building.videos_join import join, revise
 from sightsound.building.videos_report import check_licenses, outcome_table, summary, why_no_segment, write_card
 from sightsound.cli import InputError
 from sightsound.data import schema
+from sightsound.data.parquet import storable
 from sightsound.data.schema import RowError
 from sightsound.data.sources import split_revision
 from sightsound.hub.inputs import pin_repository
@@ -100,7 +102,7 @@ class _Work:
 
     def of_file(self, source: Source, path: str) -> Path:
         """The folder for the parts of a file's videos. A file that changes is another one."""
-        return self.folder / hashlib.sha256(f"{path} {source.state(path)}".encode(errors="replace")).hexdigest()[:24]
+        return self.folder / hashlib.sha256(f"{path} {source.state(path)}".encode(errors="backslashreplace")).hexdigest()[:24]
 
     def parts_of(self, source: Source, paths: list[str]) -> Iterator[Path]:
         """The parts of files, in the order of the videos."""
@@ -206,7 +208,7 @@ def _cut_files(source: Source, paths: list[str], numbers: range, args: VideosArg
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             local = source.fetch(path, work.downloads)
-            for entry in source.entries(path, local, lambda i, folder=folder: _part(folder, i).is_file()):  # type: ignore[misc]
+            for entry in source.entries(path, local, folder, partial(_is_done, folder)):
                 if (task := _task(source, path, local, entry, folder, listed)) is not None:
                     yield task
             if not source.is_video(path):
@@ -229,6 +231,10 @@ def _part(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.parquet"
 
 
+def _is_done(folder: Path, index: int) -> bool:
+    return _part(folder, index).is_file()
+
+
 def _task(source: Source, path: str, local: Path, entry: Entry, folder: Path, listed: set[str]) -> Task | None:
     """A video to cut, as a file on this disk; None if there is nothing to cut, which its part then says."""
     video_id, offset_s = source.columns.id_of(entry.row, entry.name)
@@ -236,9 +242,9 @@ def _task(source: Source, path: str, local: Path, entry: Entry, folder: Path, li
     video = Video(
         path=str(local if entry.save is None else saved),
         video_id=video_id,
-        source=source.shown(path) if entry.save is None else f"{source.shown(path)}#{entry.index}",
-        license=source.columns.license_of(entry.row),
-        author=source.columns.author_of(entry.row),
+        source=storable(source.shown(path) if entry.save is None else f"{source.shown(path)}#{entry.index}"),
+        license=storable(source.columns.license_of(entry.row)),
+        author=storable(source.columns.author_of(entry.row)),
         offset_s=offset_s,
         is_temporary=entry.save is not None or source.is_download(path),
     )

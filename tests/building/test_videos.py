@@ -1,18 +1,24 @@
 """From a folder of videos to segments: what is found, what is said of the rest, and that nothing is lost."""
 
 import hashlib
+import io
 import json
+import os
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_builders.traces import TracesArguments, find_frames
 from sightsound.building import segments
 from sightsound.building.segments import CutSettings, Video, candidate_starts, cut_video
 from sightsound.building.video_columns import Columns, read_preset
+from sightsound.building.video_sources import open_folder
 from sightsound.building.videos_dataset import VideosArguments, build_videos
 from sightsound.building.videos_report import check_licenses
 from sightsound.cli import InputError
@@ -20,6 +26,7 @@ from sightsound.data import frames, track
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaFolder
 from sightsound.data.parquet import read_parquet
+from sightsound.data.schema import RowError
 from sightsound.stage import read_settings
 from tests.support.clips import beeps_s, write_clip, write_placed
 from tests.support.tiny import read_ledger, read_rows, run_script
@@ -42,6 +49,7 @@ def write_folder(folder: Path) -> Path:
     write_clip(folder / "mute.mp4", tracks=())
     (folder / "broken.mp4").write_bytes((folder / "b.mp4").read_bytes()[:500])
     (folder / "notes.txt").write_text("no video")
+    (folder / os.fsdecode(b"latin-\xe9.mp4")).write_text("no video either")
     rows = "file_name,license,author\na.mp4,cc-by-4.0,Ann\nb.mp4,cc0-1.0,\n"
     (folder / "metadata.csv").write_text(rows)
     (folder / f"{YOUTUBE}.info.json").write_text(json.dumps({"license": "CC-BY", "channel": "A channel", "id": YOUTUBE}))
@@ -79,6 +87,7 @@ def test_every_video_and_every_place_is_in_the_ledger_once_with_its_outcome(buil
         ("video", "same-bytes", "duplicate_video"),
         ("segment", "same-bytes_000000", "duplicate_video"),
         ("video", "broken", "corrupt_media"),
+        ("video", "latin-_-97f95d50", "corrupt_media"),
         ("video", "mute", "no_audio"),
         ("video", "zzzDEF-_123", "built"),
         ("segment", "zzzDEF-_123_000030", "built"),
@@ -233,6 +242,33 @@ def test_ids_are_file_names_and_two_ids_are_never_one(tmp_path):
     assert "/" not in escaped and not escaped.startswith(".") and escaped != other
     with pytest.raises(InputError, match="--preset finevidoe: expected one of finevideo, vggsound; did you mean finevideo"):
         read_preset("finevidoe")
+
+
+def test_archives_and_parquet_files_in_a_folder_are_read_forward_and_what_is_done_is_left_out(tmp_path):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as tar:
+        for name, content in (("1.mp4", b"one"), ("1.json", b'{"id": "first"}'), ("2.txt", b"no video"), ("3.webm", b"three")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    rows = {"id": ["x", "y", "z"], "film": [b"X", b"Y", None], "other": [1, 2, 3]}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "b.parquet", row_group_size=2)
+    for file, expected in (
+        ("a.tar", {0: ("first", b"one"), 1: ("3", b"three")}),
+        ("b.parquet", {0: ("x", b"X"), 1: ("y", b"Y")}),
+    ):
+        source = open_folder(str(tmp_path / "in"), Columns(files=file))
+        source.check_columns()
+        for done in (set(), {0}):
+            found = {}
+            for entry in source.entries(file, tmp_path / "in" / file, tmp_path, done.__contains__):
+                if entry.index < 2:
+                    entry.save(tmp_path / "video")
+                    found[entry.index] = (source.columns.id_of(entry.row, entry.name)[0], (tmp_path / "video").read_bytes())
+                else:
+                    with pytest.raises(RowError, match="the video column holds nothing"):
+                        entry.save(tmp_path / "video")
+            assert found == {index: value for index, value in expected.items() if index not in done}
 
 
 @pytest.mark.parametrize(
