@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 VIDEO, SEGMENT = "video", "segment"
-# Places to look at for each segment that is wanted, where some are silent or still. So a long video has a limit too.
-LOOKS_PER_SEGMENT = 3
+# Where to look in each of as many equal parts of a video as segments are wanted: the middle, then, where some were silent or
+# still, two other places. Not the loudest, which would be music and applause in most videos, and would have to be searched for.
+PLACES = (0.5, 0.0, 0.25)
 # A video's last part is a segment if it is at least this share of one; a shorter video is one segment.
 MIN_SHARE = 0.5
 # A window this loud has sound: the noise of a quiet room with a good microphone lies near -70 dB of full scale, distant speech
@@ -147,9 +148,7 @@ def candidate_starts(duration_s: float, settings: CutSettings) -> list[int]:
     wanted = settings.segments_per_video
     if wanted is None or count <= wanted:
         return [i * settings.hop_s for i in range(count)]
-    # Evenly: the middle of each of `wanted` equal parts, then two other places of each. Not the loudest: these would be music
-    # and applause in most videos, and one had to decode all to find them.
-    order = [int((part + place) * count / wanted) for place in (0.5, 0.0, 0.25)[:LOOKS_PER_SEGMENT] for part in range(wanted)]
+    order = [int((part + place) * count / wanted) for place in PLACES for part in range(wanted)]
     return [i * settings.hop_s for i in dict.fromkeys(order)]
 
 
