@@ -4,7 +4,7 @@ computes by hand, one row at a time.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from peft import get_peft_model
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -33,18 +34,24 @@ from sightsound.training.collator import CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.recipe import lora_config
 from sightsound.training.rollout_buffer import load_buffer, save_buffer
+from sightsound.training.sft import AudioSFTTrainer
 from sightsound.training.sharing.attention import use_packed_attention
 from sightsound.training.sharing.packing import supports_custom_masks
 from sightsound.training.sharing.sampling import shared_sampling
 from tests.support.families import BUILDERS, RELEASED_NAMES, RELEASED_PREFIXES, build_family
 from tests.support.tiny import read_ledger
-from tests.support.trainers import make_trainer
+from tests.support.trainers import make_trainer, settings
 
 
 RATE = 16_000
 # Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
-SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0), "audio_flamingo_3": (0.7, 20.0, 45.0)}
-WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0}
+SECONDS = {
+    "qwen2_audio": (0.7, 1.3, 2.0),
+    "qwen2_5_omni": (0.7, 2.6, 45.0),
+    "qwen3_omni": (2.6, 9.1, 45.0),
+    "audio_flamingo_3": (0.7, 20.0, 45.0),
+}
+WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "qwen3_omni": None, "audio_flamingo_3": 600.0}
 QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
 COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
 
@@ -90,8 +97,8 @@ class Case:
     def trainer(self) -> AudioGRPOTrainer:
         rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in self.rows]
         # Two iterations per batch make the trainer keep the old policy's log-probabilities.
-        settings = {"num_iterations": 2, "per_device_train_batch_size": 12, "max_steps": 2}
-        return make_trainer(self.checkpoint, rows, self.folder / "grpo", **settings)
+        sizes = {"num_iterations": 2, "per_device_train_batch_size": 12, "max_steps": 2}
+        return make_trainer(self.checkpoint, rows, self.folder / "grpo", **sizes)
 
     @cached_property
     def cells(self) -> list[dict[str, Any]]:
@@ -126,12 +133,22 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(request.param, build_family(request.param, folder / "model"), folder)
 
 
-def test_the_loss_of_sft_is_that_of_each_row_by_hand(case: Case) -> None:
-    batch = CompletionCollator(case.processor)(case.rows)
-    loss = case.model(**batch).loss
+def test_the_loss_of_sft_is_that_of_each_row_by_hand(case: Case, tmp_path) -> None:
+    """By the model alone, and as the trainer computes it."""
+    collator = CompletionCollator(case.processor)
     targets = [case.processor.tokenizer(text + "<|im_end|>")["input_ids"] for text in COMPLETIONS]
     scores = [case.log_probs(*row) for row in zip(QUESTIONS, case.cells, targets, strict=True)]
-    assert loss.item() == pytest.approx(-torch.cat(scores).mean().item(), abs=1e-5)
+    expected = -torch.cat(scores).mean().item()
+    assert case.model(**collator(case.rows)).loss.item() == pytest.approx(expected, abs=1e-5)
+    options = {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "router_aux_loss_coef": 0.0}
+    trainer = AudioSFTTrainer(
+        student_class(str(case.checkpoint)).from_pretrained(case.checkpoint),
+        args=SFTConfig(**settings(tmp_path), **options),
+        train_dataset=Dataset.from_list(case.rows),
+        processing_class=case.processor,
+        data_collator=collator,
+    )
+    assert trainer.compute_loss(trainer.model, collator(case.rows)).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_logits_of_a_batch_of_unequal_clips_are_those_of_each_row_alone(case: Case) -> None:
@@ -225,28 +242,41 @@ def prompts_of_rows(case: Case) -> tuple[list[list[int]], list[ClipFeatures]]:
     return case.trainer._tokenize_prompts([messages(QUESTIONS[question]) for question, _ in ROWS])[0], features
 
 
-def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: Case, monkeypatch) -> None:
-    trainer = case.trainer
-    assert trainer.share_prompts
-    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+@pytest.fixture
+def exact(case: Case) -> Iterator[AudioGRPOTrainer]:
+    """The trainer with its model in double precision, so that rounding is no difference between gradients."""
+    case.trainer.model.double().set_experts_implementation("eager")  # the default has no double precision
+    yield case.trainer
+    case.trainer.model.zero_grad()
+    case.trainer.model.float()
+
+
+def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: Case, exact, monkeypatch) -> None:
+    assert exact.share_prompts
+    prompts, features = prompts_of_rows(case)
+    for clip in set(features):
+        clip.tensors = (clip.tensors[0].double(), *clip.tensors[1:])
+    prompt_ids, prompt_mask = left_padded(prompts)
     completions = torch.randint(20, 60, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
     written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
     ids, mask = torch.cat([prompt_ids, completions], dim=1), torch.cat([prompt_mask, written], dim=1)
     weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
     seen = {}
     for is_shared in (False, True):
-        monkeypatch.setattr(trainer, "share_prompts", is_shared)
-        scores, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, written.shape[1])
-        trainer.model.zero_grad()
+        monkeypatch.setattr(exact, "share_prompts", is_shared)
+        scores, _, _ = exact._get_per_token_logps_and_entropies(exact.model, ids, mask, written.shape[1])
+        exact.model.zero_grad()
         (scores * weights).sum().backward()
-        gradients = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+        gradients = {name: weight.grad for name, weight in exact.model.named_parameters() if weight.grad is not None}
         seen[is_shared] = scores[written.bool()], gradients
-    trainer.model.zero_grad()
     assert (seen[False][0] - seen[True][0]).abs().max() < 1e-5
     assert seen[False][1].keys() == seen[True][1].keys()
     assert any(name.startswith(case.family.audio_tower) for name in seen[True][1])
+    largest = max(gradient.abs().max() for gradient in seen[False][1].values())
     for name, gradient in seen[False][1].items():
-        assert (gradient - seen[True][1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
+        # That of a key's bias is zero, and what is computed is rounding.
+        allowed = 1e-5 * max(gradient.abs().max(), 1e-6 * largest)
+        assert (gradient - seen[True][1][name]).abs().max() <= allowed, name
 
 
 def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
@@ -271,8 +301,8 @@ def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
 def test_grpo_trains_and_encodes_each_clip_once(case: Case, tmp_path) -> None:
     """Twelve rows of three clips: sampled, scored under the old policy and the reference, and trained on."""
     rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in case.rows]
-    settings = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "num_iterations": 2}
-    trainer = make_trainer(case.checkpoint, rows, tmp_path, **settings)
+    sizes = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "num_iterations": 2}
+    trainer = make_trainer(case.checkpoint, rows, tmp_path, **sizes)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     log = trainer.state.log_history[0]
