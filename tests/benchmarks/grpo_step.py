@@ -10,8 +10,8 @@ as TRL shuffles them. The two have to write the same completions and to get the 
 
 The model has random weights and the proportions of Qwen2-Audio: the audio tower has 8 % of the language model's parameters, the
 head a tenth of its layers'. Attention and convolutions weigh more in small models, so that the tower takes more of the work
-than in the released 7B; both shares are printed, and what the 7B has to gain, in FLOPs. The more tokens a completion has, the less
-there is to share.
+than in the released 7B; both shares are printed, and what the 7B has to gain, in FLOPs. The more tokens a completion has, the
+less there is to share.
 The ways take turns on one thread; compared are the medians of CPU-seconds, which other programs on the machine disturb less
 than the clock. On an idle core it takes about four minutes.
 """
