@@ -179,7 +179,7 @@ def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: 
 
 def test_no_mask_of_a_packed_row_is_made(case: Case) -> None:
     """It would take memory with the square of the length of all completions."""
-    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+    prompt_ids, prompt_mask = left_padded(case.prompts_of_rows()[0])
     ids, mask = (torch.cat([each, torch.ones_like(each[:, :2])], dim=1) for each in (prompt_ids, prompt_mask))
     attention = case.trainer.model.get_submodule(case.family.language_model).layers[0].self_attn
     seen: list[torch.Tensor | None] = []
