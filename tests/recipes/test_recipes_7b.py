@@ -9,7 +9,10 @@ import yaml
 
 from sightsound.method.selection import ARMS
 from sightsound.models.family import family_of
+from tests.support.families import build_family
+from tests.support.recipes import launch
 from tests.support.students import GRPO_ARMS, RECIPES, SFT_ARMS, STUDENTS, recipe_parser, released_model, yaml_of
+from tests.support.tiny import write_corpus
 
 
 SFT = [(student, arm) for student in STUDENTS for arm in SFT_ARMS]
@@ -118,3 +121,37 @@ def test_the_memory_of_a_readme_is_that_of_the_released_sizes(student) -> None:
         f"{trained:.3f} B x 12 B + {2 * total:.1f} GB = {12 * trained + 2 * total:.0f} GB",
     ):
         assert figure in text, figure
+
+
+# What a CPU and a tiny model need in place of the YAMLs' sizes.
+ON_A_CPU = {
+    "use_cpu": "true",
+    "bf16": "false",
+    "dtype": "float32",
+    "gradient_checkpointing": "false",
+    "max_steps": 2,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "num_validation": 4,
+    "validation_max_tokens": 8,
+    "report_to": "none",
+}
+
+
+@pytest.mark.slow
+def test_the_yamls_of_another_student_train_a_small_model_of_its_family(questions, tiny_dataset, tmp_path) -> None:
+    """The label arm of SFT, then both kinds of GRPO from its merged model; transformers samples in place of vLLM."""
+    given = {"audio": tiny_dataset, "traces": write_corpus(questions, tmp_path / "corpus"), **ON_A_CPU}
+    sft = tmp_path / "sft"
+    base = build_family("qwen2_5_omni", tmp_path / "base")
+    config, rows = RECIPES / "qwen2_5_omni_7b" / "sft.yaml", {"per_device_train_batch_size": 2}
+    done = launch("sft", config=config, selection="label", model_name_or_path=base, output_dir=sft, **given, **rows)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "modules of the language model, 0 of the audio tower" in done.stdout
+    given |= {"model_name_or_path": sft / "model", "gradient_accumulation_steps": 2, "max_completion_length": 8}
+    for config in (RECIPES / "qwen2_5_omni_7b" / "grpo.yaml", RECIPES / "qwen2_5_omni_3b" / "grpo_lora.yaml"):
+        output = tmp_path / config.stem
+        done = launch("grpo", config=config, selection="label", use_vllm="false", output_dir=output, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (output / "model" / "config.json").is_file()
