@@ -4,7 +4,8 @@ UV_VERSION := 0.13.8
 UV := .venv/bin/uv
 SEED ?= 0
 SMOKE ?=
-OUTPUT ?= outputs/miniature$(if $(SMOKE),-smoke)
+STUDENT ?= qwen2_audio
+OUTPUT ?=
 
 .PHONY: setup setup-vllm setup-deepspeed setup-browser demo test test-slow test-storm lint lock clean
 
@@ -38,7 +39,7 @@ setup-deepspeed: .venv/.deepspeed
 	touch $@
 
 demo: setup
-	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh
+	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) STUDENT=$(STUDENT) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh
 
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from peft import get_peft_model
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
@@ -33,6 +34,7 @@ from sightsound.training.collator import CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.recipe import lora_config
 from sightsound.training.rollout_buffer import load_buffer, save_buffer
+from sightsound.training.sft import AudioSFTTrainer
 from sightsound.training.sharing.attention import use_packed_attention
 from sightsound.training.sharing.packing import supports_custom_masks
 from sightsound.training.sharing.sampling import shared_sampling
@@ -43,8 +45,8 @@ from tests.support.trainers import make_trainer
 
 RATE = 16_000
 # Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
-SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0)}
-WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0}
+SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0), "audio_flamingo_3": (0.7, 20.0, 45.0)}
+WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0}
 QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
 COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
 
@@ -132,6 +134,25 @@ def test_the_loss_of_sft_is_that_of_each_row_by_hand(case: Case) -> None:
     targets = [case.processor.tokenizer(text + "<|im_end|>")["input_ids"] for text in COMPLETIONS]
     scores = [case.log_probs(*row) for row in zip(QUESTIONS, case.cells, targets, strict=True)]
     assert loss.item() == pytest.approx(-torch.cat(scores).mean().item(), abs=1e-5)
+
+
+def test_the_trainer_of_a_lora_starts_from_that_loss(case: Case, tmp_path) -> None:
+    """TRL and PEFT call parts of the model of their own choice; a LoRA changes nothing before its first step."""
+    arguments = ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True)
+    settings = {"per_device_train_batch_size": 3, "max_steps": 1, "logging_steps": 1, "use_cpu": True, "bf16": False}
+    settings |= {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": "none"}
+    trainer = AudioSFTTrainer(
+        model=student_class(str(case.checkpoint)).from_pretrained(case.checkpoint),
+        args=SFTConfig(output_dir=str(tmp_path), save_strategy="no", **settings),
+        train_dataset=Dataset.from_list(case.rows),
+        processing_class=case.processor,
+        data_collator=CompletionCollator(case.processor),
+        peft_config=lora_config(arguments),
+    )
+    trainer.train()
+    with torch.no_grad():
+        expected = case.model(**CompletionCollator(case.processor)(case.rows)).loss.item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_logits_of_a_batch_of_unequal_clips_are_those_of_each_row_alone(case: Case) -> None:

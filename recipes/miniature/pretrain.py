@@ -4,8 +4,9 @@ Train a model of the miniature: the student and the teacher from random weights,
     python recipes/miniature/pretrain.py --config recipes/miniature/student.yaml \
         --world outputs/miniature/seed-0/world --output_dir outputs/miniature/seed-0/models/student
 
-The architectures are those of the real models, with a few hundred thousand parameters. The result is an ordinary checkpoint for
-`from_pretrained`, with processor and chat template.
+The architectures are those of the real models, with a few hundred thousand parameters. A student is of the family that
+`--family` names; the checker is a Qwen2-Audio. The result is an ordinary checkpoint for `from_pretrained`, with processor and
+chat template.
 """
 
 import math
@@ -50,14 +51,7 @@ VISION: dict[str, Any] = {
 }
 
 
-@dataclass
-class PretrainArguments:
-    world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
-    model: str = field(metadata={"help": "the model to train", "choices": ["student", "teacher", "checker"]})
-    init_from: str | None = field(default=None, metadata={"help": "checkpoint to start from instead of random weights"})
-
-
-def make_student() -> tuple[Any, Any]:
+def make_qwen2_audio() -> tuple[Any, Any]:
     """A Qwen2-Audio with random weights, and its processor."""
     import torch
     from transformers import (
@@ -165,7 +159,11 @@ def make_omni() -> tuple[Any, Any]:
         tokenizer=tokenizer,
         chat_template=OMNI_TEMPLATE,
     )
-    return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    # The sinusoids of this tower are no weights and keep their full size. The features are raised instead.
+    for convolution in (model.audio_tower.conv1, model.audio_tower.conv2):
+        convolution.weight.data *= 3
+    return model, processor
 
 
 # Qwen2.5-VL's own template, without images and tools.
@@ -212,6 +210,22 @@ def make_teacher() -> tuple[Any, Any]:
         chat_template=VIDEO_TEMPLATE,
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+STUDENTS = {"qwen2_audio": make_qwen2_audio, "qwen2_5_omni": make_omni}
+
+
+def make_student(family: str = "qwen2_audio") -> tuple[Any, Any]:
+    """A student of a family with random weights, and its processor."""
+    return STUDENTS[family]()
+
+
+@dataclass
+class PretrainArguments:
+    world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
+    model: str = field(metadata={"help": "the model to train", "choices": ["student", "teacher", "checker"]})
+    family: str = field(default="qwen2_audio", metadata={"help": "family of a student", "choices": list(STUDENTS)})
+    init_from: str | None = field(default=None, metadata={"help": "checkpoint to start from instead of random weights"})
 
 
 def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
@@ -281,7 +295,7 @@ def main() -> None:
             model = Qwen2AudioForConditionalGeneration.from_pretrained(script_args.init_from, use_safetensors=True)
             processor = AutoProcessor.from_pretrained(script_args.init_from)
         else:
-            model, processor = make_student() if script_args.model == "student" else make_teacher()
+            model, processor = make_student(script_args.family) if script_args.model == "student" else make_teacher()
         tokenizer = processor.tokenizer
         model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         rows = load_rows(Path(script_args.world), script_args.model)

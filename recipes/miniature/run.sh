@@ -1,14 +1,26 @@
 #!/usr/bin/env bash
 # The whole method on the miniature: the same commands as for real data, with small sizes. `make demo` runs this script.
 #
-#   SEED=0 OUTPUT=outputs/miniature bash recipes/miniature/run.sh          # SMOKE=1: all stages with toy sizes
+#   SEED=0 bash recipes/miniature/run.sh          # SMOKE=1: all stages with toy sizes
+#
+# STUDENT is the student's family, qwen2_audio or qwen2_5_omni; teacher and checker are the same for both. Each has a folder of
+# its own: OUTPUT is by default outputs/miniature, or outputs/miniature-STUDENT of another than the first.
 #
 # Two stages run in parallel, with one thread each. A complete stage is skipped, a killed stage continues.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 SEED=${SEED:-0}
-OUTPUT=$(realpath -m --relative-to=. "${OUTPUT:-outputs/miniature}")
+STUDENT=${STUDENT:-qwen2_audio}
+case $STUDENT in
+  qwen2_audio) OTHER="" ;;
+  qwen2_5_omni) OTHER=-$STUDENT ;;
+  *)
+    echo "error: STUDENT=$STUDENT is no student of the miniature; expected one of: qwen2_audio qwen2_5_omni" >&2
+    exit 2
+    ;;
+esac
+OUTPUT=$(realpath -m --relative-to=. "${OUTPUT:-outputs/miniature$OTHER${SMOKE:+-smoke}}")
 D=$OUTPUT/seed-$SEED
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 HF_DATASETS_CACHE=$(realpath -m "$OUTPUT/.cache")
@@ -17,13 +29,13 @@ mkdir -p "$D/logs"
 
 LAUNCH="accelerate launch --config_file accelerate_configs/cpu.yaml"
 ABLATIONS="label cot agfv"
-WORLD="" PRETRAIN="" STUDENT="" TEACHER="" TRACES="" SFT="" GRPO="" # the sizes of SMOKE; of a repeated flag the last counts
+WORLD="" PRETRAIN="" BASE="" TEACHER="" TRACES="" SFT="" GRPO="" # the sizes of SMOKE; of a repeated flag the last counts
 if [ -n "${SMOKE:-}" ]; then
   ABLATIONS=label # the other arms have the same commands
   WORLD="--num_train 200 --num_validation 4 --num_test 8 --num_student 64 --num_teacher 64 --num_checker 64"
   # Enough steps for the checker to accept a few traces: without any, there is nothing to train on.
   PRETRAIN="--max_steps 140 --per_device_train_batch_size 8 --warmup_steps 5"
-  STUDENT="--max_steps 30"
+  BASE="--max_steps 30"
   TEACHER="--max_steps 110"
   TRACES="--num_traces 2 --temperature 0.2"
   SFT="--max_steps 2 --per_device_train_batch_size 4"
@@ -64,12 +76,12 @@ stop_lanes() {
 }
 trap 'stop_lanes; exit 130' INT TERM
 
-pretrain() { # MODEL [FLAGS]
-  local model=$1
-  shift
+pretrain() { # NAME CONFIG [FLAGS]
+  local name=$1 config=$2
+  shift 2
   # shellcheck disable=SC2086
-  stage "$model" python recipes/miniature/pretrain.py --config recipes/miniature/$model.yaml --world "$D/world" \
-    --output_dir "$D/models/$model" --seed "$SEED" $PRETRAIN "$@"
+  stage "$name" python recipes/miniature/pretrain.py --config "recipes/miniature/$config.yaml" --world "$D/world" \
+    --output_dir "$D/models/$name" --seed "$SEED" $PRETRAIN "$@"
 }
 
 sft() { # ARM
@@ -87,15 +99,21 @@ evaluate() { # ARM MODEL METHOD [CONTROLS]
 }
 
 hearing_lane() {
+  local listener=student # what the checker is trained from: a Qwen2-Audio, whatever the student is
   # shellcheck disable=SC2086
-  pretrain student $STUDENT
-  pretrain checker --init_from "$D/models/student/model"
+  pretrain student student --family "$STUDENT" $BASE
+  if [ "$STUDENT" != qwen2_audio ]; then
+    listener=checker-base
+    # shellcheck disable=SC2086
+    pretrain checker-base student $BASE
+  fi
+  pretrain checker checker --init_from "$D/models/$listener/model"
   evaluate base "$D/models/student/model" cot
 }
 
 seeing_lane() {
   # shellcheck disable=SC2086
-  pretrain teacher $TEACHER
+  pretrain teacher teacher $TEACHER
   # shellcheck disable=SC2086
   stage traces python dataset_builders/traces.py --dataset "$D/avqa-audio" --split train --media_dir "$D/world/clips" \
     --model "$D/models/teacher/model" --num_traces 4 --temperature 1.0 --max_tokens 64 --num_frames 6 --batch_size 256 \

@@ -1,9 +1,6 @@
 r"""
 Qwen2-Audio: Whisper's encoder on windows of 30 s, pooled to 25 tokens per second, before a Qwen language model.
 
-transformers 5.17 saves a model that was built from a config under keys that no released checkpoint has
-(`language_model.model.model.*`); they are renamed after saving.
-
 vLLM 0.31 serves LoRA adapters on many models, but refuses them on this one. `Qwen2AudioWithLoRA` is vLLM's own model with what
 is missing: that its language model takes adapters, which of its layers hold several of transformers', and how PEFT's names map
 to its own (without the mapping an adapter is accepted and silently ignored). vLLM loads it as the plugin `sightsound` where
@@ -15,18 +12,17 @@ this project is installed; merged checkpoints (`model/`) do not need it:
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Any, ClassVar
 
-from sightsound.models.family import Licence, StudentFamily
+from sightsound.models.family import Licence
+from sightsound.models.whisper import WhisperFamily
 
 
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
-_DOUBLED_PREFIX = re.compile(r"^language_model\.model\.model\.")
 
 
-class Qwen2Audio(StudentFamily):
+class Qwen2Audio(WhisperFamily):
     """See `StudentFamily`, whose defaults are those of this family where nothing else is said."""
 
     model_types = ("qwen2_audio",)
@@ -34,16 +30,6 @@ class Qwen2Audio(StudentFamily):
     licenses: ClassVar[dict[str, Licence]] = {"Qwen/Qwen2-Audio-7B-Instruct": Licence("apache-2.0")}
     architecture = ARCHITECTURE
     feature_names = ("input_features", "feature_attention_mask")
-
-    def released_key(self, key: str) -> str:
-        return _DOUBLED_PREFIX.sub("language_model.model.", key)
-
-    def vllm_name(self, name: str) -> str:
-        """vLLM's model has no mapper of names: it expects those of the released checkpoints."""
-        if name.startswith("lm_head."):
-            return f"language_model.{name}"
-        name = name.removeprefix("model.")
-        return name.replace("language_model.", "language_model.model.", 1) if name.startswith("language_model.") else name
 
     def register_in_vllm(self) -> None:
         from vllm import ModelRegistry

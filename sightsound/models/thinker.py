@@ -151,6 +151,7 @@ class Backbone:
         feature_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        inputs_embeds: None = None,  # PEFT always passes it
         **kwargs: Any,
     ) -> Any:
         thinker = self._thinker

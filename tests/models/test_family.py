@@ -25,19 +25,22 @@ from tests.support.tiny import REPO
 from tests.support.trainers import make_rows, make_trainer
 
 
-# The one file. The real Audio Flamingo 3 takes several windows of 30 s; this one takes the first of them only.
-FLAMINGO = """
+# The one file: a model of transformers that no module of the project describes.
+GLM_ASR = """
 from sightsound.models.family import Licence, StudentFamily
 
 
-class Flamingo(StudentFamily):
-    model_types = ("audioflamingo3",)
-    processors = ("AudioFlamingo3Processor",)
-    licenses = {"somebody/flamingo": Licence("cc-by-nc-4.0")}
-    architecture = "AudioFlamingo3ForConditionalGeneration"
+class GlmAsr(StudentFamily):
+    model_types = ("glmasr",)
+    processors = ("GlmAsrProcessor",)
+    licenses = {"somebody/glm": Licence("cc-by-nc-4.0")}
+    architecture = "GlmAsrForConditionalGeneration"
     feature_names = ("input_features", "input_features_mask")
-    writes_tie_word_embeddings = False
+    never_trained = ("model.audio_tower.norm",)
     lora_target_modules = r"model\\.language_model\\.layers\\.\\d+\\.mlp\\.up_proj"
+
+    def processor_facts(self, config, processor):
+        return {"mel bins": (processor.feature_extractor.feature_size, config.audio_config.num_mel_bins)}  # no fixed positions
 
     def encode(self, processor, texts, *, audio=(), videos=(), **options):
         encoded = super().encode(processor, texts, audio=audio, videos=videos, **options)
@@ -46,52 +49,53 @@ class Flamingo(StudentFamily):
             encoded["input_ids"] = [[i for i, shown in zip(ids, mask) if shown] for ids, mask in rows]
         return encoded
 
-    def repair_checkpoint(self, folder):
-        super().repair_checkpoint(folder)
-        (folder / "repaired_by").write_text("flamingo")
+    def released_config(self, config):
+        return {**super().released_config(config), "released_by": "glm_asr"}
 
     def vllm_name(self, name):
-        return "flamingo." + name
+        return "glm_asr." + name
 
 
-FAMILY = Flamingo()
+FAMILY = GlmAsr()
 """
 
 
 @pytest.fixture
-def flamingo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentFamily:
+def glm_asr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudentFamily:
     """The family of a module that only this folder holds."""
     folder = tmp_path / "families"
     folder.mkdir()
-    (folder / "flamingo.py").write_text(FLAMINGO)
+    (folder / "glm_asr.py").write_text(GLM_ASR)
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder)])
-    monkeypatch.delitem(sys.modules, "sightsound.models.flamingo", raising=False)
-    return next(family for family in student_families() if type(family).__name__ == "Flamingo")
+    monkeypatch.delitem(sys.modules, "sightsound.models.glm_asr", raising=False)
+    return next(family for family in student_families() if type(family).__name__ == "GlmAsr")
 
 
 @pytest.fixture
-def checkpoint(student_checkpoint: Path, flamingo: StudentFamily, tmp_path: Path) -> Path:
-    """An Audio Flamingo 3 of the tiny student's size, with its tokenizer, template and window."""
+def checkpoint(student_checkpoint: Path, glm_asr: StudentFamily, tmp_path: Path) -> Path:
+    """A GLM-ASR of the tiny student's size, with its tokenizer and template."""
     from transformers import (
-        AudioFlamingo3Config,
-        AudioFlamingo3ForConditionalGeneration,
-        AudioFlamingo3Processor,
         AutoConfig,
         AutoProcessor,
+        GlmAsrConfig,
+        GlmAsrForConditionalGeneration,
+        GlmAsrProcessor,
+        WhisperFeatureExtractor,
     )
 
     student, like = AutoProcessor.from_pretrained(student_checkpoint), AutoConfig.from_pretrained(student_checkpoint)
-    audio = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    audio |= {"num_mel_bins": 128, "max_source_positions": like.audio_config.max_source_positions}
-    config = AudioFlamingo3Config(
-        audio_config=audio, text_config=like.text_config.to_dict(), audio_token_id=like.audio_token_id
-    )
+    # Four frames of the encoder, of 64 numbers each, are one token.
+    audio = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    audio |= {"num_key_value_heads": 4, "num_mel_bins": 128}
+    tokens = {"audio_token_id": like.audio_token_id, "tie_word_embeddings": False}
+    config = GlmAsrConfig(audio_config=audio, text_config=like.text_config.to_dict(), **tokens)
     torch.manual_seed(0)
-    processor = AudioFlamingo3Processor(
-        student.feature_extractor, student.tokenizer, chat_template=student.chat_template, audio_token=student.audio_token
+    extractor = WhisperFeatureExtractor(feature_size=128, hop_length=250, chunk_length=2, n_fft=400)
+    processor = GlmAsrProcessor(
+        extractor, student.tokenizer, chat_template=student.chat_template, audio_token=student.audio_token
     )
-    save_checkpoint(AudioFlamingo3ForConditionalGeneration(config), processor, tmp_path / "flamingo")
-    return tmp_path / "flamingo"
+    save_checkpoint(GlmAsrForConditionalGeneration(config), processor, tmp_path / "glm_asr")
+    return tmp_path / "glm_asr"
 
 
 def test_the_first_family_is_found_by_model_type_and_by_processor(student_checkpoint, teacher_checkpoint) -> None:
@@ -102,21 +106,21 @@ def test_the_first_family_is_found_by_model_type_and_by_processor(student_checkp
     assert type(family_of_processor(load_audio_processor(str(student_checkpoint)))).__name__ == "Qwen2Audio"
     assert type(family_of(AutoConfig.from_pretrained(teacher_checkpoint))) is StudentFamily
     assert released_licence("Qwen/Qwen2-Audio-7B-Instruct") == Licence("apache-2.0")
-    assert released_licence("somebody/flamingo") is None
+    assert released_licence("somebody/glm") is None
 
 
-def test_a_family_of_one_file_is_loaded_and_saved_as_it_says(checkpoint, flamingo) -> None:
+def test_a_family_of_one_file_is_loaded_and_saved_as_it_says(checkpoint, glm_asr) -> None:
     model, processor, _ = load_generator(str(checkpoint))
-    assert family_of(model.config) is flamingo is family_of_processor(processor)
-    assert type(load_audio_processor(str(checkpoint))).__name__ == "AudioFlamingo3Processor"
-    assert student_class(str(checkpoint)) is type(model) and type(model).__name__ == flamingo.architecture
-    assert (checkpoint / "repaired_by").read_text() == "flamingo"
-    assert "tie_word_embeddings" not in json.loads((checkpoint / "config.json").read_text())
-    assert flamingo.vllm_name("lm_head.weight") == "flamingo.lm_head.weight"
-    assert released_licence("somebody/flamingo") == Licence("cc-by-nc-4.0")
+    assert family_of(model.config) is glm_asr is family_of_processor(processor)
+    assert type(load_audio_processor(str(checkpoint))).__name__ == "GlmAsrProcessor"
+    assert student_class(str(checkpoint)) is type(model) and type(model).__name__ == glm_asr.architecture
+    written = json.loads((checkpoint / "config.json").read_text())
+    assert written["released_by"] == "glm_asr" and written["tie_word_embeddings"] is False
+    assert glm_asr.vllm_name("lm_head.weight") == "glm_asr.lm_head.weight"
+    assert released_licence("somebody/glm") == Licence("cc-by-nc-4.0")
 
 
-def test_a_family_of_one_file_is_collated_and_trained(checkpoint, flamingo, questions) -> None:
+def test_a_family_of_one_file_is_collated_and_trained(checkpoint, glm_asr, questions) -> None:
     """Rows of unequal lengths, under the family's own names of the features; the loss does not depend on the padding."""
     model, processor, _ = load_generator(str(checkpoint))
     rows: list[dict[str, Any]] = [
@@ -125,8 +129,8 @@ def test_a_family_of_one_file_is_collated_and_trained(checkpoint, flamingo, ques
     ]
     collator = CompletionCollator(processor)
     batch = collator(rows)
-    assert set(batch) == {"input_ids", "attention_mask", "labels", *flamingo.feature_names}
-    assert (batch["input_ids"] == model.config.audio_token_id).sum(dim=1).tolist() == [25, 25]
+    assert set(batch) == {"input_ids", "attention_mask", "labels", *glm_asr.feature_names}
+    assert (batch["input_ids"] == model.config.audio_token_id).sum(dim=1).tolist() == [16, 16]
     assert [collator.num_tokens(row, 2.0) for row in rows] == batch["attention_mask"].sum(dim=1).tolist()
     alone = [collator([row]) for row in rows]
     with torch.no_grad():
@@ -136,33 +140,33 @@ def test_a_family_of_one_file_is_collated_and_trained(checkpoint, flamingo, ques
     assert together == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
 
 
-def test_lora_and_freezing_are_those_of_the_family(checkpoint, flamingo) -> None:
+def test_lora_and_freezing_are_those_of_the_family(checkpoint, glm_asr) -> None:
     model, _, _ = load_generator(str(checkpoint))
-    flamingo.freeze_fixed_parts(model)
-    assert not model.model.audio_tower.embed_positions.weight.requires_grad
+    glm_asr.freeze_fixed_parts(model)
+    assert not model.model.audio_tower.norm.weight.requires_grad and model.model.audio_tower.conv1.weight.requires_grad
     arguments = ModelConfig(model_name_or_path=str(checkpoint), use_peft=True)
     adapted = get_peft_model(model, lora_config(arguments))
     assert adapted.base_model.targeted_module_names == [f"model.language_model.layers.{i}.mlp.up_proj" for i in range(3)]
-    assert flamingo.audio_tower_of(adapted) is model.model.audio_tower
+    assert glm_asr.audio_tower_of(adapted) is model.model.audio_tower
     arguments.lora_target_modules = r".*q_proj"
     with pytest.raises(InputError, match=r"matches 2 modules outside the language model \(first: model.audio_tower"):
         lora_config(arguments)
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
-def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, flamingo, questions, share_prompts, tmp_path) -> None:
+def test_grpo_scores_and_samples_a_family_of_one_file(checkpoint, glm_asr, questions, share_prompts, tmp_path) -> None:
     """Each clip is encoded once for its completions, and the frozen reference is of the same class."""
     options = {"share_prompts": share_prompts, "freeze_audio_tower": True, "max_steps": 1}
     trainer = make_trainer(checkpoint, make_rows(questions), tmp_path / "grpo", **options)
     trainer.train()
     (log,) = [entry for entry in trainer.state.log_history if "kl" in entry]
     assert log["audio_tower/rows_saved"] > 0 and log["kl"] < 1e-6
-    assert type(trainer.ref_model).__name__ == flamingo.architecture
+    assert type(trainer.ref_model).__name__ == glm_asr.architecture
     assert not any(weight.requires_grad for weight in trainer.model.model.audio_tower.parameters())
 
 
-def test_a_model_without_audio_is_refused_with_the_families_that_there_are(teacher_checkpoint, flamingo) -> None:
-    with pytest.raises(InputError, match=r"expected an audio model, one of .*qwen2_audio, audioflamingo3$"):
+def test_a_model_without_audio_is_refused_with_the_families_that_there_are(teacher_checkpoint, glm_asr) -> None:
+    with pytest.raises(InputError, match=r"expected an audio model, one of .*qwen2_audio, .*glmasr$"):
         load_audio_processor(str(teacher_checkpoint))
 
 

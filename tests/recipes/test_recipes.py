@@ -218,8 +218,7 @@ def test_every_arm_has_a_recipe_that_its_dataclasses_parse(monkeypatch: pytest.M
         monkeypatch.setattr(sys, "argv", ["sft.py", "--config", str(path), *required])
         script_args, training_args, model_args = parse_config((sft.SFTScriptArguments, SFTConfig, ModelConfig))
         assert script_args.selection == path.stem.removeprefix("sft_") and script_args.selection in ARMS
-        # A one-item list becomes the regex; as a list of suffixes it would reach the audio tower.
-        assert model_args.lora_target_modules.startswith(r".*language_model") and model_args.use_peft
+        assert model_args.lora_target_modules is None and model_args.use_peft  # those of the student's family
         assert training_args.gradient_checkpointing is False
     monkeypatch.setattr(sys, "argv", ["grpo.py", "--config", str(MINIATURE / "grpo_tts_agfv.yaml"), *required])
     _, grpo_args, _ = parse_config((grpo.GRPOScriptArguments, GRPOConfig, ModelConfig))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.demo import SMOKE_ARMS, demo, finish, kill_session, read_predictions
+from tests.support import tiny
+from tests.support.demo import SMOKE_ARMS, demo, finish, kill_session, read_predictions, read_report
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +57,69 @@ def test_everything_the_demo_writes_opens_with_the_usual_calls(smoke_demo: Path)
     Qwen2_5_VLForConditionalGeneration.from_pretrained(seed / "models/teacher/model")
 
 
+@pytest.mark.slow
+def test_the_demo_trains_a_student_of_another_family(tmp_path: Path) -> None:
+    """Teacher and checker are the same as for the first family: the checker's base student is pretrained beside the student."""
+    from transformers import AutoConfig
+
+    finish(demo(tmp_path / "out", SMOKE="1", STUDENT="qwen2_5_omni"))
+    report = read_report(tmp_path / "out")
+    assert list(report) == SMOKE_ARMS and all(entry["n"] == 8 for entry in report.values())
+    assert (tmp_path / "out" / "report.md").read_text().startswith(("DEAF: ", "Not deaf: ", "ANSWERS NOTHING: "))
+    seed = tmp_path / "out" / "seed-0"
+    for folder in ("models/student", "sft-label", "sft-tts_agfv", "grpo-tts_agfv"):
+        assert AutoConfig.from_pretrained(seed / folder / "model").model_type == "qwen2_5_omni"
+    for folder in ("models/checker-base", "models/checker"):
+        assert AutoConfig.from_pretrained(seed / folder / "model").model_type == "qwen2_audio"
+
+
+def stand_ins(folder: Path) -> str:
+    """A PATH with programs in place of python and accelerate, which write down what they are given in `folder`."""
+    (folder / "bin").mkdir()
+    for name in ("python", "accelerate"):
+        (folder / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {folder}/{name}-calls\n')
+        (folder / "bin" / name).chmod(0o755)
+    return f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_an_unknown_student_is_refused_in_one_line_before_anything_is_made(tmp_path: Path) -> None:
+    process = demo(tmp_path / "out", STUDENT="qwen2_audoi")
+    output, _ = process.communicate()
+    assert process.returncode == 2 and not (tmp_path / "out").exists()
+    expected = "expected one of: qwen2_audio qwen2_5_omni"
+    assert output == f"error: STUDENT=qwen2_audoi is no student of the miniature; {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("student", "smoke", "folder"),
+    [
+        ("", "", "miniature"),
+        ("qwen2_audio", "1", "miniature-smoke"),
+        ("qwen2_5_omni", "", "miniature-qwen2_5_omni"),
+        ("qwen2_5_omni", "1", "miniature-qwen2_5_omni-smoke"),
+    ],
+)
+def test_each_student_has_a_folder_of_its_own(tmp_path: Path, student: str, smoke: str, folder: str) -> None:
+    """In a copy of the script, because its default folder is beside it."""
+    script = tmp_path / "recipes" / "miniature" / "run.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text((tiny.REPO / "recipes" / "miniature" / "run.sh").read_text())
+    variables = {"STUDENT": student, "SMOKE": smoke, "OUTPUT": "", "PATH": stand_ins(tmp_path)}
+    subprocess.run(["bash", script], env={**tiny._environment(), **variables}, check=True, capture_output=True)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [folder]
+    calls = (tmp_path / "python-calls").read_text()
+    assert f"--family {student or 'qwen2_audio'}" in calls
+    assert ("models/checker-base/model" in calls) == (student == "qwen2_5_omni")
+
+
 @pytest.mark.parametrize("smoke", ["", "1"])
 def test_the_demo_ends_with_the_whole_report_command_and_says_what_smoke_figures_mean(tmp_path: Path, smoke: str) -> None:
     """The script itself; programs in place of the real ones write down what they are given."""
-    (tmp_path / "bin").mkdir()
-    for name in ("python", "accelerate"):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/{name}-calls\n')
-        (tmp_path / "bin" / name).chmod(0o755)
     out = tmp_path / "out"
     for file in ("evaluation/base/results.json", "sft-label/trainer_state.json"):
         (out / "seed-0" / file).parent.mkdir(parents=True)
         (out / "seed-0" / file).touch()
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    lines = finish(demo(out, SMOKE=smoke, PATH=path)).splitlines()
+    lines = finish(demo(out, SMOKE=smoke, PATH=stand_ins(tmp_path))).splitlines()
     last = (tmp_path / "python-calls").read_text().splitlines()[-1]
     assert last.startswith("python -m evaluation report --runs ") and last.count("--") == 6
     note = ["SMOKE: toy sizes: the figures mean nothing"] if smoke else []

@@ -11,6 +11,7 @@ from tests.support.tiny import miniature_builders
 RELEASED_PREFIXES = {
     "qwen2_audio": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
     "qwen2_5_omni": ("thinker.audio_tower.", "thinker.visual.", "thinker.model.", "thinker.lm_head."),
+    "audio_flamingo_3": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
 }
 RELEASED_NAMES = {
     "qwen2_audio": (
@@ -27,6 +28,14 @@ RELEASED_NAMES = {
         "thinker.model.layers.0.mlp.gate_proj.weight",
         "thinker.lm_head.weight",
     ),
+    "audio_flamingo_3": (
+        "audio_tower.embed_positions.weight",
+        "audio_tower.layers.0.self_attn.q_proj.bias",
+        "multi_modal_projector.linear_1.weight",
+        "multi_modal_projector.linear_2.bias",
+        "language_model.model.layers.0.self_attn.q_proj.bias",
+        "language_model.lm_head.weight",
+    ),
 }
 
 
@@ -38,7 +47,49 @@ def _qwen2_5_omni() -> tuple[Any, Any]:
     return miniature_builders().make_omni()
 
 
-BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {"qwen2_audio": _qwen2_audio, "qwen2_5_omni": _qwen2_5_omni}
+# Audio Flamingo 3's own template, without tools.
+FLAMINGO_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] -%}
+{% if part['type'] == 'audio' %}<sound>{% else %}{{ part['text'] }}{% endif -%}
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def _audio_flamingo_3() -> tuple[Any, Any]:
+    """With the real windows: 30 s, and up to 20 of them."""
+    from transformers import (
+        AudioFlamingo3Config,
+        AudioFlamingo3ForConditionalGeneration,
+        AudioFlamingo3Processor,
+        AutoTokenizer,
+        WhisperFeatureExtractor,
+    )
+
+    miniature = miniature_builders()
+    tokenizer = AutoTokenizer.from_pretrained(miniature.TOKENIZER)
+    tokenizer.add_tokens(["<sound>"], special_tokens=True)
+    frames = 30 * 16_000 // miniature.HOP_LENGTH
+    audio = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    audio |= {"num_mel_bins": 128, "max_source_positions": frames // 2, "initializer_range": 0.05}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AudioFlamingo3Config(
+        audio_config=audio,
+        text_config={"model_type": "qwen2", **miniature.TEXT, **ids},
+        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
+    )
+    extractor = WhisperFeatureExtractor(feature_size=128, hop_length=miniature.HOP_LENGTH, chunk_length=30, n_fft=400)
+    processor = AudioFlamingo3Processor(extractor, tokenizer, chat_template=FLAMINGO_TEMPLATE)
+    return AudioFlamingo3ForConditionalGeneration(config), processor
+
+
+BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "qwen2_audio": _qwen2_audio,
+    "qwen2_5_omni": _qwen2_5_omni,
+    "audio_flamingo_3": _audio_flamingo_3,
+}
 
 
 def build_family(name: str, path: Path) -> Path:
