@@ -140,18 +140,22 @@ ON_A_CPU = {
 
 
 @pytest.mark.slow
-def test_the_yamls_of_another_student_train_a_small_model_of_its_family(questions, tiny_dataset, tmp_path) -> None:
-    """The label arm of SFT, then both kinds of GRPO from its merged model; transformers samples in place of vLLM."""
-    given = {"audio": tiny_dataset, "traces": write_corpus(questions, tmp_path / "corpus"), **ON_A_CPU}
-    sft = tmp_path / "sft"
-    base = build_family("qwen2_5_omni", tmp_path / "base")
-    config, rows = RECIPES / "qwen2_5_omni_7b" / "sft.yaml", {"per_device_train_batch_size": 2}
-    done = launch("sft", config=config, selection="label", model_name_or_path=base, output_dir=sft, **given, **rows)
+@pytest.mark.parametrize(
+    ("family", "student", "of_grpo"),
+    [("qwen2_5_omni", "qwen2_5_omni_7b", "grpo.yaml"), ("audio_flamingo_3", "audio_flamingo_3", "grpo_lora.yaml")],
+)
+def test_the_yamls_of_another_student_train_a_small_model_of_its_family(
+    family, student, of_grpo, questions, tiny_dataset, tmp_path
+) -> None:
+    """The label arm of SFT, then GRPO from its merged model; transformers samples in place of vLLM."""
+    given = {"audio": tiny_dataset, "traces": write_corpus(questions, tmp_path / "corpus"), "selection": "label", **ON_A_CPU}
+    sft, grpo = tmp_path / "sft", tmp_path / "grpo"
+    base = build_family(family, tmp_path / "base")
+    config, rows = RECIPES / student / "sft.yaml", {"per_device_train_batch_size": 2}
+    done = launch("sft", config=config, model_name_or_path=base, output_dir=sft, **given, **rows)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "modules of the language model, 0 of the audio tower" in done.stdout
-    given |= {"model_name_or_path": sft / "model", "gradient_accumulation_steps": 2, "max_completion_length": 8}
-    for config in (RECIPES / "qwen2_5_omni_7b" / "grpo.yaml", RECIPES / "qwen2_5_omni_3b" / "grpo_lora.yaml"):
-        output = tmp_path / config.stem
-        done = launch("grpo", config=config, selection="label", use_vllm="false", output_dir=output, **given)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert (output / "model" / "config.json").is_file()
+    given |= {"gradient_accumulation_steps": 2, "max_completion_length": 8, "use_vllm": "false"}
+    done = launch("grpo", config=RECIPES / student / of_grpo, model_name_or_path=sft / "model", output_dir=grpo, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (grpo / "model" / "config.json").is_file()
