@@ -4,7 +4,7 @@ computes by hand, one row at a time.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from sightsound.data.audio import decode_audio, encode_flac
 from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
+from sightsound.models import voxtral
 from sightsound.models.family import ClipFeatures, StudentFamily, family_of, family_of_processor, student_families
 from sightsound.models.loading import load_audio_processor, load_generator, student_class
 from sightsound.training.audio_rows import audio_rows
@@ -41,12 +42,19 @@ from sightsound.training.sharing.sampling import shared_sampling
 from tests.support.families import BUILDERS, RELEASED_NAMES, RELEASED_PREFIXES, build_family
 from tests.support.tiny import read_ledger
 from tests.support.trainers import make_trainer
+from tests.support.voxtral import voxtral_inputs
 
 
 RATE = 16_000
 # Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
-SECONDS = {"qwen2_audio": (0.7, 1.3, 2.0), "qwen2_5_omni": (0.7, 2.6, 45.0), "audio_flamingo_3": (0.7, 20.0, 45.0)}
-WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0}
+SECONDS = {
+    "qwen2_audio": (0.7, 1.3, 2.0),
+    "qwen2_5_omni": (0.7, 2.6, 45.0),
+    "audio_flamingo_3": (0.7, 20.0, 45.0),
+    "voxtral": (0.7, 2.6, 35.0),
+}
+# Voxtral's is 40 minutes; the fixture shortens it.
+WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0, "voxtral": 60.0}
 QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
 COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
 
@@ -108,9 +116,12 @@ class Case:
 
     def logits(self, text: str, cell: dict[str, Any], completion: Sequence[int]) -> torch.Tensor:
         """Logits of a completion, `(tokens, vocabulary)`, of one row: the processor's own call, its own padding, no batch."""
-        prompt = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
         waveform = decode_audio(cell, WINDOW_S[self.name]).waveform
-        inputs = self.processor(text=[prompt], audio=[waveform], sampling_rate=RATE, return_tensors="pt")
+        if self.name == "voxtral":
+            inputs = voxtral_inputs(self.processor, messages(text), [waveform])
+        else:
+            prompt = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
+            inputs = self.processor(text=[prompt], audio=[waveform], sampling_rate=RATE, return_tensors="pt")
         ids = torch.cat([inputs.pop("input_ids"), torch.tensor([list(completion)])], dim=1)
         inputs["attention_mask"] = torch.ones_like(ids)
         with torch.no_grad():
@@ -123,15 +134,18 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp(request.param)
-    return Case(request.param, build_family(request.param, folder / "model"), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxtral, "LONGEST_CLIP_S", WINDOW_S["voxtral"])
+        yield Case(request.param, build_family(request.param, folder / "model"), folder)
 
 
 def test_the_loss_of_sft_is_that_of_each_row_by_hand(case: Case) -> None:
     batch = CompletionCollator(case.processor)(case.rows)
     loss = case.model(**batch).loss
-    targets = [case.processor.tokenizer(text + "<|im_end|>")["input_ids"] for text in COMPLETIONS]
+    tokenizer = case.processor.tokenizer
+    targets = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in COMPLETIONS]
     scores = [case.log_probs(*row) for row in zip(QUESTIONS, case.cells, targets, strict=True)]
     assert loss.item() == pytest.approx(-torch.cat(scores).mean().item(), abs=1e-5)
 
@@ -250,7 +264,7 @@ def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: 
     trainer = case.trainer
     assert trainer.share_prompts
     prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
-    completions = torch.randint(20, 60, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
+    completions = torch.randint(100, 160, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
     written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
     ids, mask = torch.cat([prompt_ids, completions], dim=1), torch.cat([prompt_mask, written], dim=1)
     weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
@@ -268,6 +282,19 @@ def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: 
     assert any(name.startswith(case.family.audio_tower) for name in seen[True][1])
     for name, gradient in seen[False][1].items():
         assert (gradient - seen[True][1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
+
+
+def test_no_mask_of_a_packed_row_is_made(case: Case) -> None:
+    """It would take memory with the square of the length of all completions."""
+    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+    ids, mask = (torch.cat([each, torch.ones_like(each[:, :2])], dim=1) for each in (prompt_ids, prompt_mask))
+    attention = case.trainer.model.get_submodule(case.family.language_model).layers[0].self_attn
+    seen: list[torch.Tensor | None] = []
+    hook = attention.register_forward_pre_hook(lambda _, __, named: seen.append(named["attention_mask"]), with_kwargs=True)
+    with torch.no_grad():
+        case.trainer._get_per_token_logps_and_entropies(case.trainer.model, ids, mask, 2)
+    hook.remove()
+    assert seen and all(given is None or given.numel() == 1 for given in seen)
 
 
 def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:

@@ -25,7 +25,7 @@ _OF_CHECKPOINT = re.compile(
     r"README\.md|(?:adapter_|generation_|preprocessor_|processor_|video_preprocessor_|tokenizer_)?config\.json"
     r"|(?:model|adapter_model)(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|chat_template\.(?:jinja|json)"
     r"|\.eval_results/sightsound-[\w.-]+\.yaml|predictions/[\w.-]+\.parquet|trained_on\.json"
-    r"|tokenizer\.json|vocab\.(?:json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
+    r"|tokenizer\.json|tekken\.json|vocab\.(?:json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
 )
 
 

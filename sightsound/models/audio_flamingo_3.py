@@ -1,9 +1,7 @@
 """
 Audio Flamingo 3: Whisper's encoder on windows of 30 s, pooled to 25 tokens per second, before a Qwen2.5 language model.
 
-A clip of up to 600 s is cut into windows, and each window is one row of the features: clips of a batch have several rows, and
-the model takes the windows of all clips one after the other. The last window is padded, because the encoder's positions
-are those of a whole window.
+A clip of up to 600 s is cut into windows. The last one is padded, because the encoder's positions are those of a whole window.
 """
 
 from __future__ import annotations
@@ -12,18 +10,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sightsound.models.family import ClipFeatures, Licence
-from sightsound.models.whisper import WhisperFamily
+from sightsound.models.whisper import WindowFamily
 
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import ProcessorMixin
 
     from sightsound.data.frames import Frames
 
 
-class AudioFlamingo3(WhisperFamily):
+class AudioFlamingo3(WindowFamily):
     """See `StudentFamily`."""
 
     model_types = ("audioflamingo3",)
@@ -38,7 +35,6 @@ class AudioFlamingo3(WhisperFamily):
     }
     architecture = "AudioFlamingo3ForConditionalGeneration"
     feature_names = ("input_features", "input_features_mask")
-    expands_for_sampling = False
 
     def window_s(self, processor: ProcessorMixin) -> float | None:
         return float(processor.max_audio_len)
@@ -72,15 +68,6 @@ class AudioFlamingo3(WhisperFamily):
         placeholder = processor.tokenizer.convert_tokens_to_ids(self.placeholder(processor))
         num_tokens = encoded["input_ids"][0].count(placeholder)
         return ClipFeatures(tuple(encoded[name] for name in self.feature_names), num_tokens)
-
-    def stack_features(self, clips: Sequence[ClipFeatures]) -> dict[str, torch.Tensor]:
-        import torch
-
-        columns = zip(*(clip.tensors for clip in clips), strict=True)
-        return {name: torch.cat(column) for name, column in zip(self.feature_names, columns, strict=True)}
-
-    def tower_rows(self, clip: ClipFeatures) -> int:
-        return len(clip.tensors[0])
 
 
 FAMILY = AudioFlamingo3()

@@ -120,13 +120,20 @@ class StudentFamily:
     def processor_facts(self, config: PreTrainedConfig, processor: ProcessorMixin) -> dict[str, tuple[int, int]]:
         """What the processor has and what the model expects, by name: they differ if one is another model's."""
         extractor, audio = processor.feature_extractor, config.audio_config
-        placeholder = processor.tokenizer.convert_tokens_to_ids(self.placeholder(processor))
+        token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
         return {
-            "id of the audio token": (placeholder, config.audio_token_id),
+            "id of the audio token": (token, config.audio_token_id),
             "mel bins": (extractor.feature_size, audio.num_mel_bins),
             # The tower's second convolution has a stride of 2.
             "frames of a window": (extractor.nb_max_frames, 2 * audio.max_source_positions),
         }
+
+    def processor_problem(self, processor: ProcessorMixin) -> str | None:
+        """What a processor lacks to write prompts, and the remedy; None if nothing."""
+        if getattr(processor, "chat_template", None) is not None:
+            return None
+        remedy = "give a chat model, or put its chat_template.jinja there"
+        return f"has no chat template, which writes questions in the model's own format; {remedy}"
 
     # Prompts and clips
 
@@ -152,6 +159,13 @@ class StudentFamily:
             for_answer (`bool`): Open the assistant's turn at the end.
         """
         return processor.apply_chat_template(messages, add_generation_prompt=for_answer, tokenize=False)
+
+    def end_of_turn(self, processor: ProcessorMixin) -> str:
+        """What `render` writes after an assistant's text, without the newline, which a model never samples."""
+        turn = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
+        before = self.render(processor, turn, for_answer=True)
+        return self.render(processor, answered, for_answer=False)[len(before) + 1 :].rstrip("\n")
 
     def tokenize(self, processor: ProcessorMixin, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that `render` wrote, of parts of them, or of completions. Placeholders are not expanded."""

@@ -10,7 +10,7 @@ from typing import Any
 from sightsound.cli import InputError
 from sightsound.data.sources import shown_source
 from sightsound.models.adapters import base_of, merge_adapter, read_adapter
-from sightsound.models.family import family_of, student_families
+from sightsound.models.family import family_of, family_of_processor, student_families
 from sightsound.stage import fingerprint
 
 
@@ -38,9 +38,7 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
     source, commit = (model, revision) if adapter is None else base_of(model, adapter, base_model)
     commit = base_revision or commit
     processor = load_processor(source, commit)
-    if getattr(processor, "chat_template", None) is None:
-        remedy = "give a chat model, or put its chat_template.jinja there"
-        raise InputError(f"{source} has no chat template, which writes questions in the model's own format; {remedy}")
+    _check_prompts(source, processor)
     config = AutoConfig.from_pretrained(source, revision=commit)
     architecture = family_of(config).model_class(config)
     if architecture is None:
@@ -98,6 +96,13 @@ def load_processor(model: str, revision: str | None = None) -> Any:
         raise InputError(f"{model} cannot be loaded ({reason}); {expected}") from error
 
 
+def _check_prompts(model: str, processor: Any) -> None:
+    """Raise an `InputError` if the processor cannot write a prompt."""
+    problem = family_of_processor(processor).processor_problem(processor)
+    if problem is not None:
+        raise InputError(f"{model} {problem}")
+
+
 def meant_model(folder: str | Path) -> str:
     """The end of an error about a folder that holds no model itself, but the `model/` that a recipe has written."""
     inner = Path(folder) / "model"
@@ -127,7 +132,8 @@ def load_audio_processor(model: str, revision: str | None = None) -> Any:
     Only the model's config is read. Without the check a wrong token id in a batch would be noticed after hours, or never.
 
     Raises:
-        `InputError`: As for `load_processor`; the folder holds an adapter, no audio model, or another model's processor.
+        `InputError`: As for `load_processor`; the folder holds an adapter, no audio model, or a processor
+            that is another model's or cannot write prompts.
     """
     from transformers import AutoConfig
 
@@ -142,6 +148,7 @@ def load_audio_processor(model: str, revision: str | None = None) -> Any:
     if type(processor).__name__ not in family.processors:
         expected = f"expected {' or '.join(family.processors)}"
         raise InputError(f"{model} has a {type(processor).__name__}; {expected}: save the model's own processor beside it")
+    _check_prompts(model, processor)
     config = family.model_config(config)
     facts = family.processor_facts(config, processor)
     wrong = [f"{name}: {found}, the model's is {expected}" for name, (found, expected) in facts.items() if found != expected]

@@ -1,5 +1,5 @@
 """
-What the families with Whisper's encoder share: the names of their weights in released checkpoints and in vLLM.
+What the families with Whisper's encoder share: the names of their weights in released checkpoints and in vLLM, and windows.
 
 transformers 5.17 saves them under keys that no released checkpoint has (`language_model.model.model.*`), those of Qwen2-Audio
 if the model was built from a config; they are renamed after saving.
@@ -8,9 +8,14 @@ if the model was built from a config; they are renamed after saving.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sightsound.models.family import StudentFamily
+from sightsound.models.family import ClipFeatures, StudentFamily
 
+
+if TYPE_CHECKING:
+    import torch
 
 _DOUBLED_PREFIX = re.compile(r"^language_model\.model\.model\.")
 
@@ -27,3 +32,22 @@ class WhisperFamily(StudentFamily):
             return f"language_model.{name}"
         name = name.removeprefix("model.")
         return name.replace("language_model.", "language_model.model.", 1) if name.startswith("language_model.") else name
+
+
+class WindowFamily(WhisperFamily):
+    """
+    A family that cuts a clip into windows: the tensors of a clip have a row per window.
+
+    The model takes the windows of all clips one after the other.
+    """
+
+    expands_for_sampling = False
+
+    def stack_features(self, clips: Sequence[ClipFeatures]) -> dict[str, torch.Tensor]:
+        import torch
+
+        columns = zip(*(clip.tensors for clip in clips), strict=True)
+        return {name: torch.cat(column) for name, column in zip(self.feature_names, columns, strict=True)}
+
+    def tower_rows(self, clip: ClipFeatures) -> int:
+        return len(clip.tensors[0])

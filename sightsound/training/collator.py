@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label that PyTorch's cross entropy skips
 
 
-def end_of_turn(processor: ProcessorMixin) -> str:
-    """What the chat template writes after an assistant's text, without the newline, which a model never samples."""
-    family, turn = family_of_processor(processor), user_message("?")
-    before = family.render(processor, turn, for_answer=True)
-    answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
-    return family.render(processor, answered, for_answer=False)[len(before) + 1 :].rstrip("\n")
-
-
 class CompletionCollator:
     """
     Collate rows for supervised training of an audio (or vision) language model.
@@ -51,7 +43,7 @@ class CompletionCollator:
         self.max_length = max_length
         self._family = family_of_processor(processor)
         self.window_s = self._family.window_s(processor)
-        self._end = end_of_turn(processor)
+        self._end = self._family.end_of_turn(processor)
         self._audio_tokens: dict[int, int] = {}
 
     def _prompt(self, row: Mapping[str, Any]) -> str:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.tiny import miniature_builders
+from tests.support.voxtral import make_voxtral
 
 
 # What begins the names of all weights in a released checkpoint, and some whole names.
 RELEASED_PREFIXES = {
     "qwen2_audio": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
     "qwen2_5_omni": ("thinker.audio_tower.", "thinker.visual.", "thinker.model.", "thinker.lm_head."),
+    "voxtral": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
     "audio_flamingo_3": ("audio_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
 }
 RELEASED_NAMES = {
@@ -34,6 +36,13 @@ RELEASED_NAMES = {
         "multi_modal_projector.linear_1.weight",
         "multi_modal_projector.linear_2.bias",
         "language_model.model.layers.0.self_attn.q_proj.bias",
+        "language_model.lm_head.weight",
+    ),
+    "voxtral": (
+        "audio_tower.embed_positions.weight",
+        "multi_modal_projector.linear_2.weight",
+        "language_model.model.embed_tokens.weight",
+        "language_model.model.layers.0.mlp.gate_proj.weight",
         "language_model.lm_head.weight",
     ),
 }
@@ -89,6 +98,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_audio": _qwen2_audio,
     "qwen2_5_omni": _qwen2_5_omni,
     "audio_flamingo_3": _audio_flamingo_3,
+    "voxtral": make_voxtral,
 }
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from sightsound.data.audio import decode_audio, encode_flac
 from sightsound.data.frames import load_frames
-from sightsound.training.collator import IGNORED, CompletionCollator, end_of_turn
+from sightsound.models.family import family_of_processor
+from sightsound.training.collator import IGNORED, CompletionCollator
 
 
 COMPLETION = "<think>I hear a dog.</think><answer>dog</answer>"
@@ -98,8 +99,8 @@ def test_audio_beyond_the_models_window_is_cut(collator, processor, rows):
 def test_the_end_of_a_turn_is_what_the_template_writes(processor, teacher_checkpoint):
     from transformers import AutoProcessor
 
-    assert end_of_turn(processor) == "<|im_end|>"
-    assert end_of_turn(AutoProcessor.from_pretrained(teacher_checkpoint)) == "<|im_end|>"
+    for each in (processor, AutoProcessor.from_pretrained(teacher_checkpoint)):
+        assert family_of_processor(each).end_of_turn(each) == "<|im_end|>"
 
 
 def by_hand(model, processor, rows) -> float:
