@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sightsound.data.schema import SAMPLING_RATE
-from sightsound.models.family import Licence, StudentFamily
+from sightsound.models.family import Licence
 from sightsound.models.thinker import ThinkerFamily
 
 
@@ -67,7 +67,7 @@ class Qwen3Omni(ThinkerFamily):
         extractor = processor.feature_extractor
         # A part of a hop is a frame in a batch and none alone; vLLM too fills it with silence.
         whole = [np.pad(waveform, (0, -len(waveform) % extractor.hop_length)) for waveform in audio]
-        encoded = StudentFamily.encode(self, processor, texts, audio=whole, videos=videos, **options)
+        encoded = super().encode(processor, texts, audio=whole, videos=videos, **options)
         for row, waveform in enumerate(whole):
             alone = extractor(waveform, sampling_rate=SAMPLING_RATE, padding=True, truncation=False, return_tensors="pt")
             (features,) = alone["input_features"]
