@@ -2,13 +2,13 @@ r"""
 Audio-grounded fact verification: a checker hears the clip and accepts or rejects each trace (paper, section 3.2).
 
     python dataset_builders/verdicts.py --dataset avqa-audio --split train --traces traces \
-        --checker Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8002/v1 --output_dir verdicts
+        --checker gpt-audio --base_url https://api.openai.com/v1 --output_dir verdicts
 
-The checker is a model in this process, or one behind an OpenAI-compatible server that takes audio, such as `vllm serve
-Qwen/Qwen2.5-Omni-7B --port 8002 --generation-config vllm`. The paper's checker, gpt-4o-audio-preview, is shut down; its
-successors at OpenAI are gpt-audio and gpt-audio-1.5. Some servers need other fields in a request: `--request_field
-max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is looked up at the
-server's `/v1/models`.
+The checker is a model in this process, or one behind an OpenAI-compatible server that takes audio, such as `vllm serve MODEL
+--port 8002 --generation-config vllm`; `recipes/run.sh` names one that you can serve. The paper's checker, gpt-4o-audio-preview,
+is shut down; its successors at OpenAI are gpt-audio and gpt-audio-1.5. Some servers need other fields in a request:
+`--request_field max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is
+looked up at the server's `/v1/models`.
 
 `--verdict_mode` has two values (a trained verifier is a third way, see below):
 
