@@ -284,6 +284,19 @@ def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: 
         assert (gradient - seen[True][1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
+def test_no_mask_of_a_packed_row_is_made(case: Case) -> None:
+    """It would take memory with the square of the length of all completions."""
+    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+    ids, mask = (torch.cat([each, torch.ones_like(each[:, :2])], dim=1) for each in (prompt_ids, prompt_mask))
+    attention = case.trainer.model.get_submodule(case.family.language_model).layers[0].self_attn
+    seen: list[torch.Tensor | None] = []
+    hook = attention.register_forward_pre_hook(lambda _, __, named: seen.append(named["attention_mask"]), with_kwargs=True)
+    with torch.no_grad():
+        case.trainer._get_per_token_logps_and_entropies(case.trainer.model, ids, mask, 2)
+    hook.remove()
+    assert seen and all(given is None or given.numel() == 1 for given in seen)
+
+
 def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
     prompts, features = prompts_of_rows(case)
     ids, mask = left_padded(prompts)
