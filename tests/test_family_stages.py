@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataset_builders import verdicts
@@ -35,6 +36,15 @@ def test_it_checks_traces_in_this_process(mode, checkpoint, calibration, tmp_pat
     assert len(rows) == 2 and {row["checker_heard_s"] for row in rows} == {2.0}
     replies = [trace["verdict_text"] for row in rows for trace in row["traces"]]
     assert replies.count(None) == (2 if mode == "yes_no" else 0), "a trace without reasoning is not asked about"
+
+
+def test_a_dry_run_counts_its_tokens_without_loading_it(checkpoint, calibration, tmp_path, capsys) -> None:
+    flags = {"dataset": calibration["audio"], "traces": calibration["verdicts"], "checker": checkpoint, "dry_run": True}
+    run_main(verdicts.main, "verdicts.py", **flags, verdict_mode="transcript", output_dir=tmp_path / "out")
+    processor = load_audio_processor(str(checkpoint))
+    expected = family_of_processor(processor).clip_features(processor, np.zeros(32_000, np.float32)).num_tokens
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("audio tokens")]
+    assert line.split()[2] == f"{expected:,.1f}"
 
 
 def test_a_verifier_is_trained_from_it_and_gives_verdicts(checkpoint, calibration, tmp_path) -> None:

@@ -41,8 +41,9 @@ def calibration(questions, tmp_path_factory) -> dict[str, Path]:
 
 
 def run_main(main: Callable[[], None], script: str, **flags: Any) -> None:
-    """A script in this process: importing torch and its company once is enough."""
-    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    """A script in this process: importing torch and its company once is enough. A flag that is True stands alone."""
+    given = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items())
+    arguments = [part for parts in given for part in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
         main()
