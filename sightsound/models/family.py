@@ -80,6 +80,8 @@ class StudentFamily:
             which are declared fixed in the model's class, a flag that `from_pretrained` loses.
         lora_target_modules (`str`): Regular expression for PEFT: the linear layers of the language model and nothing of the
             audio tower, whose adapters vLLM cannot serve. Recipes take it where their YAML names no modules.
+        lora_exclude_modules (`str`, *optional*): Regular expression of what PEFT has to leave out beside it: of some mixtures
+            of experts it reads only the last parts of the names that `lora_target_modules` matches.
         shares_prompts (`bool`): Whether a prompt may be packed with several completions under a mask of ours. Needs a decoder
             that takes 2-D positions and any mask; attention implementations are checked apart.
         expands_for_sampling (`bool`): Whether `generate` itself can repeat the media of a prompt for several samples. It
@@ -102,6 +104,7 @@ class StudentFamily:
     language_model = "model.language_model"
     never_trained: tuple[str, ...] = ("model.audio_tower.embed_positions",)
     lora_target_modules = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    lora_exclude_modules: str | None = None
     shares_prompts = True
     expands_for_sampling = True
     writes_tie_word_embeddings = True

@@ -174,4 +174,5 @@ def _with_backbone(thinker: Any) -> Any:
         return Backbone(self)
 
     added = {"base_model": property(base_model), "_keys_to_ignore_on_load_unexpected": [r"^(talker|token2wav|code2wav)\."]}
+    added["__module__"] = thinker.__module__  # transformers converts the keys of its own classes alone
     return type(thinker.__name__, (thinker,), added)
