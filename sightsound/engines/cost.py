@@ -31,9 +31,7 @@ PRICES = Path(__file__).with_name("prices.yaml")
 # Rough figures, until the first requests are answered.
 CHARACTERS_PER_TOKEN = 4  # OpenAI's help page on tokens, of English text
 TEMPLATE_TOKENS = 20  # ChatML's marks around one user turn and a default system turn, with the tokenizer of Qwen2.5
-AUDIO_TOKENS_PER_S = (
-    25.0  # of most audio models with Whisper's encoder, arXiv 2407.10759 and 2503.20215: 40 ms a token
-)
+AUDIO_TOKENS_PER_S = 25.0  # of most audio models with Whisper's encoder, arXiv 2407.10759 and 2503.20215: 40 ms a token
 PIXELS_PER_TOKEN_SIDE, FRAMES_PER_TOKEN = 28, 2  # Qwen2.5-VL (arXiv 2502.13923): 14-pixel patches two by two, frames in pairs
 
 
