@@ -46,6 +46,7 @@ from sightsound.engines.openai_protocol import (
 from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.request_fields import RequestOptions
 from sightsound.engines.sampling import effective
+from sightsound.models.origins import served_window_s
 
 
 # Long enough for n = 8 long traces behind a queue of hundreds at a busy server. A server that takes longer hangs.
@@ -154,8 +155,6 @@ class OpenAIEngine:
             between them.
     """
 
-    # A server does not say its model's window; 30 s is that of Whisper's encoder, which most have.
-    window_s: float | None = 30.0
     requests_per_call = 1
 
     def __init__(
@@ -168,6 +167,7 @@ class OpenAIEngine:
         options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
     ):
         self.model, self._options, self._is_looked_up = model, options, False
+        self.window_s: float | None = served_window_s(model)
         summary = options.summary()
         self.revision = f"{shown_source(model)} at its server" + (f" ({summary})" if summary else "")
         self._concurrency = concurrency

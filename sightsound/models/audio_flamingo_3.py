@@ -34,6 +34,7 @@ class AudioFlamingo3(WindowFamily):
         )
     }
     architecture = "AudioFlamingo3ForConditionalGeneration"
+    longest_clip_s = 600.0
     feature_names = ("input_features", "input_features_mask")
 
     def window_s(self, processor: ProcessorMixin) -> float | None:

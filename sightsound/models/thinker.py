@@ -38,6 +38,7 @@ class ThinkerFamily(StudentFamily):
     """
 
     composite: tuple[str, str]
+    longest_clip_s = 300.0
     trained_part = "thinker"
     audio_tower = "audio_tower"
     language_model = "model"
