@@ -4,8 +4,8 @@ layers are mixtures of experts.
 
 A clip takes 13 tokens per second, and is not cut: the tower attends within eight seconds, whatever the length.
 
-A clip of less than one second has a single part. The tower pads it to the longest part of its call, so that what it computes at
-the end of such a clip depends, slightly, on the other clips.
+A clip of less than one second has a single, short part. The tower pads it to the longest part of its call and sees the padding:
+what it computes of such a clip depends on the other clips, in transformers as in vLLM.
 """
 
 from __future__ import annotations
