@@ -134,9 +134,10 @@ class OpenAIEngine:
     One or more servers of the same model, through the `openai` client.
 
     Audio is sent as `input_audio` (WAV). Frames are sent as vLLM's list of frames: one `video_url` of base64 images (lossless,
-    so that the server gets the pixels that the in-process engine gets), with the frame rate in `media_io_kwargs`, which vLLM
-    accepts when it is started with `--trust-request-mm-kwargs`. For other servers each frame is an `image_url`, without the
-    frame rate. The key comes from `OPENAI_API_KEY`. Before the first request the model is looked up at its servers.
+    so that the server gets the pixels that the in-process engine gets), with the frame rate in `media_io_kwargs` and
+    `mm_processor_kwargs`, which vLLM accepts when it is started with `--trust-request-mm-kwargs`. For other servers each frame
+    is an `image_url`, without the frame rate. The key comes from `OPENAI_API_KEY`. Before the first request the model is looked
+    up at its servers.
 
     At most `concurrency` requests are in flight or not journaled yet, and as many wait with their clips decoded. At most one
     clip per processor is decoded at a time.
