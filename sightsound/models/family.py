@@ -70,6 +70,8 @@ class StudentFamily:
         processors (`tuple[str, ...]`): Class names of the processors.
         licenses (`dict[str, Licence]`): Licence of each released model, by Hub id, as its card says.
         architecture (`str`, *optional*): Class of transformers to load; None for the one that the config names.
+        longest_clip_s (`float`): Seconds of a clip that the released models take in. It is for servers, which do not say it; of
+            a model in this process, `window_s` reads it from the processor.
         trained_part (`str`, *optional*): What is loaded and trained of a checkpoint that holds more, for messages.
         feature_names (`tuple[str, ...]`): Arguments of the model's forward that hold a clip: first the features, then, where
             the model takes one, their mask.
@@ -95,6 +97,7 @@ class StudentFamily:
     processors: tuple[str, ...] = ()
     licenses: ClassVar[dict[str, Licence]] = {}
     architecture: str | None = None
+    longest_clip_s = 30.0
     trained_part: str | None = None
     feature_names: tuple[str, ...] = ("input_features", "feature_attention_mask")
     audio_tower = "model.audio_tower"
@@ -343,9 +346,15 @@ def family_of_processor(processor: ProcessorMixin) -> StudentFamily:
     return next((family for family in student_families() if name in family.processors), StudentFamily())
 
 
+def released_family(model: str) -> StudentFamily | None:
+    """The family of a released model, by Hub id; None if no family has it."""
+    return next((family for family in student_families() if model in family.licenses), None)
+
+
 def released_licence(model: str) -> Licence | None:
     """The licence of a released model, by Hub id; None if no family has it, and its publisher has to look it up."""
-    return next((family.licenses[model] for family in student_families() if model in family.licenses), None)
+    family = released_family(model)
+    return family.licenses[model] if family else None
 
 
 def register_in_vllm() -> None:

@@ -4,8 +4,8 @@ layers are mixtures of experts.
 
 A clip takes 13 tokens per second, and is not cut: the tower attends within eight seconds, whatever the length.
 
-A clip of less than one second has a single part. The tower pads it to the longest part of its call, so that what it computes at
-the end of such a clip depends, slightly, on the other clips.
+A clip of less than one second has a single, short part. The tower pads it to the longest part of its call and sees the padding:
+what it computes of such a clip depends on the other clips, in transformers as in vLLM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sightsound.data.schema import SAMPLING_RATE
-from sightsound.models.family import Licence, StudentFamily
+from sightsound.models.family import Licence
 from sightsound.models.thinker import ThinkerFamily
 
 
@@ -67,7 +67,7 @@ class Qwen3Omni(ThinkerFamily):
         extractor = processor.feature_extractor
         # A part of a hop is a frame in a batch and none alone; vLLM too fills it with silence.
         whole = [np.pad(waveform, (0, -len(waveform) % extractor.hop_length)) for waveform in audio]
-        encoded = StudentFamily.encode(self, processor, texts, audio=whole, videos=videos, **options)
+        encoded = super().encode(processor, texts, audio=whole, videos=videos, **options)
         for row, waveform in enumerate(whole):
             alone = extractor(waveform, sampling_rate=SAMPLING_RATE, padding=True, truncation=False, return_tensors="pt")
             (features,) = alone["input_features"]

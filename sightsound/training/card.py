@@ -11,7 +11,7 @@ from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
 from sightsound.models.family import family_of, family_of_processor
-from sightsound.models.licences import OURS, UNKNOWN, base_licence, origin_on_hub
+from sightsound.models.origins import OURS, UNKNOWN, base_licence, origin_on_hub
 from sightsound.stage import LEDGER_FILE, read_settings
 from sightsound.training.audio_rows import USED
 

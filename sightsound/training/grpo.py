@@ -145,7 +145,7 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     _buffered_inputs: Any
 
     def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
-        check_rollouts(args, model)
+        check_rollouts(args, model, (args.model_init_kwargs or {}).get("revision"))
         if args.distributed_state.distributed_type.value == "FSDP" and not args.use_vllm:
             # Each forward gathers weights from all processes, and their completions end at different steps.
             raise InputError(

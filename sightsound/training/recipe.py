@@ -198,3 +198,5 @@ def check_lora_targets(model_args: ModelConfig, lora: PeftConfig) -> None:
         raise InputError(f"lora_target_modules {targets} {found}; {remedy}")
     if is_main_process():
         print(f"LoRA: {len(matched)} modules of the language model, 0 of the audio tower")
+        if family.no_adapters_in_vllm:
+            print(f"vLLM cannot serve the adapter, adapter/ ({family.no_adapters_in_vllm}); model/ is the merged model")

@@ -170,7 +170,7 @@ def open_run(
         `InputError`: A check refused the run (`check_processes`, `check_unsupported_fields`, `pin_inputs`), or the folder was
             started with other settings.
     """
-    from sightsound.models.licences import restriction_notice
+    from sightsound.models.origins import restriction_notice
     from sightsound.training.card import chosen_by
     from sightsound.training.checkpoints import checkpoint_to_resume
 

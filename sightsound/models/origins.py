@@ -1,4 +1,4 @@
-"""Where the model that training starts from comes from, and what its licence forbids."""
+"""Where a model comes from, what its licence forbids, and what is known of it where only a server has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.data.sources import REPO_ID, is_hub_id, shown_source
-from sightsound.models.family import Licence, released_licence, student_families
+from sightsound.models.family import Licence, StudentFamily, released_family, released_licence, student_families
 from sightsound.stage import read_settings
 
 
@@ -30,6 +30,17 @@ def origin_on_hub(base: str) -> str | None:
     card = card_of(base)
     origin = card.get("base_model") if OURS in (card.get("tags") or ()) else None
     return origin if isinstance(origin, str) else None
+
+
+def served_window_s(model: str) -> float:
+    """
+    Seconds of a clip that a model at a server takes in: the server does not say.
+
+    Known are released models, and folders of this machine that recipes trained from one. For every other name it is 30 s, the
+    window of Whisper's encoder, which most models have.
+    """
+    origin = origin_on_hub(model) if is_hub_id(model) or Path(model).is_dir() else None
+    return ((released_family(origin) if origin else None) or StudentFamily()).longest_clip_s
 
 
 def card_of(model: str, revision: str | None = None) -> dict[str, Any]:

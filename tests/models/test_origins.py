@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sightsound.models.family import Licence
-from sightsound.models.licences import base_licence, card_of, origin_on_hub, restriction_notice
+from sightsound.models.origins import base_licence, card_of, origin_on_hub, restriction_notice, served_window_s
 from sightsound.stage import Stage
 
 
@@ -66,3 +66,13 @@ def test_a_folder_without_a_card_has_no_licence_that_is_known(tmp_path) -> None:
     assert card_of(str(tmp_path)) == {} and base_licence(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("# A model\n")
     assert card_of(str(tmp_path)) == {} and restriction_notice(str(tmp_path)) is None
+
+
+def test_a_served_model_has_the_window_of_its_release(tmp_path) -> None:
+    """A server does not say it: what would be cut at 30 s need not be."""
+    from sightsound.engines.openai import OpenAIEngine
+
+    names = {OMNI_3B: 300, FLAMINGO: 600, "Qwen/Qwen2-Audio-7B-Instruct": 30, "student": 30, "gpt-audio": 30}
+    names[str(trained_from(OMNI_3B, tmp_path / "sft"))] = 300
+    assert {name: served_window_s(name) for name in names} == names
+    assert OpenAIEngine(OMNI_3B, "http://localhost:1/v1", concurrency=1).window_s == 300
