@@ -30,7 +30,8 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that readers see the old content or the new one, never a part, also after a kill."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    # Hidden: what a kill leaves of the first one in a folder must not be taken for somebody else's file.
+    temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -311,3 +311,16 @@ def test_outcomes_without_an_answer_do_not_keep_the_settings(tmp_path):
             journal.close()
             raise InputError("refused")
         assert (tmp_path / "out").exists() == is_kept
+
+
+def test_a_kill_before_the_first_settings_are_there_does_not_block_the_folder(tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sightsound.stage.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(tmp_path / "stage.json", "{}")
+    assert len(list(tmp_path.iterdir())) == 1
+    with Stage(tmp_path, {"seed": 0}) as stage:
+        assert not stage.complete
