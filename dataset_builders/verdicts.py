@@ -2,13 +2,13 @@ r"""
 Audio-grounded fact verification: a checker hears the clip and accepts or rejects each trace (paper, section 3.2).
 
     python dataset_builders/verdicts.py --dataset avqa-audio --split train --traces traces \
-        --checker Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8002/v1 --output_dir verdicts
+        --checker gpt-audio --base_url https://api.openai.com/v1 --output_dir verdicts
 
-The checker is a model in this process, or one behind an OpenAI-compatible server that takes audio, such as `vllm serve
-Qwen/Qwen2.5-Omni-7B --port 8002 --generation-config vllm`. The paper's checker, gpt-4o-audio-preview, is shut down; its
-successors at OpenAI are gpt-audio and gpt-audio-1.5. Some servers need other fields in a request: `--request_field
-max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is looked up at the
-server's `/v1/models`.
+The checker is a model in this process, or one behind an OpenAI-compatible server that takes audio, such as `vllm serve MODEL
+--port 8002 --generation-config vllm`; `recipes/run.sh` names one that you can serve. The paper's checker, gpt-4o-audio-preview,
+is shut down; its successors at OpenAI are gpt-audio and gpt-audio-1.5. Some servers need other fields in a request:
+`--request_field max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is
+looked up at the server's `/v1/models`.
 
 `--verdict_mode` has two values (a trained verifier is a third way, see below):
 
@@ -53,7 +53,6 @@ from sightsound.engines.checker import (
 )
 from sightsound.engines.cost import dry_run
 from sightsound.engines.diagnosis import summary_of_verdicts, warning_of_no_verdict
-from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, settings_of_requests
 from sightsound.hub.cards import write_dataset_card
@@ -61,6 +60,8 @@ from sightsound.hub.inputs import pin_datasets
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, Prompt, choose_prompt
 from sightsound.method.selection import TraceRow, lacking_verdicts, trace_outcome
 from sightsound.method.verdicts import verdict_of_probability
+from sightsound.models.loading import clip_facts
+from sightsound.models.origins import served_window_s
 from sightsound.models.sources import pin_model
 from sightsound.scale.executors import ScaleArguments, for_rank
 from sightsound.scale.ranks import Result, collect, finish, open_stage, write_results
@@ -164,7 +165,9 @@ class CheckerRun:
     def estimate(self) -> str:
         """What `--dry_run` prints."""
         args, questions = self._args, self.questions(self._traces)
-        window_s = OpenAIEngine.window_s if args.base_url else None
+        window_s, count_audio = (
+            (served_window_s(args.checker), None) if args.base_url else clip_facts(args.checker, self._checker_commit)
+        )
         notes = []
         if args.verdict_mode == YES_NO_MODE:
             notes.append(f"Unclear replies are requested again, up to {args.num_retries} times: not counted here.")
@@ -177,6 +180,7 @@ class CheckerRun:
             model=args.checker,
             base_url=args.base_url,
             output_dir=args.output_dir,
+            count_audio=count_audio,
             notes=notes,
         )
 

@@ -5,8 +5,8 @@ Run a model over benchmarks: batched inference -> predictions -> results.
         --controls silent swapped text_only shuffled --output_dir evaluation-runs/sft-tts_agfv
     python -m evaluation run --benchmark avqa,mmau,music_avqa --dataset avqa=avqa-audio mmau=mmau music_avqa=music-avqa \
         --model student --base_url http://localhost:8000/v1 --method cot --output_dir evaluation-runs/student
-    python -m evaluation run --table table1 --row omni-7b --dataset avqa-audio --media_dir avqa/videos \
-        --output_dir evaluation-runs/omni-7b
+    python -m evaluation run --table table1 --row vl-7b --dataset avqa-audio --media_dir avqa/videos \
+        --output_dir evaluation-runs/vl-7b
 
 The model is a folder or a Hub id of a whole model or of a LoRA, or the name of a served model. `--base_url` takes several URLs
 of replicas; `--request_field`, `--omit_field` and `--frames` change the requests as in `dataset_builders/traces.py`. With

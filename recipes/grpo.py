@@ -70,9 +70,10 @@ def main() -> None:
         if training.complete:
             return
         model = model_args.model_name_or_path
-        on_main_process(lambda: check_rollouts(training_args, model))
         with all_ranks_or_none():
             processor = load_audio_processor(model, model_args.model_revision)
+        on_main_process(lambda: check_rollouts(training_args, model, model_args.model_revision))
+        with all_ranks_or_none():
             lora = lora_config(model_args)
             dataset = audio_rows(script_args, CompletionCollator(processor), training.ledger, for_grpo=True)
             validation = validation_set(script_args, training_args, COT_PROMPT)

@@ -125,6 +125,7 @@ def main() -> None:
         write_model_card(
             training.path / "model",
             "verifier.md",
+            base_revision=model_args.model_revision,
             relation="finetune",
             tags=["verifier"],
             sources={"verdicts": script_args.verdicts, "audio": script_args.audio},

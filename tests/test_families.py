@@ -4,13 +4,9 @@ computes by hand, one row at a time.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +19,14 @@ from trl import ModelConfig, SFTConfig
 from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.audio import decode_audio, encode_flac
-from sightsound.engines.base import ChatRequest, Sampling
+from sightsound.engines.base import Sampling
 from sightsound.engines.transformers import TransformersEngine
 from sightsound.hub.cards import write_dataset_card
 from sightsound.models import voxtral
-from sightsound.models.family import ClipFeatures, StudentFamily, family_of, family_of_processor, student_families
+from sightsound.models.family import family_of_processor, student_families
 from sightsound.models.loading import load_audio_processor, load_generator, student_class
 from sightsound.training.audio_rows import audio_rows
-from sightsound.training.checkpoints import save_checkpoint
+from sightsound.training.checkpoints import save_adapter, save_checkpoint
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
 from sightsound.training.recipe import lora_config
@@ -40,97 +36,9 @@ from sightsound.training.sharing.attention import use_packed_attention
 from sightsound.training.sharing.packing import supports_custom_masks
 from sightsound.training.sharing.sampling import shared_sampling
 from tests.support.families import BUILDERS, RELEASED_NAMES, RELEASED_PREFIXES, build_family
+from tests.support.family_cases import COMPLETIONS, QUESTIONS, RATE, ROWS, WINDOW_S, WRITTEN, Case, left_padded
 from tests.support.tiny import read_ledger
 from tests.support.trainers import make_trainer
-from tests.support.voxtral import voxtral_inputs
-
-
-RATE = 16_000
-# Lengths of three clips, seconds: unequal, within the window, and one beyond 30 s where the window is longer.
-SECONDS = {
-    "qwen2_audio": (0.7, 1.3, 2.0),
-    "qwen2_5_omni": (0.7, 2.6, 45.0),
-    "audio_flamingo_3": (0.7, 20.0, 45.0),
-    "voxtral": (0.7, 2.6, 35.0),
-}
-# Voxtral's is 40 minutes; the fixture shortens it.
-WINDOW_S = {"qwen2_audio": 2.0, "qwen2_5_omni": 300.0, "audio_flamingo_3": 600.0, "voxtral": 60.0}
-QUESTIONS = ("What is heard?", "Which of these is heard first in the audio?\nA. dog\nB. bell", "Is it a siren?")
-COMPLETIONS = ("<answer>dog</answer>", "<think>I hear a bell, then a dog.</think><answer>bell</answer>", "no")
-
-
-def noise(seconds: float, seed: int) -> dict[str, Any]:
-    """A clip as it is stored: noise that differs from second to second."""
-    generator = np.random.default_rng(seed)
-    loud = generator.uniform(0.02, 0.3, int(seconds) + 1).repeat(RATE)[: round(seconds * RATE)]
-    return {"bytes": encode_flac((loud * generator.normal(0, 1, len(loud))).astype(np.float32)), "path": None}
-
-
-def messages(text: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text}]}]
-
-
-@dataclass
-class Case:
-    """A family and its tiny checkpoint."""
-
-    name: str
-    checkpoint: Path
-    folder: Path
-
-    @cached_property
-    def family(self) -> StudentFamily:
-        return family_of(transformers.AutoConfig.from_pretrained(self.checkpoint))
-
-    @cached_property
-    def processor(self) -> Any:
-        return transformers.AutoProcessor.from_pretrained(self.checkpoint)
-
-    @cached_property
-    def model(self) -> Any:
-        """Of the class that training loads; nobody trains it."""
-        return student_class(str(self.checkpoint)).from_pretrained(self.checkpoint).eval()
-
-    @cached_property
-    def direct(self) -> Any:
-        """Of transformers' own class."""
-        return getattr(transformers, self.family.architecture).from_pretrained(self.checkpoint).eval()
-
-    @cached_property
-    def trainer(self) -> AudioGRPOTrainer:
-        rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in self.rows]
-        # Two iterations per batch make the trainer keep the old policy's log-probabilities.
-        settings = {"num_iterations": 2, "per_device_train_batch_size": 12, "max_steps": 2}
-        return make_trainer(self.checkpoint, rows, self.folder / "grpo", **settings)
-
-    @cached_property
-    def cells(self) -> list[dict[str, Any]]:
-        return [noise(seconds, seed) for seed, seconds in enumerate(SECONDS[self.name])]
-
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """Of training: a prompt, a completion and a clip, all of unequal lengths."""
-        prompts = [[{"role": "user", "content": text}] for text in QUESTIONS]
-        columns = zip(prompts, COMPLETIONS, self.cells, strict=True)
-        return [{"prompt": prompt, "completion": completion, "audio": cell} for prompt, completion, cell in columns]
-
-    def logits(self, text: str, cell: dict[str, Any], completion: Sequence[int]) -> torch.Tensor:
-        """Logits of a completion, `(tokens, vocabulary)`, of one row: the processor's own call, its own padding, no batch."""
-        waveform = decode_audio(cell, WINDOW_S[self.name]).waveform
-        if self.name == "voxtral":
-            inputs = voxtral_inputs(self.processor, messages(text), [waveform])
-        else:
-            prompt = self.processor.apply_chat_template(messages(text), add_generation_prompt=True, tokenize=False)
-            inputs = self.processor(text=[prompt], audio=[waveform], sampling_rate=RATE, return_tensors="pt")
-        ids = torch.cat([inputs.pop("input_ids"), torch.tensor([list(completion)])], dim=1)
-        inputs["attention_mask"] = torch.ones_like(ids)
-        with torch.no_grad():
-            return self.direct(input_ids=ids, **inputs).logits[0, -len(completion) - 1 : -1]
-
-    def log_probs(self, text: str, cell: dict[str, Any], completion: Sequence[int]) -> torch.Tensor:
-        """Of each token of a completion, as `logits`."""
-        scores = torch.log_softmax(self.logits(text, cell, completion), dim=-1)
-        return scores.gather(-1, torch.tensor(completion)[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -155,6 +63,7 @@ def test_the_trainer_of_a_lora_starts_from_that_loss(case: Case, tmp_path) -> No
     arguments = ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True)
     settings = {"per_device_train_batch_size": 3, "max_steps": 1, "logging_steps": 1, "use_cpu": True, "bf16": False}
     settings |= {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": "none"}
+    settings["router_aux_loss_coef"] = 0.0  # a mixture of experts has a second loss otherwise
     trainer = AudioSFTTrainer(
         model=student_class(str(case.checkpoint)).from_pretrained(case.checkpoint),
         args=SFTConfig(output_dir=str(tmp_path), save_strategy="no", **settings),
@@ -182,10 +91,6 @@ def test_the_logits_of_a_batch_of_unequal_clips_are_those_of_each_row_alone(case
         assert collator.num_tokens(row, seconds) == len(collator([row])["input_ids"][0])
 
 
-def num_audio_tokens(case: Case, batch: dict[str, torch.Tensor]) -> list[int]:
-    return (batch["input_ids"] == case.direct.config.audio_token_id).sum(dim=1).tolist()
-
-
 def test_batches_with_rows_without_a_clip(case: Case) -> None:
     """As the verifier has them; the order of the clips is kept."""
     collator = CompletionCollator(case.processor)
@@ -194,30 +99,24 @@ def test_batches_with_rows_without_a_clip(case: Case) -> None:
     mixed, whole = collator([case.rows[0], silent, case.rows[2]]), collator([case.rows[0], case.rows[2]])
     for name in case.family.feature_names:
         assert torch.equal(mixed[name], whole[name])
-    first, last = num_audio_tokens(case, whole)
-    assert num_audio_tokens(case, mixed) == [first, 0, last]
+    first, last = case.num_audio_tokens(whole)
+    assert case.num_audio_tokens(mixed) == [first, 0, last]
     with torch.no_grad():
         assert case.model(**mixed).loss.isfinite()
-
-
-def ask(case: Case, engine: TransformersEngine, order: Sequence[int], sampling: Sampling) -> list[Any]:
-    waveforms = [decode_audio(cell, engine.window_s).waveform for cell in case.cells]
-    requests = [ChatRequest(str(i), QUESTIONS[i], audio=waveforms[i]) for i in order]
-    return [result for results in engine.complete(requests, sampling) for result in results]
 
 
 def test_the_engine_answers_a_batch_as_it_answers_each_request_alone(case: Case) -> None:
     greedy = Sampling(1, 0.0, 8, 0)
     engine = TransformersEngine(case.model, case.processor, 8, greedy)
-    together = ask(case, engine, (0, 1, 2), greedy)
-    alone = [result for i in range(3) for result in ask(case, engine, (i,), greedy)]
+    together = case.ask(engine, (0, 1, 2), greedy)
+    alone = [result for i in range(3) for result in case.ask(engine, (i,), greedy)]
     assert [result.completions for result in together] == [result.completions for result in alone]
     assert [result.usage for result in together] == [result.usage for result in alone]
     # Near temperature zero, each of several samples is the greedy one: if it hears its own clip.
-    twice = ask(case, engine, (0, 1, 2), Sampling(2, 1e-4, 8, 0))
+    twice = case.ask(engine, (0, 1, 2), Sampling(2, 1e-4, 8, 0))
     assert [result.completions for result in twice] == [result.completions * 2 for result in together]
-    drawn = ask(case, engine, (2, 0), Sampling(2, 1.0, 8, 0))
-    assert all(len(result.completions) == 2 for result in drawn) and drawn == ask(case, engine, (2, 0), Sampling(2, 1.0, 8, 0))
+    drawn = case.ask(engine, (2, 0), Sampling(2, 1.0, 8, 0))
+    assert all(len(result.completions) == 2 for result in drawn) and drawn == case.ask(engine, (2, 0), Sampling(2, 1.0, 8, 0))
 
 
 def test_policy_old_and_reference_log_probs_are_those_of_a_direct_forward(case: Case) -> None:
@@ -241,51 +140,58 @@ def test_policy_old_and_reference_log_probs_are_those_of_a_direct_forward(case: 
             assert (other - expected).abs().max() > 1e-3
 
 
-# The question and the clip of each row: groups that are not adjacent and of unequal sizes, one clip with two questions.
-ROWS = [(0, 2), (1, 1), (0, 2), (2, 2), (0, 0), (1, 1), (0, 0), (0, 2)]
-WRITTEN = [6, 1, 3, 4, 0, 6, 2, 5]  # tokens of each completion; one is empty
+@pytest.fixture
+def exact(case: Case) -> Iterator[AudioGRPOTrainer]:
+    """The trainer with its model in double precision, so that rounding is no difference between gradients."""
+    case.trainer.model.double().set_experts_implementation("eager")  # the default has no double precision
+    yield case.trainer
+    case.trainer.model.zero_grad()
+    case.trainer.model.float()
 
 
-def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-
-def prompts_of_rows(case: Case) -> tuple[list[list[int]], list[ClipFeatures]]:
-    """Ids and clips of `ROWS`; the trainer now has their clips."""
-    features = case.trainer._read_audio([case.cells[clip] for _, clip in ROWS])
-    case.trainer._audio = features
-    return case.trainer._tokenize_prompts([messages(QUESTIONS[question]) for question, _ in ROWS])[0], features
-
-
-def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: Case, monkeypatch) -> None:
-    trainer = case.trainer
-    assert trainer.share_prompts
-    prompt_ids, prompt_mask = left_padded(prompts_of_rows(case)[0])
+def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_rows(case: Case, exact, monkeypatch) -> None:
+    assert exact.share_prompts
+    prompts, features = case.prompts_of_rows()
+    for clip in set(features):
+        clip.tensors = (clip.tensors[0].double(), *clip.tensors[1:])
+    prompt_ids, prompt_mask = left_padded(prompts)
     completions = torch.randint(100, 160, (len(ROWS), max(WRITTEN)), generator=torch.Generator().manual_seed(0))
     written = (torch.arange(max(WRITTEN)) < torch.tensor(WRITTEN)[:, None]).long()
     ids, mask = torch.cat([prompt_ids, completions], dim=1), torch.cat([prompt_mask, written], dim=1)
     weights = torch.linspace(-1, 1, written.numel()).view_as(written) * written
     seen = {}
     for is_shared in (False, True):
-        monkeypatch.setattr(trainer, "share_prompts", is_shared)
-        scores, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, written.shape[1])
-        trainer.model.zero_grad()
+        monkeypatch.setattr(exact, "share_prompts", is_shared)
+        scores, _, _ = exact._get_per_token_logps_and_entropies(exact.model, ids, mask, written.shape[1])
+        exact.model.zero_grad()
         (scores * weights).sum().backward()
-        gradients = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+        gradients = {name: weight.grad for name, weight in exact.model.named_parameters() if weight.grad is not None}
         seen[is_shared] = scores[written.bool()], gradients
-    trainer.model.zero_grad()
     assert (seen[False][0] - seen[True][0]).abs().max() < 1e-5
     assert seen[False][1].keys() == seen[True][1].keys()
     assert any(name.startswith(case.family.audio_tower) for name in seen[True][1])
+    largest = max(gradient.abs().max() for gradient in seen[False][1].values())
     for name, gradient in seen[False][1].items():
-        assert (gradient - seen[True][1][name]).abs().max() <= 1e-5 * gradient.abs().max(), name
+        # That of a key's bias is zero, and what is computed is rounding.
+        allowed = 1e-5 * max(gradient.abs().max(), 1e-6 * largest)
+        assert (gradient - seen[True][1][name]).abs().max() <= allowed, name
+
+
+def test_no_mask_of_a_packed_row_is_made(case: Case) -> None:
+    """It would take memory with the square of the length of all completions."""
+    prompt_ids, prompt_mask = left_padded(case.prompts_of_rows()[0])
+    ids, mask = (torch.cat([each, torch.ones_like(each[:, :2])], dim=1) for each in (prompt_ids, prompt_mask))
+    attention = case.trainer.model.get_submodule(case.family.language_model).layers[0].self_attn
+    seen: list[torch.Tensor | None] = []
+    hook = attention.register_forward_pre_hook(lambda _, __, named: seen.append(named["attention_mask"]), with_kwargs=True)
+    with torch.no_grad():
+        case.trainer._get_per_token_logps_and_entropies(case.trainer.model, ids, mask, 2)
+    hook.remove()
+    assert seen and all(given is None or given.numel() == 1 for given in seen)
 
 
 def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
-    prompts, features = prompts_of_rows(case)
+    prompts, features = case.prompts_of_rows()
     ids, mask = left_padded(prompts)
     ends = list(range(100, 160))  # most completions end before the others
     config = transformers.GenerationConfig(max_new_tokens=12, do_sample=True, eos_token_id=ends, pad_token_id=0)
@@ -306,8 +212,8 @@ def test_shared_sampling_draws_what_separate_rows_draw(case: Case) -> None:
 def test_grpo_trains_and_encodes_each_clip_once(case: Case, tmp_path) -> None:
     """Twelve rows of three clips: sampled, scored under the old policy and the reference, and trained on."""
     rows = [{**row, "teacher_answer": 0, "choices": ["dog", "bell"]} for row in case.rows]
-    settings = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "num_iterations": 2}
-    trainer = make_trainer(case.checkpoint, rows, tmp_path, **settings)
+    sizes = {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "num_iterations": 2}
+    trainer = make_trainer(case.checkpoint, rows, tmp_path, **sizes)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     log = trainer.state.log_history[0]
@@ -356,6 +262,19 @@ def test_lora_is_on_the_language_model_alone(case: Case) -> None:
         lora_config(arguments)
 
 
+def test_a_saved_lora_is_merged_as_it_was_trained(case: Case, tmp_path) -> None:
+    """Some mixtures of experts are changed by PEFT, and the names of an adapter with them."""
+    lora = lora_config(ModelConfig(model_name_or_path=str(case.checkpoint), use_peft=True))
+    lora.init_lora_weights = False
+    adapted = get_peft_model(student_class(str(case.checkpoint)).from_pretrained(case.checkpoint), lora).eval()
+    save_adapter(adapted, case.processor, tmp_path / "adapter")
+    merged, _, _ = load_generator(str(tmp_path / "adapter"))
+    batch = CompletionCollator(case.processor)(case.rows)
+    with torch.no_grad():
+        trained, read, plain = (model.eval()(**batch).logits for model in (adapted, merged, case.model))
+    assert (trained - read).abs().max() < 1e-4 < 1e-2 < (trained - plain).abs().max()
+
+
 def test_clips_are_cut_at_the_familys_window_and_no_earlier(case: Case) -> None:
     window = case.family.window_s(case.processor)
     assert window == WINDOW_S[case.name]
@@ -381,7 +300,7 @@ def test_a_clip_beyond_the_window_is_cut_and_the_ledger_says_so(case: Case, tmp_
     assert [entry["detail"] for entry in read_ledger(tmp_path)] == [detail]
     batch = collator([used])
     heard = case.family.clip_features(case.processor, hum[: round(window * RATE)] if window else hum)
-    assert num_audio_tokens(case, batch) == [heard.num_tokens]
+    assert case.num_audio_tokens(batch) == [heard.num_tokens]
 
 
 def test_the_processor_of_another_family_is_refused(case: Case, tmp_path) -> None:

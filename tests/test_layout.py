@@ -5,12 +5,14 @@ Imports inside functions count too: they are there for speed, not to hide a depe
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from sightsound.models.family import student_families
 from tests.support.tiny import REPO
 
 
@@ -31,6 +33,12 @@ LAYERS = {
 }
 # Programs: each may use all of `sightsound`, and none of the others.
 PROGRAMS = ("dataset_builders", "recipes", "evaluation")
+
+
+# Where a student family may be named: its file and what families share, and the models of the paper's tables, which are data.
+# Recipes of a student, tests and documentation name theirs too; they are not looked at.
+NEUTRAL = ("sightsound", "evaluation", "dataset_builders", "accelerate_configs", "recipes/*.py")
+MAY_NAME_FAMILIES = ("sightsound/models/", "evaluation/reporting/tables/")
 
 
 def module_of(file: Path, root: Path) -> str:
@@ -135,3 +143,33 @@ def test_the_docstring_of_a_folder_describes_each_of_its_files(name: str) -> Non
     listed = (file for file in folder.glob("*.py") if "\nFAMILY = " not in file.read_text(encoding="utf-8"))
     files = {file.name for file in listed} - {"__init__.py"}
     assert {name for name in files if f"- `{name}`: " not in described} == set()
+
+
+def families_named(root: Path) -> list[str]:
+    """The lines outside the allowed places that name a family, as `FILE:LINE: NAME`."""
+    modules = {type(family).__module__.rpartition(".")[2] for family in student_families()}
+    names = [module.replace("_", "[-_. ]?") for module in sorted(modules)]
+    pattern = re.compile("|".join([*names, r"(?<![a-z])omni(?![a-z])"]), re.IGNORECASE)
+    files = (file for place in NEUTRAL for top in root.glob(place) for file in ([top] if top.is_file() else top.rglob("*")))
+    found = []
+    for file in sorted(files):
+        path = file.relative_to(root).as_posix()
+        if file.suffix not in (".py", ".yaml", ".md", ".txt", ".html", ".sh") or path.startswith(MAY_NAME_FAMILIES):
+            continue
+        lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        found += [f"{path}:{number}: {name[0]}" for number, line in lines if (name := pattern.search(line))]
+    return found
+
+
+def test_a_student_family_is_named_in_its_own_file_only() -> None:
+    assert families_named(REPO) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen2-Audio", "Qwen2AudioProcessor", "qwen2_5_omni", "Qwen2.5-Omni-7B", "Omni", "AudioFlamingo3"]
+)
+def test_a_family_named_elsewhere_is_found(name: str, tmp_path: Path) -> None:
+    for path in ("sightsound/engines/late.py", "sightsound/models/late.py", "evaluation/reporting/tables/late.yaml"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"# As of\n# {name}.\n")
+    assert [found.split(": ")[0] for found in families_named(tmp_path)] == ["sightsound/engines/late.py:2"]

@@ -137,7 +137,8 @@ def make_omni() -> tuple[Any, Any]:
             "output_dim": width,
             "initializer_range": 0.05,
         },
-        vision_config=VISION,
+        # Positions per second of a video: transformers reads `position_id_per_seconds`, 25, and vLLM this one.
+        vision_config={**VISION, "tokens_per_second": 25},
         text_config={**TEXT, **ids, "rope_parameters": rope},
         audio_token_index=token["audio_token"],
         audio_start_token_id=token["audio_bos_token"],

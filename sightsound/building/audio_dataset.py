@@ -48,7 +48,6 @@ Shard = tuple[str, list[Validated]]  # name (`train-00000-of-00004`) and annotat
 # Rows of one file: about 75 MB with ten-second clips, about 400 MB with minutes of music. The Hub suggests up to 500 MB. A
 # kill costs at most one shard. Memory does not depend on it (`parquet.write_parquet`).
 ROWS_PER_SHARD = 500
-MAX_DETAIL_CHARACTERS = 300  # of a ledger entry; enough for a message and a value
 
 
 @dataclass(kw_only=True)
@@ -59,21 +58,15 @@ class AudioDatasetArguments(PublishArguments):
     num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 
-def _storable(text: str) -> str:
-    """Text for the ledger. File names and annotations may be invalid UTF-8 and very long."""
-    plain = text.encode("utf-8", "backslashreplace").decode()
-    return plain if len(plain) <= MAX_DETAIL_CHARACTERS else f"{plain[:MAX_DETAIL_CHARACTERS]}..."
-
-
 def _explain(entry: Row, error: RowError) -> None:
-    entry |= {"outcome": error.outcome, "detail": _storable(str(error))}
+    entry |= {"outcome": error.outcome, "detail": parquet.storable(str(error))}
 
 
 def validate(dataset: Benchmark, annotations: list[Any]) -> Iterator[Validated]:
     """Check every annotation of a split. The id of a bad annotation remains free for a later one."""
     seen: set[str] = set()
     for annotation in annotations:
-        named = _storable(str(annotation.get(dataset.id_key))) if isinstance(annotation, dict) else ""
+        named = parquet.storable(str(annotation.get(dataset.id_key))) if isinstance(annotation, dict) else ""
         entry: Row = {"id": named, "outcome": schema.BUILT, "detail": None}
         row: Row | None = None
         try:
@@ -117,7 +110,7 @@ def _rows_with_sound(
             _explain(entry, error)
             continue
         if choice := _choice_of_file(name, sound, media):
-            entry["detail"] = _storable(choice)
+            entry["detail"] = parquet.storable(choice)
 
 
 def _audio_columns(name: str, sound: Sound, media: MediaFolder, reader: SoundReader) -> Row:

@@ -28,7 +28,7 @@ CLIP_DURATION_S = 10.0  # of every AVQA clip; they come from VGGSound
 VIDEO_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})")
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 # Of several files for one clip the first of these wins: video files have audio too, audio files have no video.
-_VIDEO_EXTENSIONS = (
+VIDEO_EXTENSIONS = (
     *(".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".flv", ".f4v", ".3gp", ".3g2", ".ts", ".mts", ".m2ts", ".m2t"),
     *(".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".ogv", ".ogm", ".mxf", ".mj2", ".divx", ".rm", ".rmvb"),
 )
@@ -37,7 +37,7 @@ _AUDIO_EXTENSIONS = (
     *(".amr", ".ac3", ".eac3", ".caf", ".au", ".snd", ".w64", ".rf64", ".mp2", ".mpga", ".m4b", ".m4r", ".spx", ".wv", ".ape"),
     *(".alac", ".dts", ".tta"),
 )
-MEDIA_EXTENSIONS = _VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
+MEDIA_EXTENSIONS = VIDEO_EXTENSIONS + _AUDIO_EXTENSIONS
 
 
 class MediaError(RowError, InputError):
@@ -57,8 +57,11 @@ def video_name(row: dict[str, Any]) -> str:
     """
     The name of a row's clip: AVQA's `<id>_<6-digit start>`, or `video_id` itself, which is then the file name of an own clip.
 
-    A file name can look like a YouTube id. Such a row is AVQA's unless its clip is longer than AVQA's clips.
+    A segment of a longer video says the name of its file itself. A file name can look like a YouTube id: such a row is AVQA's
+    unless its clip is longer than AVQA's clips.
     """
+    if row.get("segment"):
+        return str(row["segment"])
     video_id, start_s = row["video_id"], row["start_s"]
     is_longer = start_s == 0 and row.get("duration_s", 0.0) > CLIP_DURATION_S + 0.1
     return f"{video_id}_{start_s:06.0f}" if YOUTUBE_ID.fullmatch(video_id) and not is_longer else video_id
@@ -70,7 +73,7 @@ def without_extension(name: str) -> str:
     return stem if extension.lower() in MEDIA_EXTENSIONS else name
 
 
-def _files(root: str) -> Iterator[tuple[str, str]]:
+def files_below(root: str) -> Iterator[tuple[str, str]]:
     """Folder and name of every file. Links to folders are followed: each folder once, and none that contains the root."""
 
     def identity(folder: str | Path) -> tuple[int, int]:
@@ -118,7 +121,7 @@ class MediaFolder:
             raise InputError(f"--media_dir {root} is not a folder; give the one that holds the clips")
         self.root = root
         self._by_stem: dict[str, list[_File]] = {}
-        for folder, name in _files(root):
+        for folder, name in files_below(root):
             stem, extension = (unicodedata.normalize("NFC", part) for part in os.path.splitext(name))
             if extension.lower() not in MEDIA_EXTENSIONS:
                 continue

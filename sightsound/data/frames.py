@@ -1,4 +1,4 @@
-"""Decode the video of a clip: `load_frames` samples frames evenly, turns them upright and scales them down."""
+"""Decode the video of a clip: `load_frames` samples frames evenly, `each_frame` gives all; upright and scaled down."""
 
 from __future__ import annotations
 
@@ -108,6 +108,38 @@ def load_frames(
             except MediaError as error:
                 reason = reason if attempt else error
     raise reason
+
+
+def each_frame(
+    path: str, max_pixels: int, max_fps: float, start_s: float, max_duration_s: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """
+    The frames of a part of a video, upright and scaled down as by `load_frames`, one in memory at a time.
+
+    Args:
+        path, max_pixels, start_s, max_duration_s: As for `load_frames`; the best video stream is read.
+        max_fps (`float`): Of a faster video, frames are left out.
+
+    Yields:
+        `tuple`: Seconds after `start_s`, and pixels, uint8 `(height, width, 3)`.
+
+    Raises:
+        `MediaError`: No video stream, or the file cannot be decoded.
+    """
+    with open_media(path) as container:
+        streams = streams_of(container, "video")
+        if not streams:
+            raise MediaError(NO_VIDEO, "the file has no video stream")
+        stream = cast("VideoStream", streams[0])
+        check_decoder(stream)
+        width, height = _size(stream, max_pixels)
+        video = _Video(container, path, stream, first_of_any(container))
+        next_s = start_s
+        for time_s, frame in video.between(start_s, start_s + max_duration_s):
+            if time_s >= next_s:
+                # On a grid of `max_fps`, less half a frame of this video: its times need not fall on the grid.
+                next_s = max(next_s + 1 / max_fps, time_s + 0.5 / max_fps)
+                yield time_s - start_s, _turned(frame.to_ndarray(format="rgb24", width=width, height=height), frame)
 
 
 @dataclass(frozen=True)

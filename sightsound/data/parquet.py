@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
 # Number of audio rows held as Python objects at once. The other rows of a row group stay as Arrow tables, which saves one copy.
 AUDIO_CHUNK_ROWS = 10
+MAX_DETAIL_CHARACTERS = 300  # of a ledger entry; enough for a message and a value
 # Columns of `traces_features` that older files lack; for rows from such a file they are written as None.
 LATER_COLUMNS = ("sampling", "checker_sampling")
 
@@ -76,6 +77,12 @@ def _to_table(rows: list[dict[str, Any]], features: Features) -> Table:
     for name in audio:
         dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
     return dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+
+
+def storable(text: str) -> str:
+    """Text for a ledger. File names and annotations may be invalid UTF-8 and very long."""
+    plain = text.encode("utf-8", "backslashreplace").decode()
+    return plain if len(plain) <= MAX_DETAIL_CHARACTERS else f"{plain[:MAX_DETAIL_CHARACTERS]}..."
 
 
 def write_ledger(rows: Iterable[dict[str, Any]], path: Path) -> None:

@@ -58,14 +58,40 @@ BUILD_OUTCOMES = {
     ANSWER_NOT_A_CHOICE: "the answer is none of the choices",
 }
 
+# Outcome of a video, or of a part of one that may become a segment, in `dataset_builders/videos.py`.
+NO_VIDEO = "no_video"
+STILL_PICTURE = "still_picture"
+SAME_SOUND = "same_sound"
+SAME_PICTURE = "same_picture"
+DUPLICATE_VIDEO = "duplicate_video"
+NO_SEGMENT = "no_segment"
+TAKEN_DOWN = "taken_down"
+VIDEO_OUTCOMES = {
+    BUILT: "in the dataset; of a video: at least one of its segments is",
+    SILENT: "there is no sound, or next to none",
+    STILL_PICTURE: "the picture does not change",
+    SAME_SOUND: "an earlier segment has nearly the same sound",
+    SAME_PICTURE: "an earlier segment has nearly the same pictures",
+    DUPLICATE_VIDEO: "an earlier video has the same bytes",
+    DUPLICATE_ID: "an earlier segment has the same id",
+    TAKEN_DOWN: "on the takedown list",
+    MISSING_MEDIA: "the row of the source holds no video",
+    CORRUPT_MEDIA: "it cannot be decoded",
+    NO_AUDIO: "the video has no audio stream",
+    NO_VIDEO: "the file has no video stream, or it has no frame in this part",
+    TOO_SHORT: "too little sound remains",
+    DECODER_CRASHED: "the decoding process crashed, and crashed again when it decoded only this video",
+    NO_SEGMENT: "of a video: none of its segments is in the dataset, each for its own reason",
+}
+UNKNOWN = "unknown"  # licence or author of a video, where its source states none
+
 # Outcome of a request to which a server gave no completions.
 REFUSED = "refused"  # for good: its content policy, or the request is longer than the model's context
 BAD_RESPONSE = "bad_response"  # every reply was something else than a chat completion
 SERVER_ERROR = "server_error"  # the server failed every time, and answered other requests
 
-# Outcome of a question in the traces corpus: accepted, or why not.
+# Outcome of a question in the traces corpus: accepted, or why not; `NO_VIDEO` is one too.
 ACCEPTED = "accepted"
-NO_VIDEO = "no_video"
 NO_ANSWER = "no_answer"
 NOT_UNANIMOUS = "not_unanimous"
 ALL_REJECTED = "all_traces_rejected"
@@ -199,6 +225,28 @@ def build_ledger_features() -> Features:
     from datasets import Features, Value
 
     return Features({**ledger_features(), "split": Value("string")})
+
+
+def segments_features() -> Features:
+    """
+    Segments of videos: the columns of avqa-audio that are not about a question, and where each segment comes from.
+
+    `segment` is the name of its file in `segments/`, without `.mp4`, `media_sha256` that file's digest. `license` and `author`
+    are the source's, or "unknown".
+    """
+    from datasets import Features, Value
+
+    shared = ("id", "video_id", "start_s", "audio", "duration_s", "media_sha256")
+    own = ("segment", "source", "license", "author", "video_sha256")
+    columns = avqa_audio_features()
+    return Features({**{name: columns[name] for name in shared}, **{name: Value("string") for name in own}})
+
+
+def segments_ledger_features() -> Features:
+    """One row per input video, followed by one per place of it that was looked at. `kind` is "video" or "segment"."""
+    from datasets import Features, Value
+
+    return Features({**ledger_features(), "kind": Value("string"), "source": Value("string")})
 
 
 LETTERS = string.ascii_uppercase

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sightsound.cli import InputError
 from sightsound.data.clips import MediaError
@@ -21,13 +22,16 @@ from sightsound.scale.ranks import journals
 from sightsound.stage import is_complete, read_journal
 
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SAMPLE_SIZE = 20
 PRICES = Path(__file__).with_name("prices.yaml")
 
 # Rough figures, until the first requests are answered.
 CHARACTERS_PER_TOKEN = 4  # OpenAI's help page on tokens, of English text
 TEMPLATE_TOKENS = 20  # ChatML's marks around one user turn and a default system turn, with the tokenizer of Qwen2.5
-AUDIO_TOKENS_PER_S = 25.0  # the students, arXiv 2407.10759 and 2503.20215: 40 ms a token
+AUDIO_TOKENS_PER_S = 25.0  # of most audio models with Whisper's encoder, arXiv 2407.10759 and 2503.20215: 40 ms a token
 PIXELS_PER_TOKEN_SIDE, FRAMES_PER_TOKEN = 28, 2  # Qwen2.5-VL (arXiv 2502.13923): 14-pixel patches two by two, frames in pairs
 
 
@@ -89,6 +93,7 @@ def dry_run(
     model: str,
     base_url: Sequence[str] | None,
     output_dir: str | Path,
+    count_audio: Callable[[np.ndarray], int] | None = None,
     notes: Iterable[str] = (),
 ) -> str:
     """
@@ -98,6 +103,7 @@ def dry_run(
         keys (`Sequence[str]`): All requests of the stage.
         build (`Callable`): Key to request, as `run_requests` takes it. A `MediaError` is a request that is not made.
         output_dir (`str`): Of the stage, with the journals of what it has done so far.
+        count_audio (`Callable`, *optional*): A clip -> its tokens, for a model in this process, whose processor knows them.
         notes (`Iterable[str]`): Sentences for the end.
 
     Raises:
@@ -112,9 +118,11 @@ def dry_run(
     size, prompts = min(SAMPLE_SIZE, len(keys)), []
     for key in (keys[i * len(keys) // size] for i in range(size)):
         try:
-            prompts.append(rough_tokens(build(key), price.audio_tokens_per_s if price else AUDIO_TOKENS_PER_S))
+            request = build(key)
         except MediaError:
             continue
+        sound, other = rough_tokens(request, price.audio_tokens_per_s if price else AUDIO_TOKENS_PER_S)
+        prompts.append((sound if count_audio is None or request.audio is None else count_audio(request.audio), other))
     wanted = set(keys)
     journaled = {k: entry.get("usage") for file in journals(output_dir) for k, entry, _ in read_journal(file) if k in wanted}
     usages = [usage for usage in journaled.values() if usage]

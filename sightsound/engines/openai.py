@@ -46,6 +46,7 @@ from sightsound.engines.openai_protocol import (
 from sightsound.engines.openai_replies import read_reply
 from sightsound.engines.request_fields import RequestOptions
 from sightsound.engines.sampling import effective
+from sightsound.models.origins import served_window_s
 
 
 # Long enough for n = 8 long traces behind a queue of hundreds at a busy server. A server that takes longer hangs.
@@ -133,9 +134,10 @@ class OpenAIEngine:
     One or more servers of the same model, through the `openai` client.
 
     Audio is sent as `input_audio` (WAV). Frames are sent as vLLM's list of frames: one `video_url` of base64 images (lossless,
-    so that the server gets the pixels that the in-process engine gets), with the frame rate in `media_io_kwargs`, which vLLM
-    accepts when it is started with `--trust-request-mm-kwargs`. For other servers each frame is an `image_url`, without the
-    frame rate. The key comes from `OPENAI_API_KEY`. Before the first request the model is looked up at its servers.
+    so that the server gets the pixels that the in-process engine gets), with the frame rate in `media_io_kwargs` and
+    `mm_processor_kwargs`, which vLLM accepts when it is started with `--trust-request-mm-kwargs`. For other servers each frame
+    is an `image_url`, without the frame rate. The key comes from `OPENAI_API_KEY`. Before the first request the model is looked
+    up at its servers.
 
     At most `concurrency` requests are in flight or not journaled yet, and as many wait with their clips decoded. At most one
     clip per processor is decoded at a time.
@@ -154,8 +156,6 @@ class OpenAIEngine:
             between them.
     """
 
-    # A server does not say its model's window; 30 s is that of Whisper's encoder, which most have.
-    window_s: float | None = 30.0
     requests_per_call = 1
 
     def __init__(
@@ -168,6 +168,7 @@ class OpenAIEngine:
         options: RequestOptions = RequestOptions(),  # noqa: B008 - frozen
     ):
         self.model, self._options, self._is_looked_up = model, options, False
+        self.window_s: float | None = served_window_s(model)
         summary = options.summary()
         self.revision = f"{shown_source(model)} at its server" + (f" ({summary})" if summary else "")
         self._concurrency = concurrency

@@ -1,7 +1,7 @@
 r"""
 The servers of one model: look the model up there before hours of work are spent on it, and choose where a request goes.
 
-    python -m sightsound.engines.openai_models --model Qwen/Qwen2.5-Omni-7B --base_url http://localhost:8001/v1
+    python -m sightsound.engines.openai_models --model gpt-audio --base_url https://api.openai.com/v1
 
 `GET /v1/models` lists the models of an OpenAI-compatible server. A name that is not listed is an error: the first request would
 be answered with a 404, or by another model than the one that the rows record. A missing name is no error where the list may be

@@ -27,7 +27,7 @@ LONGEST_RETRY_AFTER_S = 600.0
 LARGEST_SEED = 2**31 - 1  # Gemini and llama.cpp take a signed 32-bit integer
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # In quotes, as in "Unsupported parameter: 'max_tokens'": without quotes the words are in many other sentences.
-_REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|video_url)[\"'`]")
+_REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|mm_processor_kwargs|video_url)[\"'`]")
 # Without quotes `n` is any letter n: only a sentence that limits it to one is about the field.
 _REFUSED_N = re.compile(r"\bn must (?:be |equal )+(?:to )?(?:1|one)\b|\bonly n ?==? ?1\b|\bn ?(?:>|!=|<=) ?1\b", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -129,6 +129,8 @@ def request_body(
     if fps is not None and options.frames == VIDEO:
         # Without it vLLM takes 32 frames at most, as if they were a second apart.
         body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": fps}}
+        # Some models' processors read the frame rate here, and take 2 frames per second for granted without.
+        body["mm_processor_kwargs"] = {"fps": fps}
     return options.apply(body)
 
 

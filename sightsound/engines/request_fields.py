@@ -62,8 +62,8 @@ class RequestOptions:
             `InputError`: The body does not have a field that is to be left out.
         """
         for name in self.omitted:
-            # Only requests with a video have `media_io_kwargs`; the others are sent until the server refuses them.
-            if name not in body and name not in ("media_io_kwargs", *NEUTRAL):
+            # Only requests with a video have the first two; the others are sent until the server refuses them.
+            if name not in body and name not in ("media_io_kwargs", "mm_processor_kwargs", *NEUTRAL):
                 near = difflib.get_close_matches(name, body, 1) or list(body)
                 raise InputError(f"--omit_field {name}: requests have no such field; did you mean {' or '.join(near)}?")
         return {name: value for name, value in body.items() if name not in self.omitted} | self.fields

@@ -82,7 +82,7 @@ def effective(body: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         body (`Mapping`): What was sent. A field that was left out is recorded as None: the server's own default.
     """
-    other = ("model", "messages", "seed", "media_io_kwargs")
+    other = ("model", "messages", "seed", "media_io_kwargs", "mm_processor_kwargs")
     sent = {name: value for name, value in body.items() if name not in other}
     return {**dict.fromkeys(("n", "temperature", "max_tokens", *NEUTRAL)), **sent}
 

@@ -30,6 +30,7 @@ PACKAGES = ("datasets", "huggingface_hub", "pyarrow", "av", "torch", "torchaudio
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # no flag takes a token, but a user may type one
 SHOWN_AUDIO = "(FLAC, 16 kHz, mono)"  # stands for the bytes in a card's sample row
 FUNNEL_FIGURE = "funnel.png"  # shown by the card of the corpus
+TAKEDOWN_FILE = "takedown.txt"  # of a dataset from videos: what must not be in it
 
 
 def render_card(template: str, **values: Any) -> str:

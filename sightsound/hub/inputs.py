@@ -66,7 +66,21 @@ def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) ->
     if Path(source).exists():
         _check_dataset_folder(flag, Path(source))
         return source
-    name, revision = split_revision(source)
+    return pin_repository(flag, *split_revision(source), output_dir)
+
+
+def pin_repository(flag: str, name: str, revision: str | None, output_dir: str | Path | None = None) -> str:
+    """
+    Pin a dataset of the Hub: `ORG/NAME@COMMIT`.
+
+    Args:
+        flag (`str`): Without `--`; the stage's setting has the same name.
+        name, revision (`str`): Of the dataset; without a revision, `main`.
+        output_dir (`str`, *optional*): Of the stage. A rerun takes the commit that is recorded there.
+
+    Raises:
+        `InputError`: There is no such dataset or revision, no access, or no connection.
+    """
     recorded = (read_settings(Path(output_dir)) or {}).get(flag) if output_dir is not None else None
     if revision is None and recorded is not None and split_revision(str(recorded))[0] == name:
         return str(recorded)

@@ -13,7 +13,7 @@ from pathlib import Path
 from sightsound.cli import InputError
 from sightsound.data.clips import sha256_of
 from sightsound.data.sources import REPO_ID, is_hub_id
-from sightsound.hub.cards import FUNNEL_FIGURE
+from sightsound.hub.cards import FUNNEL_FIGURE, TAKEDOWN_FILE
 from sightsound.hub.pull_request import DatasetPublication, ModelPublication
 from sightsound.hub.retries import retrying
 from sightsound.stage import fingerprint, write_atomically
@@ -88,7 +88,8 @@ def publish_dataset(folder: Path, repo_id: str, private: bool) -> str:
 
     The files go to a pull request, are read back from there, and only then merged and tagged. This machine remembers
     nothing: a second run finds on the Hub what an interrupted run left there and uses it. So the remedy for every kill is to
-    run the same command again. Only `README.md`, `ledger.parquet`, the funnel's figure and `data/**/*.parquet` are ever sent.
+    run the same command again. Only `README.md`, `ledger.parquet`, the funnel's figure, `takedown.txt` and `data/**/*.parquet`
+    are ever sent.
     The same step deletes those of them that the older build had and the new one lacks.
 
     The token is the environment's (`HF_TOKEN`, or that of `hf auth login`). It is no argument: other users of the machine
@@ -181,7 +182,7 @@ def is_of_dataset(path: str) -> bool:
     """The allow-list of a dataset: what may leave this machine, and what a new build may delete on the Hub."""
     top, *rest = path.split("/")
     data = top == "data" and path.endswith(".parquet") and not any(part.startswith(".") for part in rest)
-    return path in ("README.md", "ledger.parquet", FUNNEL_FIGURE) or data
+    return path in ("README.md", "ledger.parquet", FUNNEL_FIGURE, TAKEDOWN_FILE) or data
 
 
 def is_of_checkpoint(path: str) -> bool:

@@ -2,11 +2,16 @@
 Audio Flamingo 3: Whisper's encoder on windows of 30 s, pooled to 25 tokens per second, before a Qwen2.5 language model.
 
 A clip of up to 600 s is cut into windows. The last one is padded, because the encoder's positions are those of a whole window.
+
+vLLM 0.31 serves LoRA adapters on this model, but does not map the names under which PEFT saves them: an adapter would be
+accepted and silently ignored. `AudioFlamingo3WithLoRA` is vLLM's own model with that mapping; vLLM loads it as the plugin
+`sightsound` where this project is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sightsound.models.family import ClipFeatures, Licence
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
     from sightsound.data.frames import Frames
+
+ARCHITECTURE = "AudioFlamingo3ForConditionalGeneration"
 
 
 class AudioFlamingo3(WindowFamily):
@@ -33,7 +40,8 @@ class AudioFlamingo3(WindowFamily):
             "non-commercial research only",
         )
     }
-    architecture = "AudioFlamingo3ForConditionalGeneration"
+    architecture = ARCHITECTURE
+    longest_clip_s = 600.0
     feature_names = ("input_features", "input_features_mask")
 
     def window_s(self, processor: ProcessorMixin) -> float | None:
@@ -69,5 +77,29 @@ class AudioFlamingo3(WindowFamily):
         num_tokens = encoded["input_ids"][0].count(placeholder)
         return ClipFeatures(tuple(encoded[name] for name in self.feature_names), num_tokens)
 
+    def register_in_vllm(self) -> None:
+        from vllm import ModelRegistry
+
+        # By name: vLLM imports the model where it needs it.
+        ModelRegistry.register_model(ARCHITECTURE, f"{__name__}:AudioFlamingo3WithLoRA")
+
 
 FAMILY = AudioFlamingo3()
+
+
+def __getattr__(name: str) -> Any:
+    # The class is made when vLLM asks for it, so that this module can be imported without vLLM.
+    if name == "AudioFlamingo3WithLoRA":
+        return _vllm_model()
+    raise AttributeError(name)
+
+
+@cache
+def _vllm_model() -> type:
+    from vllm.model_executor.models.audioflamingo3 import AudioFlamingo3ForConditionalGeneration
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    class AudioFlamingo3WithLoRA(AudioFlamingo3ForConditionalGeneration):
+        hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.language_model.": "language_model.model."})
+
+    return AudioFlamingo3WithLoRA

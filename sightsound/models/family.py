@@ -70,6 +70,8 @@ class StudentFamily:
         processors (`tuple[str, ...]`): Class names of the processors.
         licenses (`dict[str, Licence]`): Licence of each released model, by Hub id, as its card says.
         architecture (`str`, *optional*): Class of transformers to load; None for the one that the config names.
+        longest_clip_s (`float`): Seconds of a clip that the released models take in. It is for servers, which do not say it; of
+            a model in this process, `window_s` reads it from the processor.
         trained_part (`str`, *optional*): What is loaded and trained of a checkpoint that holds more, for messages.
         feature_names (`tuple[str, ...]`): Arguments of the model's forward that hold a clip: first the features, then, where
             the model takes one, their mask.
@@ -78,6 +80,8 @@ class StudentFamily:
             which are declared fixed in the model's class, a flag that `from_pretrained` loses.
         lora_target_modules (`str`): Regular expression for PEFT: the linear layers of the language model and nothing of the
             audio tower, whose adapters vLLM cannot serve. Recipes take it where their YAML names no modules.
+        lora_exclude_modules (`str`, *optional*): Regular expression of what PEFT has to leave out beside it: of some mixtures
+            of experts it reads only the last parts of the names that `lora_target_modules` matches.
         shares_prompts (`bool`): Whether a prompt may be packed with several completions under a mask of ours. Needs a decoder
             that takes 2-D positions and any mask; attention implementations are checked apart.
         expands_for_sampling (`bool`): Whether `generate` itself can repeat the media of a prompt for several samples. It
@@ -93,12 +97,14 @@ class StudentFamily:
     processors: tuple[str, ...] = ()
     licenses: ClassVar[dict[str, Licence]] = {}
     architecture: str | None = None
+    longest_clip_s = 30.0
     trained_part: str | None = None
     feature_names: tuple[str, ...] = ("input_features", "feature_attention_mask")
     audio_tower = "model.audio_tower"
     language_model = "model.language_model"
     never_trained: tuple[str, ...] = ("model.audio_tower.embed_positions",)
     lora_target_modules = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    lora_exclude_modules: str | None = None
     shares_prompts = True
     expands_for_sampling = True
     writes_tie_word_embeddings = True
@@ -340,9 +346,15 @@ def family_of_processor(processor: ProcessorMixin) -> StudentFamily:
     return next((family for family in student_families() if name in family.processors), StudentFamily())
 
 
+def released_family(model: str) -> StudentFamily | None:
+    """The family of a released model, by Hub id; None if no family has it."""
+    return next((family for family in student_families() if model in family.licenses), None)
+
+
 def released_licence(model: str) -> Licence | None:
     """The licence of a released model, by Hub id; None if no family has it, and its publisher has to look it up."""
-    return next((family.licenses[model] for family in student_families() if model in family.licenses), None)
+    family = released_family(model)
+    return family.licenses[model] if family else None
 
 
 def register_in_vllm() -> None:

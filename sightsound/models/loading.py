@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
 from sightsound.data.sources import shown_source
 from sightsound.models.adapters import base_of, merge_adapter, read_adapter
 from sightsound.models.family import family_of, family_of_processor, student_families
 from sightsound.stage import fingerprint
+
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def load_generator(model: str, revision: str | None = None, base_model: str | None = None) -> tuple[Any, Any, str]:
@@ -52,6 +56,21 @@ def load_generator(model: str, revision: str | None = None, base_model: str | No
         return loaded, processor, identity
     merged, adapter_identity = merge_adapter(loaded, model, revision)
     return merged, processor, f"{adapter_identity} on {shown_source(source)} {identity}"
+
+
+def clip_facts(model: str, revision: str | None = None) -> tuple[float | None, Callable[[np.ndarray], int]]:
+    """
+    What a model that `load_generator` would load takes in of clips, from its processor alone.
+
+    Returns:
+        `tuple`: Its window in seconds, None if clips are not cut; and what counts the tokens of a clip.
+    """
+    own, base_revision = _split_revisions(model, revision)
+    adapter = read_adapter(model, own)
+    source, commit = (model, own) if adapter is None else base_of(model, adapter, None)
+    processor = load_processor(source, base_revision or commit)
+    family = family_of_processor(processor)
+    return family.window_s(processor), lambda waveform: family.clip_features(processor, waveform).num_tokens
 
 
 def _split_revisions(model: str, revision: str | None) -> tuple[str | None, str | None]:

@@ -38,6 +38,7 @@ class ThinkerFamily(StudentFamily):
     """
 
     composite: tuple[str, str]
+    longest_clip_s = 300.0
     trained_part = "thinker"
     audio_tower = "audio_tower"
     language_model = "model"
@@ -66,13 +67,22 @@ class ThinkerFamily(StudentFamily):
         videos: Sequence[Frames] = (),
         **options: Any,
     ) -> Any:
-        """The processor pads every clip to its window of 300 s, 15 MB; here to the longest of the batch."""
+        """
+        The processor pads every clip to its window of 300 s, 15 MB; here to the longest of the batch. And it ignores the frame
+        rates of videos, and takes the same one for granted for all of them.
+        """
         if audio:
             extractor = processor.feature_extractor
             # Past the end, a frame of the spectrogram sees half a window of silence, as it does in the processor's padding.
             samples = max(len(waveform) for waveform in audio) + extractor.n_fft // 2
             options["audio_kwargs"] = {"max_length": -(-samples // extractor.hop_length) * extractor.hop_length}
-        return super().encode(processor, texts, audio=audio, videos=videos, **options)
+        encoded = super().encode(processor, texts, audio=audio, videos=videos, **options)
+        if videos:
+            import torch
+
+            frames = processor.video_processor.temporal_patch_size  # that share their tokens
+            encoded["video_second_per_grid"] = torch.tensor([frames / video.metadata()["fps"] for video in videos])
+        return encoded
 
     def clip_features(self, processor: ProcessorMixin, waveform: np.ndarray) -> ClipFeatures:
         """As of every family, without the padding."""
@@ -173,4 +183,5 @@ def _with_backbone(thinker: Any) -> Any:
         return Backbone(self)
 
     added = {"base_model": property(base_model), "_keys_to_ignore_on_load_unexpected": [r"^(talker|token2wav|code2wav)\."]}
+    added["__module__"] = thinker.__module__  # transformers converts the keys of its own classes alone
     return type(thinker.__name__, (thinker,), added)

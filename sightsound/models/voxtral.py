@@ -49,6 +49,7 @@ class Voxtral(WindowFamily):
         "mistralai/Voxtral-Small-24B-2507": Licence("apache-2.0"),
     }
     architecture = "VoxtralForConditionalGeneration"
+    longest_clip_s = LONGEST_CLIP_S
     feature_names = ("input_features",)
     # With our files its model asks for `--tokenizer-mode mistral`, and then for a size that only `params.json` holds.
     not_in_vllm = "vLLM reads Voxtral only in Mistral's format (params.json, consolidated.safetensors), not as it is saved here"

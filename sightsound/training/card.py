@@ -6,30 +6,23 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightsound.data.sources import REPO_ID, is_hub_id, shown_source, split_revision
+from sightsound.data.sources import is_hub_id, shown_source, split_revision
 from sightsound.hub.cards import provenance, render_card, save_card
 from sightsound.method.prompts import PROMPT_VERSION
 from sightsound.method.selection import Funnel
-from sightsound.models.family import released_licence
+from sightsound.models.family import family_of, family_of_processor
+from sightsound.models.origins import OURS, UNKNOWN, base_licence, origin_on_hub
 from sightsound.stage import LEDGER_FILE, read_settings
 from sightsound.training.audio_rows import USED
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerState, TrainingArguments
     from trl import ModelConfig
 
 TASK = "audio-text-to-text"  # the Hub's name of the task
 # The packages whose versions can change the weights.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
-
-
-def origin_on_hub(base: str) -> str | None:
-    """The Hub model that `base` is, or that a recipe trained it from; None if only folders are known."""
-    if is_hub_id(base):
-        return base
-    origin = (read_settings(Path(base).parent) or {}).get("model_name_or_path") or ""
-    return origin if REPO_ID.fullmatch(origin) else None
 
 
 def chosen_by(model: str) -> list[list[str]]:
@@ -97,7 +90,15 @@ def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]
 
 
 def write_model_card(
-    folder: Path, template: str, *, base: str, relation: str, tags: list[str], sources: dict[str, str | None], **values: Any
+    folder: Path,
+    template: str,
+    *,
+    base: str,
+    base_revision: str | None,
+    relation: str,
+    tags: list[str],
+    sources: dict[str, str | None],
+    **values: Any,
 ) -> None:
     """
     Write the README.md of a model.
@@ -106,6 +107,7 @@ def write_model_card(
         folder (`Path`): A finished checkpoint.
         template (`str`): File name in `sightsound/hub/templates/`.
         base (`str`): The model that training started from: folder or Hub id.
+        base_revision (`str`, *optional*): The commit that the base was loaded from.
         relation (`str`): `"adapter"` or `"finetune"`. The Hub's `merge` means weights of several models: a LoRA that is merged
             into its base is a finetune.
         tags (`list[str]`): In addition to the project's.
@@ -115,24 +117,25 @@ def write_model_card(
     from huggingface_hub import ModelCardData
 
     origin = origin_on_hub(base)
-    licence = released_licence(origin or "")
+    licence = base_licence(base, base_revision)
     on_hub = [split_revision(source)[0] for source in sources.values() if source and is_hub_id(source)]
     front = ModelCardData(
         library_name="peft" if relation == "adapter" else "transformers",
         pipeline_tag=TASK,
         language="en",
         license=licence.id if licence else "other",
-        license_name=licence.name if licence else "that-of-the-base-model",
+        license_name=licence.name if licence else UNKNOWN,
         license_link=licence.link if licence else None,
         base_model=origin,
         base_model_relation=relation if origin else None,
         datasets=on_hub or None,
-        tags=["sightsound-r1", "audio-question-answering", "reasoning", *tags],
+        tags=[OURS, "audio-question-answering", "reasoning", *tags],
     )
     text = render_card(
         template,
         **{name: source and shown_source(source) for name, source in sources.items()},
         base=shown_source(base),
+        base_revision=base_revision,
         licence=licence,
         **values,
         **provenance(PACKAGES),
@@ -147,8 +150,7 @@ def write_student_card(
     script_args: Any,
     training_args: TrainingArguments,
     model_args: ModelConfig,
-    state: TrainerState,
-    base_revision: str | None,
+    trainer: Trainer,
 ) -> None:
     """
     Write the README.md of a trained student, or of its adapter.
@@ -156,21 +158,24 @@ def write_student_card(
     Args:
         folder (`Path`): A finished `model/` or `adapter/`, beside the run's `ledger.parquet`.
         method (`str`): `"SFT"` or `"GRPO"`.
-        state (`TrainerState`): Of the finished training.
-        base_revision (`str`, *optional*): The commit that the base was loaded from.
+        trainer (`Trainer`): After the training.
     """
+    state, config = trainer.state, trainer.model.config
+    loader = family_of(config).model_class(config)
     is_adapter = (folder / "adapter_config.json").is_file()
     outcomes, ids = count_outcomes(folder.parent / LEDGER_FILE)
     write_model_card(
         folder,
         "student.md",
         base=model_args.model_name_or_path,
+        base_revision=model_args.model_revision,
         relation="adapter" if is_adapter else "finetune",
         tags=[method.lower(), *(["lora"] if model_args.use_peft else [])],
         sources={"traces": script_args.traces, "audio": script_args.audio},
         method=method,
         is_adapter=is_adapter,
-        base_revision=base_revision,
+        loader=loader.__name__ if loader else "AutoModelForMultimodalLM",
+        window_s=family_of_processor(trainer.processing_class).window_s(trainer.processing_class),
         selection=script_args.selection,
         split=script_args.split,
         funnel=list(training_funnel(script_args.selection, script_args.traces, ids).items()),

@@ -137,19 +137,22 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
     `audio_tower/rows_saved`: of the rows with a clip that this process sampled for or scored, those not encoded again.
 
     Raises:
-        `InputError`: The engine that `args` asks for is not available (see `vllm_rollouts.check_rollouts`).
+        `InputError`: The engine that `args` asks for is not available (see `vllm_rollouts.check_rollouts`), or sampling or
+            the loss that it asks for cannot work.
     """
 
     _step: int  # TRL's
     _buffered_inputs: Any
 
     def __init__(self, model: str, *, args: Any, share_prompts: bool = True, freeze_audio_tower: bool = False, **kwargs: Any):
-        check_rollouts(args, model)
+        check_rollouts(args, model, (args.model_init_kwargs or {}).get("revision"))
         if args.distributed_state.distributed_type.value == "FSDP" and not args.use_vllm:
             # Each forward gathers weights from all processes, and their completions end at different steps.
             raise InputError(
                 "sampling under FSDP would wait for ever; set use_vllm: true, or use accelerate_configs/zero3.yaml"
             )
+        if args.router_aux_loss_coef:
+            raise InputError(f"router_aux_loss_coef: {args.router_aux_loss_coef:g} is for SFT alone; leave it out of GRPO")
         # TRL's default, "auto", would spread policy and reference over all GPUs that a process sees.
         options = {"device_map": None, **(args.model_init_kwargs or {})}
         architecture = student_class(model, options.get("revision"))
@@ -169,6 +172,8 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         finally:
             args.generation_kwargs = generation_kwargs
             args.model_init_kwargs = options  # a class cannot be logged as a setting
+        # The load-balancing loss of a mixture of experts: not computed on packed rows.
+        self.aux_loss_enabled = False
         self.share_prompts = share_prompts and self._family.shares_prompts and supports_custom_masks(policy)
         if share_prompts and not self._family.shares_prompts:
             reason = "Each prompt is computed again for every completion, because a %s cannot share it."

@@ -149,12 +149,16 @@ def lora_config(model_args: ModelConfig) -> PeftConfig | None:
 
     from sightsound.models.family import family_of
 
-    if model_args.use_peft and model_args.lora_target_modules is None:
-        config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-        model_args.lora_target_modules = family_of(config).lora_target_modules
+    if not model_args.use_peft:
+        return None
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    family = family_of(config)
+    if model_args.lora_target_modules is None:
+        model_args.lora_target_modules = family.lora_target_modules
     lora = get_peft_config(model_args)
-    if lora is not None:
-        check_lora_targets(model_args, lora)
+    if model_args.lora_target_modules == family.lora_target_modules:
+        lora.exclude_modules = family.lora_exclude_modules
+    check_lora_targets(model_args, lora)
     return lora
 
 
@@ -194,3 +198,5 @@ def check_lora_targets(model_args: ModelConfig, lora: PeftConfig) -> None:
         raise InputError(f"lora_target_modules {targets} {found}; {remedy}")
     if is_main_process():
         print(f"LoRA: {len(matched)} modules of the language model, 0 of the audio tower")
+        if family.no_adapters_in_vllm:
+            print(f"vLLM cannot serve the adapter, adapter/ ({family.no_adapters_in_vllm}); model/ is the merged model")

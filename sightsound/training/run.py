@@ -131,8 +131,7 @@ class TrainingRun(SharedStage):
                 script_args=self.script_args,
                 training_args=self.training_args,
                 model_args=self.model_args,
-                state=trainer.state,
-                base_revision=self.model_args.model_revision,
+                trainer=trainer,
             )
             write_trained_on(
                 folder,
@@ -171,6 +170,7 @@ def open_run(
         `InputError`: A check refused the run (`check_processes`, `check_unsupported_fields`, `pin_inputs`), or the folder was
             started with other settings.
     """
+    from sightsound.models.origins import restriction_notice
     from sightsound.training.card import chosen_by
     from sightsound.training.checkpoints import checkpoint_to_resume
 
@@ -192,6 +192,8 @@ def open_run(
     )
     with run:
         if not run.complete:
+            if is_main_process() and (notice := restriction_notice(model_args.model_name_or_path, model_args.model_revision)):
+                print(notice)
             run.checkpoint = on_main_process(lambda: checkpoint_to_resume(training_args.resume_from_checkpoint, run.path))
         elif is_main_process():
             print(f"{run.path} is complete")

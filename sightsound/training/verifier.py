@@ -28,7 +28,7 @@ import numpy as np
 
 from sightsound.data.audio import encode_wav
 from sightsound.engines.base import ChatRequest, ChatResult, Completion, Sampling
-from sightsound.models.family import family_of_processor
+from sightsound.models.family import family_of, family_of_processor
 from sightsound.models.loading import load_processor, safetensors_only, student_class
 from sightsound.stage import fingerprint
 from sightsound.training.calibration import probabilities
@@ -100,12 +100,13 @@ def score(
 
 def read_verifier(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """The section `verifier` of a checkpoint's config.json (folder or Hub id); None if it has none, or is not found."""
-    from transformers import PreTrainedConfig
+    from transformers import AutoConfig
 
     try:
-        return PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("verifier")
-    except OSError:  # the error of loading it as a checker says what is wrong
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError):  # the error of loading it as a checker says what is wrong
         return None
+    return getattr(family_of(config).model_config(config), "verifier", None)
 
 
 class VerifierEngine:

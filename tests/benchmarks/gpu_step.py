@@ -1,10 +1,10 @@
 """
 Step time, tokens per second and peak memory of both recipes' trainers, on a model of the 7B's shape with random weights.
 
-    python -m tests.benchmarks.gpu_step [--clip_s 10] [--num_new_tokens 200] [--steps 4] [--full] [--work_dir D]
+    python -m tests.benchmarks.gpu_step [--family qwen2_5_omni] [--clip_s 10] [--num_new_tokens 200] [--steps 4] [--full]
     accelerate launch --config_file accelerate_configs/zero3.yaml -m tests.benchmarks.gpu_step --full --work_dir D
 
-For a GPU of 80 GB, or several; nothing is downloaded, and 16 GB are written to `work_dir`. SFT trains a LoRA on 8 rows per step
+For a GPU of 80 GB, or several; nothing is downloaded, and 18 GB are written to `work_dir`. SFT trains a LoRA on 8 rows per step
 and GPU, GRPO 4 prompts x 8 completions in micro-batches of 4, against the reference model: a LoRA, or with `--full` all
 parameters, for which one GPU needs about 130 GB. The model's text is noise and never ends, so every completion has
 `num_new_tokens`. `--tiny` takes a small model of the same architecture, on the CPU: it shows that the script runs.
@@ -22,20 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-
-
-# Qwen/Qwen2-Audio-7B-Instruct, config.json.
-AUDIO_7B = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "num_mel_bins": 128}
-TEXT_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
-AUDIO_TINY = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "num_mel_bins": 128}
-TEXT_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-VOCABULARY_7B, VOCABULARY_TINY = 156_032, 2_048
-LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+from tests.support.shapes import RELEASED, WINDOW_S, Shape, make_model, tiny_shape
 
 
 @dataclass
 class BenchmarkArguments:
-    clip_s: float = field(default=10.0, metadata={"help": "length of the clips, at most 30 seconds"})
+    family: str = field(default="qwen2_audio", metadata={"help": "of the student", "choices": list(RELEASED)})
+    clip_s: float = field(default=10.0, metadata={"help": "length of the clips"})
     num_new_tokens: int = field(default=200, metadata={"help": "per completion", "minimum": 4})
     steps: int = field(default=4, metadata={"help": "of each trainer, at least 2: the first is not counted"})
     full: bool = field(default=False, metadata={"help": "GRPO trains all parameters, as the paper does"})
@@ -43,41 +36,22 @@ class BenchmarkArguments:
     work_dir: str | None = field(default=None, metadata={"help": "where the model is written (default: a temporary folder)"})
 
 
-def build_model(folder: Path, tiny: bool) -> None:
-    """Write a Qwen2-Audio with random weights and its processor, unless it is there."""
+def build_model(folder: Path, shape: Shape, on_gpu: bool) -> None:
+    """Write a student with random weights and its processor, unless it is there."""
     import torch
-    from transformers import (
-        AutoTokenizer,
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
 
     from sightsound.training.checkpoints import save_checkpoint
     from sightsound.training.distributed import without_zero3_init
-    from tests.support.tiny import REPO
 
     if folder.exists():
         return
-    tokenizer = AutoTokenizer.from_pretrained(REPO / "recipes" / "miniature" / "tokenizer")
-    audio, text = (AUDIO_TINY, TEXT_TINY) if tiny else (AUDIO_7B, TEXT_7B)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    vocabulary = VOCABULARY_TINY if tiny else VOCABULARY_7B
-    heads = {"num_key_value_heads": text["num_attention_heads"]}
-    config = Qwen2AudioConfig(
-        audio_config={"model_type": "qwen2_audio_encoder", "max_source_positions": 1500, **audio},
-        text_config={"model_type": "qwen2", "vocab_size": vocabulary, **text, **heads, **ids},
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
-    )
-    with without_zero3_init(), torch.device("cpu" if tiny else "cuda"):
-        default, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.float32 if tiny else torch.bfloat16)
-        model = Qwen2AudioForConditionalGeneration(config)
+    with without_zero3_init(), torch.device("cuda" if on_gpu else "cpu"):
+        default, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
+        model, processor = make_model(shape)
         torch.set_default_dtype(default)
-        extractor = WhisperFeatureExtractor(feature_size=128)
-        save_checkpoint(model, Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer), folder)
+        save_checkpoint(model, processor, folder)
     del model
-    if not tiny:
+    if on_gpu:
         torch.cuda.empty_cache()
 
 
@@ -162,11 +136,11 @@ def settings_of(args: BenchmarkArguments, folder: Path) -> dict[str, Any]:
 
 def sft(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float]:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoProcessor
     from trl import SFTConfig
     from trl.trainer.utils import create_model_from_path
 
+    from sightsound.models.loading import student_class
     from sightsound.training.collator import CompletionCollator
     from sightsound.training.distributed import on_main_process
     from sightsound.training.sft import AudioSFTTrainer
@@ -174,28 +148,40 @@ def sft(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float]
     rows_per_step = 2 if args.tiny else 8
     training_args = SFTConfig(
         per_device_train_batch_size=rows_per_step,
-        max_length=2048,
+        max_length=None,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         **settings_of(args, folder),
     )
-    on_main_process(lambda: build_model(model, args.tiny))
+    shape = tiny_shape(args.family) if args.tiny else RELEASED[args.family]
+    on_main_process(lambda: build_model(model, shape, on_gpu=not args.tiny))
     processor = AutoProcessor.from_pretrained(model)
     rows = make_rows(rows_per_step * args.steps * training_args.world_size, args.clip_s, args.num_new_tokens)
     trainer = AudioSFTTrainer(
-        model=create_model_from_path(str(model), dtype="float32" if args.tiny else "bfloat16", device_map=None),
+        model=create_model_from_path(
+            str(model), student_class(str(model)), dtype="float32" if args.tiny else "bfloat16", device_map=None
+        ),
         args=training_args,
         train_dataset=Dataset.from_list(rows),
         processing_class=processor,
         data_collator=CompletionCollator(processor, training_args.max_length),
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+        peft_config=lora(processor),
     )
     return measure(trainer)
 
 
+def lora(processor: Any) -> Any:
+    """Of the recipes, on the modules that the family names."""
+    from peft import LoraConfig
+
+    from sightsound.models.family import family_of_processor
+
+    targets = family_of_processor(processor).lora_target_modules
+    return LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+
+
 def grpo(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float]:
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoProcessor
     from trl import GRPOConfig
 
@@ -212,13 +198,14 @@ def grpo(args: BenchmarkArguments, model: Path, folder: Path) -> dict[str, float
         **settings_of(args, folder),
     )
     prompts_per_step = training_args.generation_batch_size // training_args.num_generations
+    processor = AutoProcessor.from_pretrained(model)
     trainer = AudioGRPOTrainer(
         str(model),
         reward_funcs=reward,
         args=training_args,
         train_dataset=Dataset.from_list(make_rows(prompts_per_step * args.steps, args.clip_s, args.num_new_tokens)),
-        processing_class=AutoProcessor.from_pretrained(model),
-        peft_config=None if args.full else LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+        processing_class=processor,
+        peft_config=None if args.full else lora(processor),
     )
     return measure(trainer)
 
@@ -235,13 +222,13 @@ def main() -> None:
 
     if not args.tiny and not torch.cuda.is_available():
         raise InputError("there is no GPU here; --tiny runs a small model on the CPU")
-    if args.clip_s > 30:
-        raise InputError(f"--clip_s {args.clip_s}: the model hears 30 seconds")
+    if args.clip_s > WINDOW_S[args.family]:
+        raise InputError(f"--clip_s {args.clip_s}: the model takes in {WINDOW_S[args.family]} seconds")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.work_dir is None:
         raise InputError("several processes read one model: give --work_dir")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.work_dir or temporary)
-        model = folder / ("tiny" if args.tiny else "7b")
+        model = folder / f"{args.family}-{'tiny' if args.tiny else '7b'}"
         figures = {}
         for name, trainer in (("sft", sft), ("grpo", grpo)):
             figures[name] = trainer(args, model, folder)

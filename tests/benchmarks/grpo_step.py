@@ -1,16 +1,17 @@
 """
 Time of one GRPO step of ours against the plain way, which repeats each clip and each prompt for each of its completions.
 
-    python -m tests.benchmarks.grpo_step [--seconds 10 30] [--num_new_tokens 100] [--repeats 3]
+    python -m tests.benchmarks.grpo_step [--family qwen2_5_omni] [--seconds 10 30] [--num_new_tokens 100] [--repeats 3]
 
 Both are the same trainer with the same model, clips, prompts, seed, optimizer and micro-batches: 4 prompts with 8 completions
 each in an optimizer step, 8 completions in a micro-batch, KL against a reference model. The plain way samples with
 `model.generate` on 32 rows, scores each row by itself, sends a spectrogram per row through the audio tower and leaves the rows
 as TRL shuffles them. The two have to write the same completions and to get the same loss and the same gradient.
 
-The model is a Qwen2-Audio with random weights: the audio tower has 8 % of the language model's parameters, the head a tenth of
-its layers'. Attention and convolutions weigh more in small models, so that the tower takes more of the work than in the 7B;
-both shares are printed, and what the 7B has to gain, in FLOPs. The more tokens a completion has, the less there is to share.
+The model has random weights and the proportions of Qwen2-Audio: the audio tower has 8 % of the language model's parameters, the
+head a tenth of its layers'. Attention and convolutions weigh more in small models, so that the tower takes more of the work
+than in the released 7B; both shares are printed, and what the 7B has to gain, in FLOPs. The more tokens a completion has, the
+less there is to share.
 The ways take turns on one thread; compared are the medians of CPU-seconds, which other programs on the machine disturb less
 than the clock. On an idle core it takes about four minutes.
 """
@@ -26,17 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
+from tests.support.shapes import HEAD_SIZE, RELEASED, Shape, save_model
 
 
 NUM_PROMPTS, NUM_GENERATIONS = 4, 8
 MAX_APART = 1e-5  # of the loss and, relative to its norm, of the gradient of each weight
 TEXT_TOKENS = 100  # of a prompt: template, question, four choices, instruction
+AUDIO_TOKENS_PER_S = 25  # of both families
 WAYS = ("ours", "plain")
 PARTS = ("whole_s", "rollout_s", "score_s", "train_s", "wall_s")
 
 
 @dataclass
 class BenchmarkArguments:
+    family: str = field(default="qwen2_audio", metadata={"help": "of the student", "choices": list(RELEASED)})
     seconds: list[int] | None = field(
         default=None, metadata={"help": "lengths of the clips, 25 audio tokens a second (default: 10 30)"}
     )
@@ -45,111 +49,26 @@ class BenchmarkArguments:
     width: int = field(default=256, metadata={"help": "hidden size of the language model, a multiple of 128", "minimum": 128})
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What decides the FLOPs of a Qwen2-Audio; multi-head attention without grouped keys."""
-
-    width: int
-    layers: int
-    inner: int
-    vocabulary: int
-    tower_width: int
-    tower_layers: int
-    frames: int = 1500  # of the tower after its convolutions, before pooling; 30 seconds
-    mels: int = 128
-
-    def language_parameters(self) -> int:
-        """Without the embedding, which costs nothing, and without the head."""
-        return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
-
-    def tower_parameters(self) -> int:
-        return self.tower_layers * 12 * self.tower_width**2 + 3 * self.tower_width * (self.mels + self.tower_width)
-
-    def tower_flops(self) -> float:
-        convolved = 2 * 3 * self.tower_width * (2 * self.frames * self.mels + self.frames * self.tower_width)
-        attended = 4 * self.frames**2 * self.tower_width * self.tower_layers
-        return convolved + attended + 2 * self.frames * self.tower_layers * 12 * self.tower_width**2
-
-    def language_flops(self, tokens: float, seen: float, predicted: float) -> float:
-        """Of a forward: tokens through the layers, pairs of a token and one that it sees, tokens through the head."""
-        return (
-            2 * tokens * self.language_parameters()
-            + 4 * seen * self.width * self.layers
-            + 2 * predicted * self.width * self.vocabulary
-        )
-
-
-QWEN2_AUDIO_7B = Shape(4096, 32, 11008, 156_032, 1280, 32)
-
-
-def flops_ratio(shape: Shape, prompt: int, completion: int, is_sampling: bool, group: int = NUM_GENERATIONS) -> float:
+def flops_ratio(shape: Shape, seconds: int, completion: int, is_sampling: bool, group: int = NUM_GENERATIONS) -> float:
     """
     FLOPs of the plain way to those of ours for one group: reference and training (a backward is two forwards), and sampling.
     """
+    prompt, tower = AUDIO_TOKENS_PER_S * seconds + TEXT_TOKENS, shape.tower_flops(seconds)
     whole = prompt + completion
     packed = prompt - 1 + group * completion
     seen = prompt**2 / 2 + group * completion * (prompt + completion / 2)
-    plain = group * (shape.language_flops(whole, whole**2 / 2, completion) + shape.tower_flops())
-    ours = shape.language_flops(packed, seen, group * completion) + shape.tower_flops()
+    plain = group * (shape.language_flops(whole, whole**2 / 2, completion) + tower)
+    ours = shape.language_flops(packed, seen, group * completion) + tower
     plain, ours = (1 + 3) * plain, (1 + 3) * ours
     if is_sampling:
         decoded = shape.language_flops(completion, completion * (prompt + completion / 2), completion)
-        prefill = shape.language_flops(prompt, prompt**2 / 2, 1) + shape.tower_flops()
+        prefill = shape.language_flops(prompt, prompt**2 / 2, 1) + tower
         plain, ours = plain + group * (prefill + decoded), ours + prefill + group * decoded
     return plain / ours
 
 
-def shape_of(width: int) -> Shape:
-    return Shape(width, 4, 43 * width // 16, 19 * width // 4, 17 * width // 32, 1)
-
-
-def build_checkpoint(shape: Shape, folder: Path) -> None:
-    """Random weights and the miniature's tokenizer, filled up with words of no meaning to the size of the vocabulary."""
-    from transformers import (
-        AutoTokenizer,
-        GenerationConfig,
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-        set_seed,
-    )
-
-    from sightsound.training.checkpoints import save_checkpoint
-
-    set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "recipes" / "miniature" / "tokenizer")
-    tokenizer.add_tokens([f"<word-{i}>" for i in range(shape.vocabulary - len(tokenizer))])
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = Qwen2AudioConfig(
-        audio_config={
-            "model_type": "qwen2_audio_encoder",
-            "d_model": shape.tower_width,
-            "encoder_layers": shape.tower_layers,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 4 * shape.tower_width,
-            "num_mel_bins": shape.mels,
-            "max_source_positions": shape.frames,
-        },
-        text_config={
-            "model_type": "qwen2",
-            "hidden_size": shape.width,
-            "intermediate_size": shape.inner,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.width // 128,
-            "num_key_value_heads": shape.width // 128,
-            "max_position_embeddings": 4096,
-            "bos_token_id": None,
-            "tie_word_embeddings": False,
-            "vocab_size": shape.vocabulary,
-            **ids,
-        },
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
-    )
-    model = Qwen2AudioForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**ids)
-    extractor = WhisperFeatureExtractor(feature_size=shape.mels)
-    save_checkpoint(model, Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer), folder)
+def shape_of(family: str, width: int) -> Shape:
+    return Shape(family, width, 4, 43 * width // 16, width // HEAD_SIZE, 19 * width // 4, 17 * width // 32, 1, 4)
 
 
 def make_rows(seconds: int) -> list[dict[str, Any]]:
@@ -299,11 +218,9 @@ def report(seconds: int, steps: dict[str, list[Step]]) -> float:
 
 
 def report_flops(name: str, shape: Shape, seconds: int, num_new_tokens: int) -> None:
-    prompt = 25 * seconds + TEXT_TOKENS
-    learned, whole = (flops_ratio(shape, prompt, num_new_tokens, is_sampling) for is_sampling in (False, True))
-    parts = shape.tower_flops() / shape.language_flops(
-        prompt + num_new_tokens, (prompt + num_new_tokens) ** 2 / 2, num_new_tokens
-    )
+    learned, whole = (flops_ratio(shape, seconds, num_new_tokens, is_sampling) for is_sampling in (False, True))
+    row = AUDIO_TOKENS_PER_S * seconds + TEXT_TOKENS + num_new_tokens
+    parts = shape.tower_flops(seconds) / shape.language_flops(row, row**2 / 2, num_new_tokens)
     print(
         f"{name}, {seconds} s clips, {num_new_tokens} new tokens: FLOPs of the plain way to ours {learned:.2f} for scoring and "
         f"training, {whole:.2f} with sampling; the tower takes {parts:.2f} of a row of the language model"
@@ -312,7 +229,7 @@ def report_flops(name: str, shape: Shape, seconds: int, num_new_tokens: int) -> 
 
 def main() -> None:
     args = parse_arguments(BenchmarkArguments, __doc__)
-    if args.width % 128:
+    if args.width % HEAD_SIZE:
         raise InputError(f"--width {args.width}: expected a multiple of 128, the size of an attention head")
     import torch
     import transformers
@@ -320,12 +237,12 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    shape, ratios = shape_of(args.width), {}
+    shape, ratios = shape_of(args.family, args.width), {}
     million = (shape.language_parameters() + 2 * shape.width * shape.vocabulary) / 1e6
     print(f"language model of {million:.1f} M parameters, audio tower of {shape.tower_parameters() / 1e6:.2f} M")
     with tempfile.TemporaryDirectory() as name:
         checkpoint = Path(name) / "model"
-        build_checkpoint(shape, checkpoint)
+        save_model(shape, checkpoint)
         for seconds in args.seconds or (10, 30):
             steps: dict[str, list[Step]] = {way: [] for way in WAYS}
             rows = make_rows(seconds)
@@ -337,7 +254,7 @@ def main() -> None:
             lengths = [len(ids) for ids in steps["ours"][-1].completions]
             print(f"{sum(lengths)} equal tokens in {len(lengths)} completions; gradients {apart:.1e} apart")
             report_flops("this model", shape, seconds, args.num_new_tokens)
-            report_flops("Qwen2-Audio-7B", QWEN2_AUDIO_7B, seconds, args.num_new_tokens)
+            report_flops("the released 7B", RELEASED[args.family], seconds, args.num_new_tokens)
     print(json.dumps(ratios))
 
 

@@ -81,7 +81,7 @@ def test_a_batch_gives_what_single_requests_give(tmp_path, sampling):
         assert isinstance(engine, StreamingEngine)
         assert ask(engine, tmp_path, keys, sampling) == expected
     assert {body["messages"][0]["content"][-1]["text"]: body for body in server.bodies.values()} == sent
-    assert (engine.window_s, engine.revision) == (OpenAIEngine.window_s, "tiny at its server")
+    assert (engine.window_s, engine.revision) == (30.0, "tiny at its server")
     assert expected["an unreadable clip"] == {"outcome": "undecodable", "detail": "an unreadable clip cannot be read"}
     assert [b["request_counts"]["total"] for b in server.batches.values()] == [3, 3, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["batches.jsonl", "journal.jsonl", "online"]

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from sightsound.cli import InputError
+from sightsound.models.family import family_of
 from tests.benchmarks import gpu_step
 from tests.support import served
+from tests.support.shapes import RELEASED, make_model, tiny_shape
 from tests.support.tiny import REPO
 
 
@@ -52,10 +54,10 @@ def test_a_server_takes_hardly_longer_than_the_engine_in_a_process():
 
 
 @pytest.mark.storm
-def test_the_script_for_gpus_runs_on_a_small_model():
-    figures = json.loads(
-        measure("gpu_step", "--tiny", "--steps", "2", "--clip_s", "2", "--num_new_tokens", "6").splitlines()[-1]
-    )
+@pytest.mark.parametrize("family", RELEASED)
+def test_the_script_for_gpus_runs_on_a_small_model(family):
+    flags = ["--tiny", "--family", family, "--steps", "2", "--clip_s", "2", "--num_new_tokens", "6"]
+    figures = json.loads(measure("gpu_step", *flags).splitlines()[-1])
     assert all(figures[name]["tokens_per_s"] > 0 and figures[name]["peak_gib"] > 0 for name in ("sft", "grpo"))
 
 
@@ -75,6 +77,25 @@ def test_steps_of_a_model_of_the_size_of_the_7b():
 
 
 @pytest.mark.storm
-def test_a_grpo_step_takes_less_than_half_of_the_plain_way():
-    output = measure("grpo_step", "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1")
-    assert json.loads(output.splitlines()[-1])["10"] >= 2
+@pytest.mark.parametrize("family", RELEASED)
+def test_a_grpo_step_takes_less_than_half_of_the_plain_way(family):
+    flags = ["--family", family, "--seconds", "10", "--num_new_tokens", "64", "--width", "128", "--repeats", "1"]
+    assert json.loads(measure("grpo_step", *flags).splitlines()[-1])["10"] >= 2
+
+
+@pytest.mark.parametrize(
+    "shape", [*RELEASED.values(), *map(tiny_shape, RELEASED)], ids=lambda shape: f"{shape.family}-{shape.layers}"
+)
+def test_the_sizes_from_which_flops_are_computed_are_those_of_the_model(shape):
+    import torch
+
+    with torch.device("meta"):
+        model, _ = make_model(shape)
+    tower = family_of(model.config).audio_tower_of(model)
+
+    def matrices(modules) -> int:
+        return sum(weight.numel() for module in modules for name, weight in module.named_parameters() if weight.dim() > 1)
+
+    assert matrices([tower.layers, tower.conv1, tower.conv2]) == shape.tower_parameters()
+    assert matrices([model.get_submodule(family_of(model.config).language_model).layers]) == shape.language_parameters()
+    assert model.get_output_embeddings().weight.shape == (shape.vocabulary, shape.width)

@@ -132,7 +132,6 @@ def test_rows_are_asked_at_a_server_under_the_name_of_the_paper(dataset, questio
     videos = {"media_dir": tiny_world / "clips", "num_frames": 4}
     asked = {
         "omni-3b-audio": ({}, "Qwen/Qwen2.5-Omni-3B", (True, False)),
-        "omni-3b-video": (videos, "Qwen/Qwen2.5-Omni-3B", (False, True)),
         "omni-7b": (videos, "Qwen/Qwen2.5-Omni-7B", (True, True)),
         "vl-32b-audio_cot": (videos, "Qwen/Qwen2.5-VL-32B-Instruct", (False, True)),
         "base-cot_distill": ({"traces": traces}, "Qwen/Qwen2-Audio-7B-Instruct", (True, False)),

@@ -177,4 +177,4 @@ def test_the_plugin_of_vllm_registers_what_families_replace(monkeypatch) -> None
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
     plugins = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
     EntryPoint("sightsound", plugins["sightsound"], "vllm.general_plugins").load()()
-    assert registered == {"Qwen2AudioForConditionalGeneration": "sightsound.models.qwen2_audio:Qwen2AudioWithLoRA"}
+    assert registered["Qwen2AudioForConditionalGeneration"] == "sightsound.models.qwen2_audio:Qwen2AudioWithLoRA"

@@ -9,7 +9,10 @@ import yaml
 
 from sightsound.method.selection import ARMS
 from sightsound.models.family import family_of
+from tests.support.families import build_family
+from tests.support.recipes import launch
 from tests.support.students import GRPO_ARMS, RECIPES, SFT_ARMS, STUDENTS, recipe_parser, released_model, yaml_of
+from tests.support.tiny import write_corpus
 
 
 SFT = [(student, arm) for student in STUDENTS for arm in SFT_ARMS]
@@ -118,3 +121,41 @@ def test_the_memory_of_a_readme_is_that_of_the_released_sizes(student) -> None:
         f"{trained:.3f} B x 12 B + {2 * total:.1f} GB = {12 * trained + 2 * total:.0f} GB",
     ):
         assert figure in text, figure
+
+
+# What a CPU and a tiny model need in place of the YAMLs' sizes.
+ON_A_CPU = {
+    "use_cpu": "true",
+    "bf16": "false",
+    "dtype": "float32",
+    "gradient_checkpointing": "false",
+    "max_steps": 2,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "num_validation": 4,
+    "validation_max_tokens": 8,
+    "report_to": "none",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "student", "of_grpo"),
+    [("qwen2_5_omni", "qwen2_5_omni_7b", "grpo.yaml"), ("audio_flamingo_3", "audio_flamingo_3", "grpo_lora.yaml")],
+)
+def test_the_yamls_of_another_student_train_a_small_model_of_its_family(
+    family, student, of_grpo, questions, tiny_dataset, tmp_path
+) -> None:
+    """The label arm of SFT, then GRPO from its merged model; transformers samples in place of vLLM."""
+    given = {"audio": tiny_dataset, "traces": write_corpus(questions, tmp_path / "corpus"), "selection": "label", **ON_A_CPU}
+    sft, grpo = tmp_path / "sft", tmp_path / "grpo"
+    base = build_family(family, tmp_path / "base")
+    config, rows = RECIPES / student / "sft.yaml", {"per_device_train_batch_size": 2}
+    done = launch("sft", config=config, model_name_or_path=base, output_dir=sft, **given, **rows)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "modules of the language model, 0 of the audio tower" in done.stdout
+    given |= {"gradient_accumulation_steps": 2, "max_completion_length": 8, "use_vllm": "false"}
+    done = launch("grpo", config=RECIPES / student / of_grpo, model_name_or_path=sft / "model", output_dir=grpo, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (grpo / "model" / "config.json").is_file()

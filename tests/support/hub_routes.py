@@ -95,7 +95,7 @@ def _info(hub: LoopbackHub, call: Call) -> Answer:
     sha = repo.resolve(call.match.groupdict().get("rev") or "main")
     commit = repo.commits[sha]
     about = {"id": call.match["repo"], "sha": sha, "private": repo.private, "lastModified": commit.date, "tags": []}
-    flags = {"gated": False, "disabled": False, "downloads": 0, "likes": 0}
+    flags = {"gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0}
     return Answer({"_id": sha[:24], **about, **flags, "siblings": [{"rfilename": path} for path in commit.tree]})
 
 
@@ -153,6 +153,8 @@ def _tag(hub: LoopbackHub, call: Call) -> Answer:
 
 def _resolve(hub: LoopbackHub, call: Call) -> Answer:
     repo = call.repo()
+    if repo.gated and not call.match["repo"].startswith(f"{call.user()}/"):
+        raise Refusal(403 if call.user() else 401, "Access to this dataset is restricted", "GatedRepo")
     sha = repo.resolve(call.match["rev"])
     headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
     entry = repo.tree(sha).get(call.match["path"])

@@ -40,6 +40,7 @@ class Pull:
 @dataclass
 class Repo:
     private: bool
+    gated: bool = False  # its files can be listed by all, and read by its owner only
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)

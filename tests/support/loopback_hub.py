@@ -56,6 +56,7 @@ class Request:
     path: str
     agent: str = ""
     status: int | str = 0  # 0 while it is on its way
+    sent: int = 0  # bytes of the answer
 
 
 class LoopbackHub:
@@ -98,6 +99,15 @@ class LoopbackHub:
 
     def count(self, method: str, path: str) -> int:
         return sum(asked.method == method and bool(re.search(path, asked.path)) for asked in self.log)
+
+    def sent(self, path: str) -> dict[str, int]:
+        """How many bytes of the answers to GET were sent, by path, of those that match."""
+        found: dict[str, int] = {}
+        for asked in self.log:
+            place = urlsplit(asked.path).path
+            if asked.method == "GET" and re.search(path, place):
+                found[place] = found.get(place, 0) + asked.sent
+        return found
 
     def content(self, entry: Entry) -> bytes:
         return self.objects[entry.sha256] if entry.sha256 else self.blobs[entry.oid]
@@ -204,11 +214,12 @@ class Handler(BaseHTTPRequestHandler):
         if fault.what == LOSE:
             request.status, self.close_connection = LOSE, True
             return
-        self._send(answer, flip=fault.what == FLIP)
+        request.sent = self._send(answer, flip=fault.what == FLIP)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
-    def _send(self, answer: Answer, flip: bool) -> None:
+    def _send(self, answer: Answer, flip: bool) -> int:
+        """Returns the number of bytes of the content."""
         content, status, headers = answer.content, answer.status, dict(answer.headers)
         if not isinstance(content, bytes):
             content, headers = json.dumps(content).encode(), headers | {"Content-Type": "application/json"}
@@ -227,6 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+        return 0 if self.command == "HEAD" else len(content)
 
 
 # Clients in processes of their own: `huggingface_hub` reads HF_ENDPOINT and HF_HUB_OFFLINE once, when it is imported.

@@ -63,6 +63,8 @@ def _parse(body: dict[str, Any]) -> Ask:
         frames = parts["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
         images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(frame, validate=True)))) for frame in frames]
         video = Frames(np.stack(images), body.pop("media_io_kwargs")["video"]["fps"])
+        if body.pop("mm_processor_kwargs") != {"fps": video.fps}:
+            raise ValueError("the frame rate of the processor is not that of the video")
     neutral = {name: body.pop(name) for name in NEUTRAL if name in body}
     return Ask(text=parts["text"], audio=audio, video=video, neutral=neutral, **body)
 

@@ -1,6 +1,7 @@
 """What a release is made of: a finished stage, runs of its model, and the folder as the repository will be."""
 
 import shutil
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +27,16 @@ LORA = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
 
 
+@cache
+def tiny_student() -> tuple[Any, Any]:
+    return tiny.miniature_builders().make_student()
+
+
 def write_card(folder: Path, stage: str, audio: Path, traces: Path | None, base: str, selection: str, **changed: Any) -> str:
     """The card that a recipe writes, from the objects that a recipe has."""
     settings = {"output_dir": str(folder.parent), "use_cpu": True, "bf16": False, "report_to": "none", **changed}
     script = {"audio": str(audio), "traces": traces and str(traces), "selection": selection, "split": "train"}
+    student, processor = tiny_student()
     state = TrainerState(global_step=8, best_global_step=6, best_metric=0.75, log_history=[{"train_runtime": 90.0, "step": 8}])
     write_student_card(
         folder,
@@ -37,8 +44,7 @@ def write_card(folder: Path, stage: str, audio: Path, traces: Path | None, base:
         script_args=SimpleNamespace(**script, num_validation=4),
         training_args=SFTConfig(**settings),
         model_args=ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=[LORA]),
-        state=state,
-        base_revision=None,
+        trainer=SimpleNamespace(state=state, model=student, processing_class=processor),
     )
     return (folder / "README.md").read_text()
 

@@ -9,21 +9,23 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sightsound.data.frames import Frames
 from sightsound.engines.base import ChatRequest
-from tests.support.tiny import REPO
+from tests.support.tiny import REPO, miniature_builders
 
 
 # Made by `make setup-vllm`: vLLM brings a stack of its own, which the project's environment is kept free of.
@@ -125,13 +127,30 @@ def build_checker(folder: Path) -> Path:
     return save_with_ends(model, processor, folder)
 
 
-def build_policy(folder: Path) -> Path:
+def never_write(model: Any, tokens: Sequence[int], weight: float = -20.0) -> None:
     """
-    A Qwen2-Audio with random weights that, as any trained one, does not write a clip's placeholder.
+    Have a model with random weights write some tokens as rarely as a trained one does.
 
     What an engine says of a token is its share among those that it may sample, and what is trained its share among all: random
-    weights would give the placeholder, which may not be sampled, as much as any other token.
+    weights would give a clip's placeholder, which may not be sampled, as much as any other token.
     """
+    import torch
+
+    decoder = next(module for module in model.modules() if hasattr(module, "embed_tokens"))
+    with torch.no_grad():
+        # The first coordinate of the residual stream is the same for all words, and only the logits of `tokens` read it.
+        model.get_input_embeddings().weight[:, 0] = 0.5
+        for name, parameter in decoder.layers.named_parameters():
+            if "o_proj" in name or "down_proj" in name:  # of experts, too: `(experts, hidden_size, moe_intermediate_size)`
+                parameter[..., 0, :] = 0
+        head = model.get_output_embeddings().weight
+        head[:, 0] = 0
+        head[list(tokens)] = 0
+        head[list(tokens), 0] = weight
+
+
+def build_policy(folder: Path) -> Path:
+    """A Qwen2-Audio with random weights that, as any trained one, does not write a clip's placeholder."""
     import torch
     from transformers import set_seed
 
@@ -139,15 +158,61 @@ def build_policy(folder: Path) -> Path:
     model, processor = load_pretrain().make_student()
     with torch.no_grad():
         model.lm_head.weight *= 5  # far from uniform
-        # The first coordinate of the residual stream is the same everywhere, and nothing but the placeholder's logit reads it.
-        model.get_input_embeddings().weight[:, 0] = 0.5
-        model.model.multi_modal_projector.linear.weight[0], model.model.multi_modal_projector.linear.bias[0] = 0, 0.5
-        for layer in model.model.language_model.layers:
-            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
-        model.lm_head.weight[:, 0] = 0
-        model.lm_head.weight[model.config.audio_token_id] = 0
-        model.lm_head.weight[model.config.audio_token_id, 0] = -20
+    never_write(model, [model.config.audio_token_id])
     return save_with_ends(model, processor, folder)
+
+
+def build_student(family: str, folder: Path) -> Path:
+    """
+    `families.build_family` with heads of 32, and with weights that have it say something else of each clip.
+
+    It writes neither placeholders nor half a character, which vLLM leaves out at the end of a text.
+    """
+    import torch
+    from transformers import set_seed
+
+    from sightsound.models.family import family_of
+    from tests.support.families import BUILDERS
+
+    set_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(miniature_builders(), "HOP_LENGTH", 160)  # vLLM expects the frames of the real window
+        model, processor = BUILDERS[family]()
+    text = model.config.get_text_config()
+    for name, value in HEADS.items():
+        setattr(text, name, value)
+    if "mrope_section" in text.rope_parameters:
+        text.rope_parameters["mrope_section"] = MROPE_SECTION
+    model = type(model)(model.config)  # its parts copied the config when they were made
+    decoder = next(module for module in model.modules() if hasattr(module, "embed_tokens"))
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 5
+        model.get_input_embeddings().weight *= 10
+        for name, weight in decoder.layers.named_parameters():
+            if "_proj" in name and not name.endswith("bias"):  # else it would repeat its first word, whatever it is given
+                weight *= 5
+    tokenizer = processor.tokenizer
+    never = family_of(model.config).media_token_ids(model.config)
+    never += [token for token in range(len(tokenizer)) if "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])]
+    never_write(model, never, weight=-400.0)
+    return save_with_ends(model, processor, folder)
+
+
+def build_adapter(model: Path, folder: Path) -> Path:
+    """A LoRA on a student, as training saves it; weak, so that its model does not say one thing only."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from sightsound.models.family import family_of
+    from sightsound.models.loading import load_generator
+    from sightsound.training.checkpoints import save_adapter
+
+    torch.manual_seed(0)
+    base, processor, _ = load_generator(str(model))
+    targets = family_of(base.config).lora_target_modules
+    lora = LoraConfig(r=8, lora_alpha=1, target_modules=targets, init_lora_weights=False)
+    save_adapter(get_peft_model(base, lora), processor, folder)
+    return folder
 
 
 SHIPPED = {"do_sample": True, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "temperature": 0.1, "max_new_tokens": 4}
@@ -175,6 +240,21 @@ def long_videos(count: int, seed: int, side: int = 588) -> list[ChatRequest]:
         soft = np.stack([Image.fromarray(frame).resize((side, side), Image.Resampling.BILINEAR) for frame in coarse])
         requests.append(ChatRequest(f"{seed}-{i}", QUESTION, video=Frames(soft + noise, 2.0)))
     return requests
+
+
+def serving_rollouts(policy: Path, args: Any, log: Path, without: Sequence[str] = ()) -> Any:
+    """
+    The server that the documented command starts for GRPO, for a `with` block.
+
+    Args:
+        args (`GRPOConfig`): Names its port.
+        without (`Sequence[str]`): Words of the command to leave out.
+    """
+    from sightsound.training.vllm_rollouts import serve_command
+
+    flags = {name: value for name, value in FLAGS.items() if name != "served-model-name"} | {"max-model-len": 2048}
+    command = [word for word in shlex.split(serve_command(args, str(policy))) if word not in without]
+    return running(with_flags(["env", *command], flags), args.vllm_server_port, log)
 
 
 class VllmServer:
@@ -212,6 +292,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def training_environment() -> dict[str, str]:
+    """Of a training process with an engine. Another one may run at the same time, with torch's default port."""
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(REPO), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def with_flags(command: list[str], flags: dict[str, Any]) -> list[str]:

@@ -10,29 +10,25 @@ difference at each step between the log-probabilities of a sampled token under v
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 from trl import GRPOConfig
 from trl.generation import vllm_generation
 
 from sightsound.method.prompts import COT_PROMPT, question_text
+from sightsound.models.family import family_of
 from sightsound.training import grpo as grpo_trainer
 from sightsound.training.grpo import AudioGRPOTrainer
 from tests.support.tiny import read_rows
 
 
 METRIC = "sampling/sampling_logp_difference/max"
-LORA = LoraConfig(
-    r=4,
-    lora_alpha=32,
-    target_modules=r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
-)
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "num_generations": 4,
@@ -62,35 +58,45 @@ def some_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 def one_engine_for_all() -> None:
-    """Start one engine for all trainers: it takes half a minute, and every trainer begins by setting its weights."""
-    start, engines = vllm_generation.LLM, []
+    """Start one engine for all trainers of a model: every trainer begins by setting its weights."""
+    start, engines = vllm_generation.LLM, {}
 
     def engine_of_all(**options: Any) -> Any:
-        if not engines:
-            engines.append(start(**options))
-        vars(engines[0]).pop("generate", None)  # set by the previous trainer
-        return engines[0]
+        model = options["model"]
+        if model not in engines:
+            engines[model] = start(**options, kv_cache_memory_bytes=128 << 20)  # not a share of what others leave
+        vars(engines[model]).pop("generate", None)  # set by the previous trainer
+        return engines[model]
 
     vllm_generation.LLM = engine_of_all
 
 
 class Cases:
-    def __init__(self, checkpoint: str, dataset: str, **engine: Any):
+    """
+    Training of one checkpoint.
+
+    Args:
+        questions (`Sequence[dict]`): Rows of avqa-audio; the first two are asked.
+        engine: Fields of `GRPOConfig`.
+    """
+
+    def __init__(self, checkpoint: str, questions: Sequence[dict[str, Any]], **engine: Any):
         self.checkpoint, self.engine = checkpoint, engine
-        questions = read_rows(Path(dataset))[:2] * 4  # the same clips in every step: a cache could answer for them
         self.rows = [
             {
                 "prompt": [{"role": "user", "content": question_text(row["question"], row["choices"], COT_PROMPT)}],
                 "audio": row["audio"],
             }
-            for row in questions
+            for row in list(questions)[:2] * 4  # the same clips in every step: a cache could answer for them
         ]
+        targets = family_of(AutoConfig.from_pretrained(checkpoint)).lora_target_modules
+        self.lora = LoraConfig(r=4, lora_alpha=32, target_modules=targets)
 
     def trainer(self, folder: str, peft_config: Any = None) -> AudioGRPOTrainer:
         return AudioGRPOTrainer(
             self.checkpoint,
             reward_funcs=[some_reward],
-            args=GRPOConfig(output_dir=folder, **SETTINGS, **self.engine),
+            args=GRPOConfig(output_dir=folder, **(SETTINGS | self.engine)),
             train_dataset=Dataset.from_list(self.rows),
             processing_class=AutoProcessor.from_pretrained(self.checkpoint),
             peft_config=peft_config,
@@ -158,17 +164,18 @@ def exchange_clips(trainer: AudioGRPOTrainer) -> None:
 def main() -> None:
     checkpoint, dataset, url, output = sys.argv[1:]
     one_engine_for_all()
+    questions = read_rows(Path(dataset))
     modes = {
-        "colocate": Cases(checkpoint, dataset, vllm_mode="colocate"),
-        "server": Cases(checkpoint, dataset, vllm_mode="server", vllm_server_base_url=url, vllm_server_timeout=900),
+        "colocate": Cases(checkpoint, questions, vllm_mode="colocate"),
+        "server": Cases(checkpoint, questions, vllm_mode="server", vllm_server_base_url=url, vllm_server_timeout=900),
     }
     results: dict[str, dict[str, Any]] = {}
     for mode, cases in modes.items():
         results[mode] = {
             "full": cases.train(),
-            "lora": cases.train(None, LORA),
+            "lora": cases.train(None, cases.lora),
             "full_no_sync": cases.train(sync_once),
-            "lora_no_sync": cases.train(sync_once, LORA),
+            "lora_no_sync": cases.train(sync_once, cases.lora),
             "other_clip": cases.train(exchange_clips),
             "different": cases.different_completions(),
             "placeholders": cases.sampled_where_the_placeholder_is_likely(),

@@ -108,6 +108,11 @@ def test_no_model_is_spread_over_all_gpus_that_a_process_sees(student_checkpoint
     assert asked == [None, None]  # policy and reference
 
 
+def test_the_loss_of_a_mixture_of_experts_is_refused(student_checkpoint, rows, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"^router_aux_loss_coef: 0.001 is for SFT alone; leave it out of GRPO$"):
+        make_trainer(student_checkpoint, rows, tmp_path, router_aux_loss_coef=0.001)
+
+
 def test_the_audio_placeholder_is_never_sampled(student_checkpoint, rows, tmp_path) -> None:
     trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from datasets import Dataset
 
 from dataset_builders import verdicts
 from sightsound.cli import InputError
-from sightsound.data import parquet, schema
+from sightsound.data import parquet
 from sightsound.data.statistics import wilson_interval
-from sightsound.hub.cards import write_dataset_card
 from sightsound.method.prompts import CHECKER_TRANSCRIPT
 from sightsound.method.verdicts import ACCEPT, INVALID, NO_REASONING, REJECT
 from sightsound.training.audio_rows import join_audio
@@ -43,25 +41,17 @@ from sightsound.training.verifier import (
     score,
 )
 from tests.support import tiny
+from tests.support.calibration import calibration, clips, run_main, train, verifier_flags
 from tests.support.card_rules import validate
 from tests.support.loopback_hub import client_environment, loopback_hub
 
 
-__all__ = ["loopback_hub"]  # the fixture
-
-
-MINIATURE = tiny.REPO / "recipes" / "miniature"
-# So low that even a verifier which learnt nothing reaches it: what is tested with it is the way, not the figures.
-LOW_TARGET = 0.05
+__all__ = ["calibration", "loopback_hub"]  # the fixtures
 
 
 def row(clip: str, verdicts: dict[str | None, str], id: str | None = None) -> dict[str, Any]:
     traces = [{"think": think, "verdict": verdict} for think, verdict in verdicts.items()]
     return {"id": id or clip, "media_sha256": clip, "traces": traces}
-
-
-def clips(count: int) -> list[str]:
-    return [f"clip-{i}" for i in range(count)]
 
 
 def test_a_clip_is_always_in_the_same_part_and_the_parts_have_their_shares():
@@ -176,49 +166,6 @@ def test_the_verdict_follows_from_the_text_alone():
     p = probabilities(np.array([-50.0, 0.0, 1.23456, 50.0]), {"slope": 1.0, "offset": 0.0})
     assert [parse_probability(probability_text(each)) for each in p] == p.tolist() == [0.0, 0.5, 0.7746, 1.0]
     assert parse_probability("") is None
-
-
-@pytest.fixture(scope="module")
-def calibration(questions, tmp_path_factory) -> dict[str, Path]:
-    """The tiny dataset under clip names that fill all three parts, and scripted verdicts about it."""
-    folder = tmp_path_factory.mktemp("calibration")
-    names = {part: [clip for clip in clips(200) if part_of(clip) == part] for part in PARTS}
-    chosen = [names[part][i] for i in range(len(questions) // 3) for part in PARTS]
-    renamed = [{**question, "media_sha256": clip} for question, clip in zip(questions, chosen, strict=True)]
-    parquet.write_parquet(renamed, schema.avqa_audio_features(), folder / "audio" / "data" / "train.parquet")
-    write_dataset_card(folder / "audio", "# Renamed\n", {"default": {"train": "data/*.parquet"}})
-    thinks = {"I hear dog, then bell.": ACCEPT, "I hear bell, then dog.": REJECT, "I hear drum.": REJECT}
-    rows = []
-    for question in renamed:
-        traces = [tiny.trace(f"<think>{t}</think><answer>A</answer>", 0, t, verdict) for t, verdict in thinks.items()]
-        traces.append(tiny.trace("A", 0, None, INVALID))
-        rows.append(tiny.trace_row(question, traces, checker="scripted", checker_revision="1", verdict_mode="yes_no"))
-    return {"audio": folder / "audio", "verdicts": tiny.write_traces(rows, folder / "verdicts")}
-
-
-def run_main(main: Callable[[], None], script: str, **flags: Any) -> None:
-    """A script in this process: importing torch and its company once is enough."""
-    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *arguments])
-        main()
-
-
-def verifier_flags(calibration: dict[str, Path], student: Path, output: Path) -> dict[str, Any]:
-    sizes = {"max_steps": 2, "per_device_train_batch_size": 4, "save_steps": 1, "save_total_limit": 2, "logging_steps": 1}
-    inputs = {**calibration, "model_name_or_path": student, "output_dir": output, "target_precision": LOW_TARGET}
-    # As in the YAMLs of real students, the LoRA is on the modules that the student's family names.
-    lines = (MINIATURE / "verifier.yaml").read_text().splitlines(keepends=True)
-    config = output.with_name("verifier.yaml")
-    config.write_text("".join(line for line in lines if not line.startswith("lora_target_modules")))
-    return {"config": config, **inputs, **sizes}
-
-
-def train(calibration: dict[str, Path], student: Path, output: Path, **flags: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(tiny.REPO / "recipes"))
-        import verifier
-    run_main(verifier.main, "verifier.py", **{**verifier_flags(calibration, student, output), **flags})
 
 
 @pytest.fixture(scope="module")

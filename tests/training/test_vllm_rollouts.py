@@ -3,7 +3,6 @@
 import http.server
 import importlib.util
 import json
-import os
 import shlex
 import subprocess
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import Qwen2AudioForConditionalGeneration
+from transformers import Qwen2AudioForConditionalGeneration, VoxtralConfig
 from trl import GRPOConfig
 
 from sightsound.cli import InputError
@@ -60,6 +59,14 @@ def test_without_vllm_one_line_says_so(student_checkpoint, questions, tmp_path):
 
 def test_vllm_is_not_checked_where_it_is_not_used(tmp_path):
     check_rollouts(make_args(tmp_path, use_vllm=False), MODEL)
+
+
+def test_a_family_that_vllm_cannot_sample_for_is_refused_with_the_reason(tmp_path):
+    VoxtralConfig().save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"use_vllm: true: vLLM cannot sample for .* \(.*Mistral's format.*\); set use_vllm: false"
+    ):
+        check_rollouts(make_args(tmp_path), str(tmp_path))
 
 
 def test_a_server_that_does_not_run_is_named_with_the_command_that_starts_it(tmp_path):
@@ -115,16 +122,13 @@ def trained(tiny_dataset, tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("rollouts")
     policy, port = served.build_policy(folder / "policy"), served.free_port()
     served.ship_generation_config(policy)
-    flags = {name: value for name, value in served.FLAGS.items() if name != "served-model-name"} | {"max-model-len": 1024}
-    command = shlex.split(serve_command(make_args(folder, vllm_server_port=port), str(policy)))
-    at = command.index("--generation-config")
-    command[at : at + 2] = []
     output, log = folder / "differences.json", folder / "training.log"
     arguments = [policy, tiny_dataset, f"http://127.0.0.1:{port}", output]
-    with served.running(served.with_flags(["env", *command], flags), port, folder / "server.log"), open(log, "w") as file:
+    args, left_out = make_args(folder, vllm_server_port=port), ("--generation-config", "vllm")
+    with served.serving_rollouts(policy, args, folder / "server.log", left_out), open(log, "w") as file:
         done = subprocess.run(
             [str(served.PYTHON), "-m", "tests.support.vllm_training", *map(str, arguments)],
-            env={**os.environ, **served.ENVIRONMENT, "PYTHONPATH": str(REPO)},
+            env=served.training_environment(),
             cwd=REPO,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -117,8 +117,10 @@ def pack(
         ends = torch.tensor([len(prompts[rows[0]]) - 1 for rows in groups])
         packing = _packing(model, group, position, torch.tensor(written), ends, length)
         inputs["packing"] = Packing(packing[0], *(part.to(device) for part in packing[1:]))
-        if getattr(model.config.get_text_config(), "layer_types", None):
-            inputs["attention_mask"] = {"full_attention": None}  # by kind of layer; without it the model would make a mask
+        # Without a mask the model would make one of `(groups, length, length)`, which `packed_attention` does not read. A model
+        # with kinds of layers takes one per kind; another passes on what has four dimensions.
+        has_kinds = getattr(model.config.get_text_config(), "layer_types", None)
+        inputs["attention_mask"] = {"full_attention": None} if has_kinds else torch.zeros(1, 1, 1, 1)
     else:
         of_query, of_key = segment[:, :, None], segment[:, None, :]
         order = torch.arange(length)
