@@ -113,7 +113,8 @@ def dhash(picture: np.ndarray) -> int:
 
 class SeenSegments:
     """
-    The fingerprints of a build so far. A segment takes about 0.5 KB; comparing one with 10,000 others takes about 10 ms.
+    The fingerprints of a build so far. A segment takes about 0.5 KB. Comparing one with 10,000 others takes about 8 ms: 40 s in
+    a build of 10,000 segments, about an hour in one of 100,000.
 
     Args:
         segment_s (`float`): Length of the longest segment.

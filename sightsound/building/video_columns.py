@@ -65,7 +65,7 @@ class Columns:
             row (`Mapping`): What the source says of the video.
             name (`str`): Its file's name, for sources without ids.
         """
-        given = without_extension(self.known(row, "id_column", ID_COLUMNS) or name)
+        given = without_extension(self.known(row, "id_column", ID_COLUMNS) or name).removesuffix(".json")
         of_clip = VIDEO_NAME.fullmatch(given)
         return (of_clip.group(1), int(of_clip.group(2))) if of_clip else (file_name_of(given), 0)
 

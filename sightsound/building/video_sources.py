@@ -160,6 +160,9 @@ class Source:
             except pa.ArrowInvalid as error:
                 raise InputError(f"{first} of --source {self.name} is not parquet ({error}); take it away") from error
         video_column_of(schema, self.columns, self.shown(first))
+        for flag in ("id_column", "license_column", "author_column"):
+            if (path := getattr(self.columns, flag)) is not None:
+                _check_path(schema, flag, path, self.shown(first))
 
 
 def _stem(path: str) -> str:
@@ -268,6 +271,20 @@ def video_column_of(schema: Any, columns: Columns, file: str) -> str:
         f"{len(found)} columns may ({', '.join(found)})" if found else f"none of its columns does ({', '.join(schema.names)})"
     )
     raise InputError(f"{file}: expected a column that holds videos as bytes, but {seen}; give --video_column")
+
+
+def _check_path(schema: Any, flag: str, path: str, file: str) -> None:
+    """Raise `InputError` where a parquet file has no such column, or its objects no such field."""
+    import pyarrow as pa
+
+    fields = {each.name: each.type for each in schema}
+    for name in path.split("."):
+        if name not in fields:
+            raise InputError(f"--{flag} {path}: {file} has no {name} there, but {', '.join(fields)}; give one of these")
+        held = fields[name]
+        if not pa.types.is_struct(held):  # a value, or JSON whose names no schema knows
+            return
+        fields = {held.field(i).name: held.field(i).type for i in range(held.num_fields)}
 
 
 def _rows_of_parquet(local: Path, name: str, columns: Columns, is_done: Callable[[int], bool]) -> Iterator[Entry]:

@@ -233,8 +233,8 @@ def test_the_places_of_a_long_video_are_even_and_bounded():
 
 
 def test_ids_are_file_names_and_two_ids_are_never_one(tmp_path):
-    columns = Columns(id_column="json.original_video_filename")
-    assert columns.id_of({"json": '{"original_video_filename": "abc.mp4"}'}, "shard-7") == ("abc", 0)
+    columns = Columns(id_column="json.original_json_filename")
+    assert columns.id_of({"json": '{"original_json_filename": "abc.json"}'}, "shard-7") == ("abc", 0)
     assert columns.id_of({}, "shard-7") == ("shard-7", 0)
     assert Columns().id_of({"video_id": 12}, "x") == ("12", 0)
     assert Columns().id_of({}, "zzzDEF-_123_000030") == ("zzzDEF-_123", 30)

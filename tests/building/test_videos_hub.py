@@ -39,7 +39,7 @@ def video_files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 def finevideo_shard(videos: dict[str, bytes | None]) -> bytes:
     """A parquet file with FineVideo's columns, as far as they are read."""
     details = [
-        {"original_video_filename": f"{name}.mp4", "youtube_channel": f"channel of {name}", "duration_seconds": 2}
+        {"original_json_filename": f"{name}.json", "youtube_channel": f"channel of {name}", "duration_seconds": 2}
         for name in videos
     ]
     buffer = io.BytesIO()
@@ -156,6 +156,7 @@ def test_nothing_is_published_without_a_licence(loopback_hub, video_files, tmp_p
         ("gated", (), "alice/videos is gated: ask for access on its page, then set HF_TOKEN or run `hf auth login`"),
         ("texts", (), "expected a column that holds videos as bytes, but none of its columns does (text); give --video_column"),
         ("texts", ("--video_column", "film"), "has no column film: it has text; give --video_column"),
+        ("texts", ("--video_column", "text", "--id_column", "id"), "has no id there, but text; give one of these"),
         ("cards", (), "holds no videos: expected videos, parquet files with videos in a column, or tar archives"),
     ],
 )
