@@ -39,6 +39,7 @@ class Qwen3Omni(ThinkerFamily):
     }
     architecture = "Qwen3OmniMoeThinkerForConditionalGeneration"
     composite = ("qwen3_omni_moe", "Qwen3OmniMoeForConditionalGeneration")
+    not_in_vllm = "it serves the checkpoints, but updated weights of the experts do not reach a running engine"
     # Attention alone: the experts of a layer are two parameters in transformers 5 and not linear layers that PEFT could adapt.
     lora_target_modules = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
     lora_exclude_modules = r"(audio_tower|visual)\..*"

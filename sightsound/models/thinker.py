@@ -147,6 +147,9 @@ class Backbone:
     What a thinker computes before its output layer. transformers has no module for it: `model.model` does not hear.
 
     TRL's trainers call it as `model.base_model`.
+
+    Raises:
+        `ValueError`: By a call whose prompts do not have one audio token per row of audio features.
     """
 
     _tp_plan = _pp_plan = None  # read by transformers from whatever `base_model` is
@@ -168,8 +171,13 @@ class Backbone:
         embedded = thinker.get_input_embeddings()(input_ids)
         if input_features is not None:
             heard = thinker.get_audio_features(input_features, feature_attention_mask, return_dict=True).last_hidden_state
-            is_audio = (input_ids == thinker.config.audio_token_id).unsqueeze(-1)
-            embedded = embedded.masked_scatter(is_audio, heard.to(embedded.device, embedded.dtype))
+            is_audio = input_ids == thinker.config.audio_token_id
+            if (expected := int(is_audio.sum())) != len(heard):
+                raise ValueError(
+                    f"{expected} audio tokens in the prompts, but {len(heard)} rows of audio features: "
+                    "write as many placeholders as `clip_features` counts"
+                )
+            embedded = embedded.masked_scatter(is_audio.unsqueeze(-1), heard.to(embedded.device, embedded.dtype))
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         return thinker.model(inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids, **kwargs)

@@ -153,6 +153,9 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
             )
         if args.router_aux_loss_coef:
             raise InputError(f"router_aux_loss_coef: {args.router_aux_loss_coef:g} is for SFT alone; leave it out of GRPO")
+        if args.chat_template_kwargs:
+            expected = "prompts are written as the evaluation writes them, without arguments of the chat template"
+            raise InputError(f"chat_template_kwargs: {args.chat_template_kwargs}: {expected}; leave it out")
         # TRL's default, "auto", would spread policy and reference over all GPUs that a process sees.
         options = {"device_map": None, **(args.model_init_kwargs or {})}
         architecture = student_class(model, options.get("revision"))
@@ -161,17 +164,17 @@ class AudioGRPOTrainer(BestByAccuracy, FullWeightsResume, GRPOTrainer):
         self._family.freeze_fixed_parts(policy)
         if freeze_audio_tower:
             self._family.audio_tower_of(policy).requires_grad_(False)
-        generation_kwargs = args.generation_kwargs
+        settings = args.generation_kwargs, args.model_init_kwargs
         if not args.use_vllm:  # rollouts with vLLM exclude them too, see `vllm_rollouts`
             never = self._family.media_token_ids(policy.config)
-            args.generation_kwargs = {"suppress_tokens": never, **(generation_kwargs or {})}
+            others = args.generation_kwargs or {}
+            args.generation_kwargs = {**others, "suppress_tokens": [*never, *(others.get("suppress_tokens") or ())]}
         args.model_init_kwargs = {**options, "architecture": architecture}  # TRL loads the reference model with them
         try:
             with audio_rollouts(policy, args), _with_image_token(policy.config):
                 super().__init__(policy, args=args, **kwargs)
         finally:
-            args.generation_kwargs = generation_kwargs
-            args.model_init_kwargs = options  # a class cannot be logged as a setting
+            args.generation_kwargs, args.model_init_kwargs = settings  # as given: trackers log them, and no class can be logged
         # The load-balancing loss of a mixture of experts: not computed on packed rows.
         self.aux_loss_enabled = False
         self.share_prompts = share_prompts and self._family.shares_prompts and supports_custom_masks(policy)

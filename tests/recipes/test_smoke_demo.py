@@ -86,7 +86,7 @@ def test_an_unknown_student_is_refused_in_one_line_before_anything_is_made(tmp_p
     process = demo(tmp_path / "out", STUDENT="qwen2_audoi")
     output, _ = process.communicate()
     assert process.returncode == 2 and not (tmp_path / "out").exists()
-    expected = "expected one of: qwen2_audio qwen2_5_omni"
+    expected = f"expected one of: {' '.join(tiny.miniature_builders().STUDENTS)}"
     assert output == f"error: STUDENT=qwen2_audoi is no student of the miniature; {expected}\n"
 
 

@@ -138,6 +138,7 @@ def _qwen3_omni() -> tuple[Any, Any]:
     audio |= {"output_dim": width, "downsample_hidden_size": 16, "n_window": 50, "n_window_infer": 400}
     vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "patch_size": 14}
     vision |= {"out_hidden_size": width, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    vision |= {"image_size": side, "apply_vit_abs_pos_embed": True}  # of the released config, which vLLM alone reads
     text = {**miniature.TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     text |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}}

@@ -5,7 +5,7 @@ Students of several families in the real vLLM, in one subprocess: most of a star
 
 Of each family: greedy texts about `requests` from an engine that training has given the weights; the differences between the
 log-probabilities of vLLM and of training, at each step, with the engine in this process and, if there is a `url`, with the
-server there; and, if there is an `adapter`, greedy texts with it.
+server there; and, if there is an `adapter`, greedy texts with it. Of a family that vLLM only serves: greedy texts.
 """
 
 import json
@@ -23,7 +23,7 @@ from sightsound.data.audio import encode_flac
 from sightsound.data.schema import SAMPLING_RATE
 from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.method.prompts import user_message
-from sightsound.models.family import family_of_processor
+from sightsound.models.family import family_of, family_of_processor
 from sightsound.training.vllm_rollouts import check_rollouts
 from tests.support.vllm_training import Cases, exchange_clips, one_engine_for_all, sync_once
 
@@ -76,10 +76,12 @@ def texts_after_sync(cases: Cases) -> list[str]:
         return greedy_texts(rollouts._engine_generate, cases.checkpoint)
 
 
-def texts_with_adapter(model: str, adapter: str) -> list[str]:
+def texts_of_checkpoint(model: str, adapter: str | None = None) -> list[str]:
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
+    if adapter is None:
+        return greedy_texts(LLM(model, **ENGINE).generate, model)
     engine = LLM(model, enable_lora=True, max_lora_rank=8, **ENGINE)
     return greedy_texts(engine.generate, model, lora_request=LoRARequest("student", 1, adapter))
 
@@ -94,7 +96,10 @@ def run(model: str, url: str | None = None, adapter: str | None = None) -> dict[
     # A step that would let the model sample a clip's placeholder is too long: vLLM excludes it, and training does not.
     fields = {"vllm_mode": "colocate", "vllm_max_model_length": MAX_LENGTH, "learning_rate": 1e-4}
     colocate, of_equal_length = Cases(model, questions(), **fields), Cases(model, questions()[1:], **fields)
-    (architecture,) = AutoConfig.from_pretrained(model).architectures
+    config = AutoConfig.from_pretrained(model)
+    if family_of(config).not_in_vllm:
+        return {"texts": texts_of_checkpoint(model)}
+    (architecture,) = config.architectures
     result: dict[str, Any] = {
         "refusals": [refusal(model, architecture), refusal(model, "FormerModel")],
         "full": colocate.train(),
@@ -109,7 +114,7 @@ def run(model: str, url: str | None = None, adapter: str | None = None) -> dict[
         at_server = Cases(model, questions(), **fields)
         result |= {"server_full": at_server.train(), "server_no_sync": at_server.train(sync_once)}
     if adapter is not None:
-        result["texts_with_adapter"] = texts_with_adapter(model, adapter)
+        result["texts_with_adapter"] = texts_of_checkpoint(model, adapter)
     return result
 
 

@@ -113,6 +113,18 @@ def test_the_loss_of_a_mixture_of_experts_is_refused(student_checkpoint, rows, t
         make_trainer(student_checkpoint, rows, tmp_path, router_aux_loss_coef=0.001)
 
 
+def test_arguments_of_the_chat_template_are_refused(student_checkpoint, rows, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"^chat_template_kwargs: {'enable_thinking': False}: prompts are written as the "):
+        make_trainer(student_checkpoint, rows, tmp_path, chat_template_kwargs={"enable_thinking": False})
+
+
+def test_tokens_that_a_yaml_suppresses_are_added_to_the_placeholder(student_checkpoint, rows, tmp_path) -> None:
+    trainer = make_trainer(student_checkpoint, rows, tmp_path, generation_kwargs={"suppress_tokens": [5]})
+    assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id, 5]
+    assert trainer.args.generation_kwargs == {"suppress_tokens": [5]}
+    assert trainer.args.model_init_kwargs is None
+
+
 def test_the_audio_placeholder_is_never_sampled(student_checkpoint, rows, tmp_path) -> None:
     trainer = make_trainer(student_checkpoint, rows, tmp_path)
     assert trainer.generation_config.suppress_tokens == [trainer.model.config.audio_token_id]
