@@ -29,7 +29,7 @@ from sightsound.training.audio_rows import audio_rows
 from sightsound.training.checkpoints import save_adapter, save_checkpoint
 from sightsound.training.collator import CompletionCollator
 from sightsound.training.grpo import AudioGRPOTrainer
-from sightsound.training.recipe import lora_config
+from sightsound.training.recipe import lora_config, model_init_kwargs
 from sightsound.training.rollout_buffer import load_buffer, save_buffer
 from sightsound.training.sft import AudioSFTTrainer
 from sightsound.training.sharing.attention import use_packed_attention
@@ -318,6 +318,16 @@ def test_an_attention_that_takes_no_mask_shares_no_prompts(case: Case, monkeypat
     assert supports_custom_masks(case.model)
     monkeypatch.setattr(case.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
     assert not supports_custom_masks(case.model)
+
+
+def test_an_attention_that_cannot_be_used_is_refused_before_the_weights_are_loaded(case: Case) -> None:
+    arguments = ModelConfig(model_name_or_path=str(case.checkpoint), attn_implementation="flash_attention_9")
+    with pytest.raises(
+        InputError, match=r"attn_implementation flash_attention_9 cannot be used here \(.*; set it to sdpa or eager"
+    ):
+        model_init_kwargs(arguments)
+    arguments.attn_implementation = "sdpa"
+    assert model_init_kwargs(arguments)["attn_implementation"] == "sdpa"
 
 
 def test_every_family_is_tested() -> None:

@@ -128,7 +128,13 @@ def check_unsupported_fields(training_args: TrainingArguments, model_args: Model
 
 
 def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` for the model that training starts from."""
+    """
+    Keyword arguments of `from_pretrained` for the model that training starts from.
+
+    Raises:
+        `InputError`: `attn_implementation` is not one that the model can have here.
+    """
+    _check_attention(model_args)
     return {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -136,6 +142,27 @@ def model_init_kwargs(model_args: ModelConfig) -> dict[str, Any]:
         "use_safetensors": True,
         "device_map": None,  # TRL's default, "auto", would spread the model over all GPUs that a process sees
     }
+
+
+def _check_attention(model_args: ModelConfig) -> None:
+    """Make the model without weights: a missing kernel would otherwise be noticed after the data is read, by a traceback."""
+    import torch
+    from transformers import AutoConfig
+
+    from sightsound.models.family import family_of
+    from sightsound.models.loading import student_class
+
+    chosen = model_args.attn_implementation
+    if chosen is None:
+        return
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    architecture = student_class(model_args.model_name_or_path, model_args.model_revision)
+    try:
+        with without_zero3_init(), torch.device("meta"):
+            architecture._from_config(family_of(config).model_config(config), attn_implementation=chosen)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"attn_implementation {chosen} cannot be used here ({reason}); set it to sdpa or eager") from error
 
 
 def lora_config(model_args: ModelConfig) -> PeftConfig | None:
