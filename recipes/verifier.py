@@ -86,10 +86,10 @@ def main() -> None:
         write_ledger(use_of_traces(verdicts, parts), training.ledger)
         rows = {part: join_audio([asdict(each) for each in examples], audio) for part, examples in parts.items()}
 
+        lora = lora_config(model_args)  # draws random numbers: before the seed
         set_seed(training_args.seed)
         processor = load_processor(model_args.model_name_or_path, model_args.model_revision)
         collator = PairCollator(processor, CHECKER_TRANSCRIPT)
-        lora = lora_config(model_args)
         with safetensors_only(model_args.model_name_or_path):
             architecture = student_class(model_args.model_name_or_path, model_args.model_revision)
             base = architecture.from_pretrained(model_args.model_name_or_path, **model_init_kwargs(model_args))

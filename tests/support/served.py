@@ -65,9 +65,10 @@ ENVIRONMENT = {
 
 def load_pretrain(side: int = 588) -> Any:
     """`recipes/miniature/pretrain.py` as a module, set to make models with heads of 32, for videos up to `side` x `side`."""
-    spec = importlib.util.spec_from_file_location("pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
+    # Under a name of its own: `tiny.miniature_builders` must not find these sizes.
+    spec = importlib.util.spec_from_file_location("served_pretrain", REPO / "recipes" / "miniature" / "pretrain.py")
     pretrain = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = pretrain  # dataclasses look their module up while they are made
+    sys.modules["served_pretrain"] = pretrain  # dataclasses look their module up while they are made
     spec.loader.exec_module(pretrain)
     pretrain.TEXT.update(HEADS)
     pretrain.WINDOW_S, pretrain.HOP_LENGTH = 30, 160
