@@ -45,7 +45,7 @@ class Columns:
     license: str | None = None
 
     def known(self, row: Mapping[str, Any], name: str, common: Sequence[str]) -> str | None:
-        """What a row says under a column of these names; None where it says nothing."""
+        """The value of the first of these columns that is not empty; None if all are empty."""
         given = getattr(self, name)
         paths = [given] if given else [*common, *(f"{NESTED}.{each}" for each in common)]
         found = (value_at(row, path) for path in paths)

@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def model(self) -> Any:
-        """Of the class that training loads; nobody trains it."""
+        """The checkpoint in the class that training loads, in eval mode. Tests do not train it."""
         return student_class(str(self.checkpoint)).from_pretrained(self.checkpoint).eval()
 
     @cached_property
