@@ -24,6 +24,7 @@ from sightsound.data.parquet import read_parquet
 from sightsound.hub.cards import FUNNEL_FIGURE, SHOWN_AUDIO, as_json, dataset_info, provenance, render_card, write_dataset_card
 from sightsound.hub.inputs import front_matter_of, pin_datasets
 from sightsound.hub.publish import PublishArguments
+from sightsound.method.audio_contribution import contributions_of, known_contribution
 from sightsound.method.ledger import Unjoined, join_verdicts, stream_rows
 from sightsound.method.prompts import question_text
 from sightsound.method.selection import ARMS, FULL_METHOD, Funnel, TraceRow, shown, trace_outcome
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_SHARD = 500  # of `verified`, which holds the audio: under the 500 MB per file that the Hub suggests
 TRACES_ROWS_PER_SHARD = 10_000  # with eight traces per row about 100 MB of text, before compression
-VERIFIED_FROM = ("id", "question", "choices", "teacher_answer", "unanimous", "traces", "outcome")
+VERIFIED_FROM = ("id", "question", "choices", "teacher_answer", "unanimous", "traces", "outcome", *schema.CONTRIBUTION_COLUMNS)
 AS_DATASET = "other"  # `--license` by default: the card repeats the licence of the dataset
 # `license_name`, or else `license`, on the dataset's card -> the sentence on the corpus's card.
 LICENCES = {
@@ -80,6 +81,7 @@ def verified_row(row: TraceRow, audio: dict[str, Any]) -> dict[str, Any]:
         "completions": arm.completions(row),
         "teacher_answer": row["teacher_answer"],
         "choices": row["choices"],
+        **known_contribution(row),
     }
 
 
@@ -195,8 +197,11 @@ def build(args: CotCorpusArguments, stage: Stage) -> None:
         shutil.rmtree(old, ignore_errors=True)
     funnel, unjoined = Funnel(), Unjoined()
     joined = join_verdicts(stream_rows(args.traces), stream_rows(args.verdicts), unjoined)
+    # The dataset may have been labelled after its questions were traced.
+    contributions = contributions_of(dataset)
+    labelled = (row | known_contribution(contributions.get(row["id"], {}), row) for row in joined)
     # Again, so that a filter that was changed after the verdicts needs no new ones. A question without traces keeps its reason.
-    rows = (row | trace_outcome(row["traces"]) if row["traces"] else row for row in joined)
+    rows = (row | trace_outcome(row["traces"]) if row["traces"] else row for row in labelled)
     write_traces(funnel.count(tqdm(rows, "traces", count, unit="row", mininterval=1.0, disable=None)), count, traces)
     unjoined.check(args.verdicts)
     parquet.write_ledger(read_traces(traces, ("id", "outcome")), stage.path / "ledger.parquet")

@@ -66,6 +66,7 @@ from sightsound.engines.runner import run_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.answers import extract_think, parse_answer
+from sightsound.method.audio_contribution import known_contribution
 from sightsound.method.prompts import PROMPT_VERSION, QUESTION_FIELDS, TRACE_PROMPTS, Prompt, choose_prompt, question_text
 from sightsound.method.selection import UNVERIFIED, TraceRow, trace_outcome
 from sightsound.models.sources import pin_model
@@ -154,7 +155,7 @@ def to_row(row: dict[str, Any], entry: dict[str, Any], provenance: dict[str, Any
     shared = {key: row[key] for key in ("id", "question", "choices", "media_sha256")}
     judged = trace_outcome(traces) if traces else {"teacher_answer": None, "unanimous": False, "outcome": entry["outcome"]}
     sampling = json.dumps(entry["sampling"]) if "sampling" in entry else None
-    return {**shared, "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
+    return {**shared, **known_contribution(row), "traces": traces, **judged, **UNVERIFIED, **provenance, "sampling": sampling}
 
 
 def settings_of(args: TracesArguments, model_commit: str | None = None) -> dict[str, Any]:

@@ -57,6 +57,7 @@ from sightsound.engines.openai_batch import BATCHES_FILE
 from sightsound.engines.request_fields import RequestFieldArguments, RequestOptions, options_of, settings_of_requests
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
+from sightsound.method.audio_contribution import contributions_of, known_contribution
 from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, Prompt, choose_prompt
 from sightsound.method.selection import TraceRow, lacking_verdicts, trace_outcome
 from sightsound.method.verdicts import verdict_of_probability
@@ -144,7 +145,7 @@ class CheckerRun:
         traces = open_input(args.traces, "train", TRACES)
         self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
         dataset = open_input(args.dataset, args.split, CLIPS)
-        self._audio = parquet.AudioById(dataset)
+        self._audio, self._contributions = parquet.AudioById(dataset), contributions_of(dataset)
         clips = self._traces.select_columns(["id", "media_sha256"])
         parquet.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
         self.ids: list[str] = list(self._traces["id"])
@@ -208,7 +209,15 @@ class CheckerRun:
         records = records_of(journal, self._position)
         provenance = {"checker": shown_source(args.checker), "checker_revision": engine.revision}
         provenance |= {"verdict_mode": args.verdict_mode}
-        return (to_row(row, records.get(row["id"], CheckerRecord()), provenance, args.chosen_prompt) for row in rows)
+        return (
+            to_row(
+                row | known_contribution(self._contributions.get(row["id"], {}), row),
+                records.get(row["id"], CheckerRecord()),
+                provenance,
+                args.chosen_prompt,
+            )
+            for row in rows
+        )
 
     def _open_engine(self) -> Engine:
         args = self._args

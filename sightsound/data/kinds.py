@@ -22,11 +22,13 @@ class Kind:
         name (`str`): Name used in error messages.
         columns (`tuple`): The columns that are read, with the types that `schema` gives for avqa-audio and traces.
         made_by (`str`): What the error message tells the user to give.
+        optional (`tuple`): Columns that are read where they are there: older datasets lack them.
     """
 
     name: str
     columns: tuple[str, ...]
     made_by: str
+    optional: tuple[str, ...] = ()
 
 
 _SHARED = ("id", "question", "choices", "media_sha256")
@@ -35,17 +37,30 @@ CLIPS = Kind(
     "clips with questions (avqa-audio)",
     (*_SHARED, "audio", "duration_s", "video_id", "start_s", "video_question", "answer"),
     "the output folder of a builder such as dataset_builders/avqa_audio.py, or its Hub id",
+    schema.CONTRIBUTION_COLUMNS,
+)
+SEGMENTS = Kind(
+    "segments of videos",
+    ("id", "video_id", "start_s", "audio", "duration_s", "media_sha256"),
+    "the output folder of dataset_builders/videos.py, or its Hub id",
 )
 TRACES = Kind(
     "teacher traces",
     (*_SHARED, "traces", "teacher_answer", "unanimous", "outcome"),
     "the output folder of dataset_builders/traces.py",
+    schema.CONTRIBUTION_COLUMNS,
 )
 VERDICTS = Kind(
-    "traces with verdicts", (*TRACES.columns, "checker", "verdict_mode"), "the output folder of dataset_builders/verdicts.py"
+    "traces with verdicts",
+    (*TRACES.columns, "checker", "verdict_mode"),
+    "the output folder of dataset_builders/verdicts.py",
+    schema.CONTRIBUTION_COLUMNS,
 )
 CORPUS = Kind(
-    "a corpus with the config `traces`", TRACES.columns, "the output folder of dataset_builders/cot_corpus.py, or its Hub id"
+    "a corpus with the config `traces`",
+    TRACES.columns,
+    "the output folder of dataset_builders/cot_corpus.py, or its Hub id",
+    schema.CONTRIBUTION_COLUMNS,
 )
 
 
@@ -77,7 +92,8 @@ def check_kind(features: Features, source: str, kind: Kind) -> None:
     if missing:
         found = f"it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has: {', '.join(features) or 'none'})"
     else:
-        wrong = [name for name in kind.columns if not _is_like(features[name], expected[name])]
+        read = [*kind.columns, *(name for name in kind.optional if name in features)]
+        wrong = [name for name in read if not _is_like(features[name], expected[name])]
         if not wrong:
             return
         found = f"its column {wrong[0]} is of another type ({_shown_type(features[wrong[0]])})"

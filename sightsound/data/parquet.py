@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
-from sightsound.data.schema import SAMPLING_RATE, ledger_features
+from sightsound.data.schema import SAMPLING_RATE, UNKNOWN, ledger_features
 from sightsound.data.sources import COMMIT, split_revision
 from sightsound.locks import NO_FLOCK
 
@@ -23,8 +23,15 @@ ROW_GROUP_ROWS = 100  # the Hub's viewer reads a whole row group to show a page
 # Number of audio rows held as Python objects at once. The other rows of a row group stay as Arrow tables, which saves one copy.
 AUDIO_CHUNK_ROWS = 10
 MAX_DETAIL_CHARACTERS = 300  # of a ledger entry; enough for a message and a value
-# Columns of `traces_features` that older files lack; for rows from such a file they are written as None.
-LATER_COLUMNS = ("sampling", "checker_sampling")
+# Columns that older files and annotations lack, and what is written for them in rows from there.
+LATER_COLUMNS: dict[str, Any] = {
+    "sampling": None,
+    "checker_sampling": None,
+    "audio_contribution": UNKNOWN,
+    "text_only_correct": None,
+    "silent_correct": None,
+    "blind_tries": None,
+}
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path) -> None:
@@ -72,8 +79,7 @@ def _to_table(rows: list[dict[str, Any]], features: Features) -> Table:
     audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
     for name in audio:
         plain[name] = {"bytes": Value("binary"), "path": Value("string")}
-    later = dict.fromkeys(LATER_COLUMNS)
-    dataset = Dataset.from_dict({name: [(later | row)[name] for row in rows] for name in features}, features=plain)
+    dataset = Dataset.from_dict({name: [(LATER_COLUMNS | row)[name] for row in rows] for name in features}, features=plain)
     for name in audio:
         dataset = dataset.cast_column(name, Audio(sampling_rate=SAMPLING_RATE, decode=False))
     return dataset.data.table.replace_schema_metadata(features.arrow_schema.metadata)

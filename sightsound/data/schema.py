@@ -83,7 +83,7 @@ VIDEO_OUTCOMES = {
     DECODER_CRASHED: "the decoding process crashed, and crashed again when it decoded only this video",
     NO_SEGMENT: "of a video: none of its segments is in the dataset, each for its own reason",
 }
-UNKNOWN = "unknown"  # licence or author of a video, where its source states none
+UNKNOWN = "unknown"  # licence or author of a video, where its source states none; audio contribution that nobody measured
 
 # Outcome of a request to which a server gave no completions.
 REFUSED = "refused"  # for good: its content policy, or the request is longer than the model's context
@@ -96,6 +96,8 @@ NO_ANSWER = "no_answer"
 NOT_UNANIMOUS = "not_unanimous"
 ALL_REJECTED = "all_traces_rejected"
 NOT_VERIFIED = "not_verified"
+
+CONTRIBUTION_COLUMNS = ("audio_contribution", "text_only_correct", "silent_correct", "blind_tries")
 
 
 def avqa_audio_features() -> Features:
@@ -117,8 +119,22 @@ def avqa_audio_features() -> Features:
             "question_relation": Value("string"),
             "question_type": Value("string"),
             "media_sha256": Value("string"),
+            **contribution_features(),
         }
     )
+
+
+def contribution_features() -> Features:
+    """
+    Whether a question needs its clip (see `method.audio_contribution`): columns of question datasets, traces and corpus.
+
+    `audio_contribution` is "strong", "weak" or "unknown". `text_only_correct` and `silent_correct` are the shares of
+    `blind_tries` that were right with the question alone, and with silence of the clip's length; None where nobody tried.
+    """
+    from datasets import Features, Value
+
+    types = ("string", "float32", "float32", "int32")
+    return Features({name: Value(dtype) for name, dtype in zip(CONTRIBUTION_COLUMNS, types, strict=True)})
 
 
 def traces_features() -> Features:
@@ -161,6 +177,7 @@ def traces_features() -> Features:
             "seed": Value("int64"),
             "sampling": Value("string"),
             "media_sha256": Value("string"),
+            **contribution_features(),
         }
     )
 
@@ -177,6 +194,7 @@ def verified_features() -> Features:
             "completions": List(Value("string")),
             "teacher_answer": Value("int32"),
             "choices": List(Value("string")),
+            **contribution_features(),
         }
     )
 

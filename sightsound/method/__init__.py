@@ -4,6 +4,7 @@ The method of the paper, in the order in which it works.
 - `prompts.py`: fill in the prompts for teacher, checker and student; their texts are the files of `prompt_texts/`
 - `answers.py`: find the answer in an output and grade it; `answer_reading/` holds the parts
 - `verdicts.py`: turn a checker's reply into accept or reject; `verdict_reading/` holds the parts
+- `audio_contribution.py`: whether a question needs its clip, or is answered right without it
 - `selection.py`: the filters that accept or drop a question, the ablation arms and the funnel
 - `ledger.py`: read a ledger row by row and join it with its verdicts
 - `rewards.py`: the rewards of GRPO

@@ -27,6 +27,10 @@ def avqa_row(row_id: str, hz: float = 440.0) -> dict:
         "question_relation": "Both",
         "question_type": "Which",
         "media_sha256": "0" * 64,
+        "audio_contribution": "strong",
+        "text_only_correct": 0.375,
+        "silent_correct": None,
+        "blind_tries": 8,
     }
 
 
@@ -78,7 +82,7 @@ from pathlib import Path
 from sightsound.data import parquet, schema
 
 def write(count):
-    row = {name: "x" for name in schema.avqa_audio_features()}
+    row = {name: "x" for name in schema.avqa_audio_features() if name not in schema.CONTRIBUTION_COLUMNS}
     row |= {"start_s": 0.0, "duration_s": 1.0, "choices": ["a"], "answer": 0}
     rows = (row | {"audio": {"bytes": os.urandom(200_000), "path": "x.flac"}} for _ in range(count))
     parquet.write_parquet(rows, schema.avqa_audio_features(), Path(sys.argv[1]))

@@ -33,6 +33,8 @@ from tests.support.tiny import REPO
 
 COLUMNS = ["id", "video_id", "start_s", "audio", "duration_s", "question", "video_question", "choices", "answer"]
 COLUMNS += ["answer_text", "question_relation", "question_type", "media_sha256"]
+NOBODY_TRIED = {"audio_contribution": "unknown", "text_only_correct": None, "silent_correct": None, "blind_tries": None}
+COLUMNS += list(NOBODY_TRIED)
 
 
 TOKEN = "hf_a_secret_that_no_card_may_tell"
@@ -219,6 +221,7 @@ def test_the_dataset_loads_as_the_published_one(built):
         "answer_text": " bell",
         "question_relation": "Both",
         "question_type": "Come From",
+        **NOBODY_TRIED,
     }
     for row, hz, duration_s in ((first, 440, 1.0), (second, 660, 10.0)):
         heard = decode_audio(row["audio"])

@@ -117,7 +117,7 @@ def test_the_pinned_file_is_built_from_untrusted_names(pinned, tmp_path, write_c
     assert [entry["outcome"] for entry in read_ledger(out)] == ["built", "corrupt_media", "missing_media", "missing_media"]
     row = parquet.open_dataset(str(out), "test")[0]
     assert list(row) == list(mmau.features())
-    assert list(row)[:13] == list(schema.avqa_audio_features())
+    assert list(row)[:17] == list(schema.avqa_audio_features())
     shown = {name: row[name] for name in ("id", "choices", "answer", "answer_text", "question_type", "task", "source_dataset")}
     assert shown == {
         "id": first["id"],

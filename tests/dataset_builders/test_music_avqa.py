@@ -133,7 +133,7 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
 
     dataset, _ = load_benchmark("music_avqa", str(out), None, None)
     assert list(dataset.features) == list(music_avqa.features())
-    assert list(music_avqa.features())[:13] == list(schema.avqa_audio_features())
+    assert list(music_avqa.features())[:17] == list(schema.avqa_audio_features())
     row = dataset.remove_columns(["audio", "duration_s", "media_sha256"])[1]
     assert row == {
         "id": "8",
@@ -146,6 +146,10 @@ def test_the_benchmark_is_built_and_evaluation_reads_it(tmp_path, write_clip):
         "answer_text": "no",
         "question_relation": "Audio",
         "question_type": "Comparative",
+        "audio_contribution": "unknown",
+        "text_only_correct": None,
+        "silent_correct": None,
+        "blind_tries": None,
         "modality": "Audio",
         "template": both["question_content"],
         "in_paper": True,

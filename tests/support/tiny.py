@@ -12,6 +12,7 @@ from typing import Any
 
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
+from sightsound.method.audio_contribution import known_contribution
 from sightsound.method.prompts import render_trace
 from sightsound.method.selection import UNVERIFIED, trace_outcome
 
@@ -99,7 +100,7 @@ def trace(text: str, answer: int | None, think: str | None, verdict: str | None 
 
 def trace_row(question: dict[str, Any], traces: Sequence[dict], **changed: Any) -> dict[str, Any]:
     """One row of a traces folder, for a question of the tiny dataset."""
-    shared = {key: question[key] for key in ("id", "question", "choices", "media_sha256")}
+    shared = {key: question[key] for key in ("id", "question", "choices", "media_sha256")} | known_contribution(question)
     provenance = {"teacher": "scripted", "teacher_revision": "1", "prompt_version": "1", "num_traces": len(traces)}
     sampling = {"temperature": 1.0, "max_tokens": 64, "seed": 0, "sampling": None}
     return {**shared, "traces": list(traces), **trace_outcome(traces), **UNVERIFIED, **provenance, **sampling, **changed}
