@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sightsound.benchmarks import benchmark_in, benchmark_names, get_benchmark
 from sightsound.cli import InputError
-from sightsound.data import parquet
+from sightsound.data import parquet, schema
 from sightsound.data.annotations import Row, RowError
 from sightsound.data.clips import sha256_of
 from sightsound.data.sources import split_revision
@@ -40,7 +40,8 @@ def load_benchmark(name: str, dataset: str, split: str | None, limit: int | None
     found = _benchmark_by_card(card_of) or _benchmark_by_columns(name, rows.column_names)
     if found != name:
         raise InputError(f"{dataset} is a dataset of {found}, not of {name}; give --benchmark {found}, or {name}'s own")
-    missing = [column for column in benchmark.features() if column not in rows.column_names]
+    later = schema.CONTRIBUTION_COLUMNS  # which datasets of earlier versions lack
+    missing = [column for column in benchmark.features() if column not in (*rows.column_names, *later)]
     if missing:
         raise InputError(
             f"{dataset} is no dataset of {name}: it lacks {', '.join(missing)}; build one by dataset_builders/, or give another"

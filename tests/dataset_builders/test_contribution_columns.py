@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builders import cot_corpus, traces, verdicts
+from evaluation.benchmarks import load_benchmark
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.method.audio_contribution import STRONG, UNKNOWN, WEAK, contributions_of
@@ -111,3 +112,9 @@ def test_ledgers_that_are_older_than_the_columns_are_read(old, labelled, tiny_wo
         output = tmp_path / f"corpus-{dataset.name}"
         run_main(cot_corpus, monkeypatch, dataset=dataset, **flags, output_dir=output)
         assert columns_of(output, "verified") == columns_of(output, "traces") == expected
+
+
+def test_the_evaluation_reads_datasets_that_are_older_than_the_columns(old, labelled) -> None:
+    for folder in (old, labelled):
+        rows, _ = load_benchmark("avqa", str(folder), "train", None)
+        assert len(rows) == NUM_QUESTIONS
