@@ -260,8 +260,41 @@ def segments_features() -> Features:
     return Features({**{name: columns[name] for name in shared}, **{name: Value("string") for name in own}})
 
 
+def questions_features() -> Features:
+    """
+    Questions that a teacher wrote about segments: the columns of avqa-audio, and where each segment comes from.
+
+    `answer` is the teacher's own. `segment` and what follows it are as in `segments_features`.
+    """
+    from datasets import Features
+
+    segments = segments_features()
+    own = ("segment", "source", "license", "author", "video_sha256")
+    return Features({**avqa_audio_features(), **{name: segments[name] for name in own}})
+
+
+def written_features() -> Features:
+    """
+    What a teacher wrote about each segment, before the questions are chosen: one row per segment.
+
+    A slot is a question that was asked for, `question` in its "video" wording. Its `outcome` is None while nothing speaks
+    against it.
+    """
+    from datasets import Features, List, Value
+
+    texts = ("outcome", "detail", "type", "question")
+    shares = {name: Value("float32") for name in ("text_only_correct", "silent_correct")}
+    numbers = {name: Value("int32") for name in ("answer", "blind_tries")}
+    slot = {**{name: Value("string") for name in texts}, "choices": List(Value("string")), **numbers, **shares}
+    provenance = {name: Value("string") for name in ("teacher", "teacher_revision", "answerers", "sampling")}
+    return Features({"id": Value("string"), "outcome": Value("string"), **provenance, "slots": List(slot)})
+
+
 def segments_ledger_features() -> Features:
-    """One row per input video, followed by one per place of it that was looked at. `kind` is "video" or "segment"."""
+    """
+    One row per input, followed by one per part of it. `kind` is "video" or "segment" in `dataset_builders/videos.py`, "segment"
+    or "question" in `questions.py`.
+    """
     from datasets import Features, Value
 
     return Features({**ledger_features(), "kind": Value("string"), "source": Value("string")})

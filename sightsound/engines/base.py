@@ -32,6 +32,8 @@ class ChatRequest:
         audio (`np.ndarray`, *optional*): `(num_samples,)` at 16 kHz, already cut to the engine's `window_s`.
         video (`Frames`, *optional*): Frames of a silent video.
         note (`dict`): Journaled with the result, never sent.
+        reply_schema (`dict`, *optional*): JSON schema of the reply, for a server's `response_format`. A model in this process does
+            not get it.
     """
 
     key: str
@@ -39,6 +41,7 @@ class ChatRequest:
     audio: np.ndarray | None = None
     video: Frames | None = None
     note: dict[str, Any] = field(default_factory=dict)
+    reply_schema: dict[str, Any] | None = None
 
     @property
     def media(self) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ class _Prepared:
     content: list[Any]
     fps: float | None
     answers_before: int | None
+    reply_schema: dict[str, Any] | None = None
 
 
 @dataclass
@@ -248,7 +249,7 @@ class OpenAIEngine:
             except MediaError as error:
                 run.results.put(ChatResult.without_clip(key, error))
                 continue
-            request = _Prepared(built.text, content, built.fps, run.answers_before.get(key))
+            request = _Prepared(built.text, content, built.fps, run.answers_before.get(key), built.reply_schema)
             del built  # its frames need much memory
             run.slots.acquire()
             num_answers = run.num_answers
@@ -348,7 +349,7 @@ class OpenAIEngine:
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIConnectionError, APIStatusError
 
-        sent = request_body(self.model, request.content, request.fps, sampling, key, self._options, neutral)
+        sent = request_body(self.model, request.content, request.fps, sampling, key, self._options, neutral, request.reply_schema)
         most = sent.get("max_completion_tokens", sent.get("max_tokens"))
         limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * (most if isinstance(most, int) else MOST_TOKENS)
         body = bytearray()

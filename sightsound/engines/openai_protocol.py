@@ -30,6 +30,8 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 _REFUSED_FIELD = re.compile(r"[\"'`](seed|n|max_tokens|temperature|media_io_kwargs|mm_processor_kwargs|video_url)[\"'`]")
 # Without quotes `n` is any letter n: only a sentence that limits it to one is about the field.
 _REFUSED_N = re.compile(r"\bn must (?:be |equal )+(?:to )?(?:1|one)\b|\bonly n ?==? ?1\b|\bn ?(?:>|!=|<=) ?1\b", re.IGNORECASE)
+# The names of this field and of its kind are in no other sentence, quoted or not.
+_REFUSED_SCHEMA = re.compile(r"\bresponse_format\b|\bjson_schema\b|\bstructured[ _]outputs?\b", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -106,6 +108,7 @@ def request_body(
     key: str,
     options: RequestOptions,
     neutral: Mapping[str, float] = NEUTRAL,
+    reply_schema: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     What is posted to `/v1/chat/completions`, or written into a batch's input file.
@@ -116,8 +119,9 @@ def request_body(
         key (`str`): Of the request; together with `sampling.seed` it fixes the draw.
         options (`RequestOptions`): Fields that the server needs changed.
         neutral (`Mapping`): The fields of `sampling.NEUTRAL` that the server accepts.
+        reply_schema (`dict`, *optional*): JSON schema of the reply.
     """
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
         "n": sampling.n,
@@ -131,6 +135,11 @@ def request_body(
         body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": fps}}
         # Some models' processors read the frame rate here, and take 2 frames per second for granted without.
         body["mm_processor_kwargs"] = {"fps": fps}
+    if reply_schema is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": reply_schema},
+        }
     return options.apply(body)
 
 
@@ -187,6 +196,8 @@ def _remedy(refusal: str) -> str:
     """The flag to give where a server refuses a field and names it."""
     found = _REFUSED_FIELD.search(refusal)
     name = found.group(1) if found else "n" if _REFUSED_N.search(refusal) else None
+    if name is None and _REFUSED_SCHEMA.search(refusal):
+        name = "response_format"
     if name is None:
         return ""
     if name == "video_url":

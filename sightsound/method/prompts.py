@@ -2,8 +2,8 @@
 The prompts, and the forms that they ask for.
 
 Every prompt is a text file in `prompt_texts/` with named fields in braces: `{question}`, `{choices}` (lettered, one per line)
-and `{think}` (the reasoning of a trace). A change to one of these files is a new `PROMPT_VERSION`. Another file can be given
-to `traces.py`, `verdicts.py` and `python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates
+and `{think}` (the reasoning of a trace); a teacher that writes questions gets `{num_questions}` and `{types}`. A change to one of these files is a new `PROMPT_VERSION`. Another file can be given
+to `traces.py`, `verdicts.py`, `questions.py` and `python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates
 records which one it was.
 
 Reasoning goes inside `<think></think>`, the choice inside `<answer></answer>` (paper, section 3.3). The teacher's reasoning
@@ -43,6 +43,8 @@ ZERO_SHOT_AUDIO_COT_PROMPT = _text("zero_shot_audio_cot")
 COT_DISTILL_PROMPT = _text("cot_distill")
 CHECKER_YES_NO = _text("checker_yes_no")
 CHECKER_TRANSCRIPT = _text("checker_transcript")
+# The teacher writes questions about a silent video; see `question_writing.py`.
+WRITE_QUESTIONS_PROMPT = _text("write_questions")
 
 # `traces.py --prompt`; the first is the default.
 TRACE_PROMPTS = {
@@ -52,6 +54,7 @@ TRACE_PROMPTS = {
 }
 
 QUESTION_FIELDS = ("question", "choices")
+WRITE_FIELDS = ("num_questions", "types")
 
 
 class Prompt(NamedTuple):

@@ -69,6 +69,7 @@ def collect(
     ids: Sequence[str],
     align: int,
     work: Callable[[Sequence[str], Path], Iterator[Result]],
+    write: Callable[[Iterable[Result], Path, Path], Any] | None = None,
 ) -> Iterator[Result] | None:
     """
     The results of all questions in order, from this process or from ranks.
@@ -80,13 +81,14 @@ def collect(
         ids (`Sequence[str]`): All questions of the stage, in order.
         align (`int`): See `slice_of`.
         work (`Callable`): Gets ids and the path of a journal; returns the results of these questions, in order.
+        write (`Callable`, *optional*): Writes a rank's results and then their ledger; `write_results` for rows of traces.
     """
     if args.rank is not None:
         mine = ids[slice_of(len(ids), args.rank, args.num_tasks, align)]
         if not (stage.path / LEDGER_PART).is_file():
             _adopt(Path(output_dir), args, mine, stage)
             results = work(mine, stage.path / JOURNAL_FILE) if mine else iter(())
-            write_results(results, stage.path / ROWS_PART, stage.path / LEDGER_PART)
+            (write or write_results)(results, stage.path / ROWS_PART, stage.path / LEDGER_PART)
         print(f"rank {args.rank} of {args.num_tasks}: {len(mine)} questions")
         return None
     if args.num_tasks == 1:
