@@ -37,9 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError, parse_arguments, run
-from sightsound.data import schema
-from sightsound.data.clips import MediaError, MediaFolder, video_name
-from sightsound.data.frames import Frames, frames_of_first
+from sightsound.data.clips import MediaFolder
+from sightsound.data.frames import frames_of_row
 from sightsound.data.kinds import CLIPS, open_input
 from sightsound.data.parquet import read_parquet
 from sightsound.data.sources import shown_source
@@ -119,22 +118,9 @@ class TracesArguments(ScaleArguments, RequestFieldArguments):
         return choose_prompt(self.prompt_file, TRACE_PROMPTS[self.prompt], QUESTION_FIELDS)
 
 
-def find_frames(row: dict[str, Any], media: MediaFolder, args: TracesArguments) -> Frames:
-    """
-    Frames of a row's clip. Of several files the one that its sound is from comes first, and the first with frames counts.
-
-    Raises:
-        `MediaError`: There is no such file, or none with a video that can be decoded.
-    """
-    clips = media.candidates(video_name(row), row["media_sha256"])
-    if not clips:
-        raise MediaError(schema.MISSING_MEDIA, f"no clip named {video_name(row)}.*")
-    return frames_of_first(clips, args.num_frames, args.max_pixels)
-
-
 def build_request(row: dict[str, Any], media: MediaFolder, args: TracesArguments, prompt: str) -> ChatRequest:
     """The question to the teacher, with the frames of its clip."""
-    frames = find_frames(row, media, args)
+    frames = frames_of_row(row, media, args.num_frames, args.max_pixels)
     return ChatRequest(row["id"], question_text(row["video_question"], row["choices"], prompt), video=frames)
 
 

@@ -14,6 +14,8 @@ Building: from annotations and clips to a dataset folder.
 - `segment_files.py`: write a segment as a small video file
 - `near_duplicates.py`: find segments with the same sound or the same picture
 - `videos_join.py`: decide on duplicates, write shards and ledger; take videos out of a finished dataset
+- `questions_join.py`: choose among the questions that a teacher wrote about segments; write shards and ledger
+- `questions_report.py`: the card and the outcomes of a dataset of such questions
 - `takedown.py`: the list of videos that must not be in a dataset
 - `videos_report.py`: the card and the outcomes of a dataset of segments
 - `miniature_world.py`: the procedural world of the miniature: scenes, sounds, sprites, questions

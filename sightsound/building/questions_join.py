@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.data.annotations import audio_question
 from sightsound.method.audio_contribution import contribution_of
@@ -32,7 +31,20 @@ Row = dict[str, Any]
 SEGMENT, QUESTION = "segment", "question"  # kinds of the ledger's rows
 NO_QUESTION = "no_question"  # outcome of a segment none of whose questions is kept
 ROWS_PER_SHARD = 500  # as of avqa-audio
-CHOSEN_FILE = "chosen.parquet"  # the kept questions, without their audio, until the shards are written
+# All that was written, until the dataset is. No `.parquet`: nothing that looks for data may find it.
+WRITTEN_FILE, WRITTEN_LEDGER = "written.part", "written_ledger.part"
+
+OF_QUESTION = (
+    "id",
+    "question",
+    "video_question",
+    "choices",
+    "answer",
+    "answer_text",
+    "question_relation",
+    "question_type",
+    *schema.CONTRIBUTION_COLUMNS,
+)
 
 
 def write_written(results: Iterable[tuple[Row, str | None]], data: Path, ledger: Path) -> None:
@@ -55,7 +67,12 @@ def question_id(segment_id: str, number: int) -> str:
 
 @dataclass
 class Counts:
-    """What became of the questions that were asked for."""
+    """
+    What became of the questions that were asked for.
+
+    `types`, `letters` and `texts` are of those that are kept. `contributions` are of all that models tried to answer without
+    the clip, with those that were dropped because they could, and of those that nobody tried.
+    """
 
     segments: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
@@ -101,33 +118,25 @@ class QuestionJoin:
         self._max_guessed, self._letters = max_guessed, Letters(seed)
         self._of_videos: dict[str, set[tuple[object, ...]]] = {}
 
-    def choose(self, results: Iterable[tuple[Row, str | None]], videos: dict[str, str], folder: Path) -> None:
+    def decide(self, row: Row, detail: str | None, video: str) -> tuple[list[Row], list[Row]]:
         """
-        Write `ledger.parquet` and the kept questions, without their audio.
+        Choose among the questions of a segment.
 
         Args:
-            results (`Iterable`): Rows of `schema.written_features` with their detail, in the order of the segments.
-            videos (`dict`): Segment id -> id of its video.
-            folder (`Path`): Of the dataset.
+            row (`dict`): Of `schema.written_features`.
+            detail (`str`, *optional*): What was seen where its request failed.
+            video (`str`): Id of the segment's video.
+
+        Returns:
+            `tuple`: The kept questions, without their audio; and the ledger's entries of the segment and its questions.
         """
-        entries: list[Row] = []
-
-        def chosen() -> Iterator[Row]:
-            for row, detail in results:
-                kept, of_questions = self._of_segment(row, videos[row["id"]])
-                outcome = row["outcome"] or (schema.BUILT if kept else NO_QUESTION)
-                self.counts.segments[outcome] += 1
-                if detail is None and of_questions:
-                    detail = f"{len(kept)} of {len(of_questions)} questions"
-                entries.append({"id": row["id"], "outcome": outcome, "detail": detail, "kind": SEGMENT, "source": None})
-                entries.extend(of_questions)
-                yield from kept
-
-        from datasets import Features, Value
-
-        features = Features({name: each for name, each in schema.questions_features().items() if name in OF_QUESTION})
-        parquet.write_parquet(chosen(), Features({**features, "segment_id": Value("string")}), folder / CHOSEN_FILE)
-        parquet.write_parquet(entries, schema.segments_ledger_features(), folder / "ledger.parquet")
+        kept, of_questions = self._of_segment(row, video)
+        outcome = row["outcome"] or (schema.BUILT if kept else NO_QUESTION)
+        self.counts.segments[outcome] += 1
+        if detail is None and of_questions:
+            detail = f"{len(kept)} of {len(of_questions)} questions"
+        entry = {"id": row["id"], "outcome": outcome, "detail": detail, "kind": SEGMENT, "source": None}
+        return kept, [entry, *of_questions]
 
     def _of_segment(self, row: Row, video: str) -> tuple[list[Row], list[Row]]:
         """The kept questions of a segment, and the ledger's entries of all its questions."""
@@ -140,9 +149,11 @@ class QuestionJoin:
                 seen = self._of_videos.setdefault(video, set())
                 facts = Facts(in_video=seen, guessed=max(shares, default=None), max_guessed=self._max_guessed)
                 outcome, detail = dropped_by(question, facts, OF_OTHERS) or (schema.BUILT, None)
+                contribution = contribution_of(slot["text_only_correct"], slot["silent_correct"])
+                self.counts.contributions[contribution] += 1
                 if outcome == schema.BUILT:
                     seen.add(key_of(question))
-                    kept.append(self._row(row["id"], number, question, slot))
+                    kept.append(self._row(row["id"], number, question, slot | {"audio_contribution": contribution}))
             self.counts.questions[outcome] += 1
             entry = {"id": question_id(row["id"], number), "outcome": outcome, "detail": detail}
             entries.append(entry | {"kind": QUESTION, "source": None})
@@ -150,14 +161,11 @@ class QuestionJoin:
 
     def _row(self, segment_id: str, number: int, written: WrittenQuestion, slot: Row) -> Row:
         question = self._letters.place(written)
-        contribution = contribution_of(slot["text_only_correct"], slot["silent_correct"])
         self.counts.types[question.type] += 1
         self.counts.letters[question.answer] += 1
-        self.counts.contributions[contribution] += 1
         self.counts.texts[question.text] += 1
         return {
             "id": question_id(segment_id, number),
-            "segment_id": segment_id,
             "question": audio_question(question.text),
             "video_question": question.text,
             "choices": list(question.choices),
@@ -165,46 +173,43 @@ class QuestionJoin:
             "answer_text": question.choices[question.answer],
             "question_relation": schema.UNKNOWN,  # AVQA's column: what the answer can be told from
             "question_type": question.type,
-            "audio_contribution": contribution,
-            **{name: slot[name] for name in ("text_only_correct", "silent_correct", "blind_tries")},
+            **{name: slot[name] for name in schema.CONTRIBUTION_COLUMNS},
         }
 
 
-OF_QUESTION = (
-    "id",
-    "question",
-    "video_question",
-    "choices",
-    "answer",
-    "answer_text",
-    "question_relation",
-    "question_type",
-    *schema.CONTRIBUTION_COLUMNS,
-)
-
-
-def write_shards(folder: Path, segments: Dataset, num_kept: int) -> None:
+def write_questions(folder: Path, segments: Dataset, max_guessed: float, seed: int) -> Counts:
     """
-    Write the kept questions with the audio and the provenance of their segments, a row group in memory at a time.
+    Write ledger and shards, with a row group of audio in memory at a time.
 
     Args:
-        folder (`Path`): Of the dataset; holds what `QuestionJoin.choose` wrote.
-        segments (`Dataset`): With undecoded audio.
-        num_kept (`int`): Number of kept questions.
+        folder (`Path`): Of the dataset; holds `WRITTEN_FILE` and `WRITTEN_LEDGER`.
+        segments (`Dataset`): All that were asked about, with undecoded audio.
+        max_guessed (`float`), seed (`int`): See `QuestionJoin`.
     """
-    if not num_kept:
-        raise InputError("no question is left")
     position = {segment_id: i for i, segment_id in enumerate(segments["id"])}
+    videos = dict(zip(segments["id"], segments["video_id"], strict=True))
+
+    def decided(join: QuestionJoin) -> Iterator[tuple[str, list[Row], list[Row]]]:
+        details = parquet.read_parquet([folder / WRITTEN_LEDGER], ["detail"])
+        for row, entry in zip(parquet.read_parquet([folder / WRITTEN_FILE]), details, strict=True):
+            yield row["id"], *join.decide(row, entry["detail"], videos[row["id"]])
+
+    # Decided twice, in the same way, so that neither ledger nor rows are in memory.
+    first = QuestionJoin(max_guessed, seed)
+    entries = (entry for _, _, each in decided(first) for entry in each)
+    parquet.write_parquet(entries, schema.segments_ledger_features(), folder / "ledger.parquet")
     shared = [name for name in schema.questions_features() if name not in OF_QUESTION]
-    absent = dict.fromkeys(name for name in shared if name not in segments.column_names)
+    unknown = ("license", "author")  # of clips that are no segments of videos.py
+    absent = {name: schema.UNKNOWN if name in unknown else None for name in shared if name not in segments.column_names}
 
     def rows() -> Iterator[Row]:
-        for row in parquet.read_parquet([folder / CHOSEN_FILE]):
-            segment = absent | segments[position[row.pop("segment_id")]]
-            yield {name: segment[name] for name in shared} | row
+        for segment_id, kept, _ in decided(QuestionJoin(max_guessed, seed)):
+            if kept:
+                segment = absent | segments[position[segment_id]]
+                yield from ({name: segment[name] for name in shared} | row for row in kept)
 
     remaining = rows()
-    for number in range(count := math.ceil(num_kept / ROWS_PER_SHARD)):
+    for number in range(count := math.ceil(first.counts.kept / ROWS_PER_SHARD)):
         file = folder / "data" / f"train-{number:05d}-of-{count:05d}.parquet"
         parquet.write_parquet(islice(remaining, ROWS_PER_SHARD), schema.questions_features(), file)
-    (folder / CHOSEN_FILE).unlink()
+    return first.counts

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.cli import InputError
+from sightsound.data.sources import split_revision
 from sightsound.hub.cards import TAKEDOWN_FILE
 from sightsound.hub.files import read_published
 from sightsound.stage import write_atomically
@@ -63,6 +64,13 @@ def keep_takedown(folder: Path, listed: set[str]) -> None:
     """Write the list into the dataset, where later builds find it."""
     if listed != listed_in(folder, None):
         write_atomically(folder / TAKEDOWN_FILE, "".join(f"{entry}\n" for entry in sorted(listed)))
+
+
+def carry_takedown(source: str, folder: Path) -> None:
+    """Keep the list of the dataset that another was built from, which has taken out what is listed."""
+    name = split_revision(source)[0]
+    listed = listed_in(Path(name), None) if Path(name).is_dir() else published_in(name)
+    keep_takedown(folder, listed)
 
 
 def is_listed(row: Mapping[str, Any], listed: set[str]) -> bool:

@@ -35,7 +35,8 @@ def _outcomes(folder: Path) -> dict[str, Counter[str]]:
     return counts
 
 
-def _licenses(folder: Path) -> Counter[str]:
+def license_counts(folder: Path) -> Counter[str]:
+    """Licence -> rows of a dataset of segments, or of questions about them."""
     files = sorted((folder / "data").glob("*.parquet"))
     return Counter(row["license"] for row in parquet.read_parquet(files, ["license"]))
 
@@ -74,7 +75,7 @@ def check_licenses(folder: Path) -> None:
     Raises:
         `InputError`: A row has no licence. Such a dataset is not published.
     """
-    licenses = _licenses(folder)
+    licenses = license_counts(folder)
     if licenses[schema.UNKNOWN]:
         seen = f"{licenses[schema.UNKNOWN]} of {licenses.total()} rows state no licence, so nothing was published"
         remedy = "give --license for them if you know it, or build again with the --license_column that has it"
@@ -89,7 +90,7 @@ def write_card(folder: Path, segment_s: int) -> None:
         folder (`Path`): Holds data and ledger already.
         segment_s (`int`): Length of a segment.
     """
-    licenses = _licenses(folder)
+    licenses = license_counts(folder)
     text = render_card(
         "dataset_videos.md",
         summary=summary(folder),
@@ -103,14 +104,15 @@ def write_card(folder: Path, segment_s: int) -> None:
         **provenance(),
     )
     info = dataset_info(folder, CONFIGS, {"default": schema.segments_features()})
-    write_dataset_card(folder, text, CONFIGS, dataset_info=info, **_front_matter(licenses))
+    front_matter: Row = {"pretty_name": "Segments of videos", "tags": ["audio", "video-segments", "sightsound-r1"]}
+    write_dataset_card(folder, text, CONFIGS, dataset_info=info, **front_matter, **license_front_matter(licenses))
 
 
-def _front_matter(licenses: Counter[str]) -> Row:
-    shared = {"pretty_name": "Segments of videos", "tags": ["audio", "video-segments", "sightsound-r1"]}
+def license_front_matter(licenses: Counter[str]) -> Row:
+    """Front matter for the licences of the rows."""
     [*names] = licenses
     if names == [schema.UNKNOWN]:
-        return shared | {"license": schema.UNKNOWN}
+        return {"license": schema.UNKNOWN}
     if len(names) == 1 and names[0] in HUB_LICENSES:
-        return shared | {"license": names[0]}
-    return shared | {"license": "other", "license_name": "stated-in-each-row"}
+        return {"license": names[0]}
+    return {"license": "other", "license_name": "stated-in-each-row"}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from sightsound.data.clips import Clip, MediaError, open_media
+from sightsound.data.clips import Clip, MediaError, MediaFolder, open_media, video_name
 from sightsound.data.containers import (
     MIN_SEEK_S,
     all_packets,
@@ -19,7 +19,7 @@ from sightsound.data.containers import (
     sought_packets,
     streams_of,
 )
-from sightsound.data.schema import CORRUPT_MEDIA, NO_VIDEO
+from sightsound.data.schema import CORRUPT_MEDIA, MISSING_MEDIA, NO_VIDEO
 
 
 if TYPE_CHECKING:
@@ -72,6 +72,24 @@ def frames_of_first(clips: Sequence[Clip], num_frames: int, max_pixels: int) -> 
             failures.append(error)
     # A broken video is a better reason than an audio file that has no video.
     raise next((failure for failure in failures if failure.outcome != NO_VIDEO), failures[0])
+
+
+def frames_of_row(row: Mapping[str, Any], media: MediaFolder, num_frames: int, max_pixels: int) -> Frames:
+    """
+    Frames of a row's clip. Of several files the one that its sound is from comes first, and the first with frames counts.
+
+    Args:
+        row (`Mapping`): Of avqa-audio, or of segments.
+        media (`MediaFolder`): Has the videos.
+
+    Raises:
+        `MediaError`: There is no such file, or none with a video that can be decoded.
+    """
+    name = video_name(dict(row))
+    clips = media.candidates(name, row["media_sha256"])
+    if not clips:
+        raise MediaError(MISSING_MEDIA, f"no clip named {name}.*")
+    return frames_of_first(clips, num_frames, max_pixels)
 
 
 def load_frames(

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 from sightsound.cli import InputError
 from sightsound.data.schema import REFUSED
 from sightsound.method.answers import extract_think
+from sightsound.method.question_filters import key_of
+from sightsound.method.question_writing import WrittenQuestion
 from sightsound.method.selection import Funnel, counted
 from sightsound.method.verdicts import ACCEPT, CUT, NO_CLAIMS, NO_REASONING, REJECT, UNCLEAR
 from sightsound.stage import Journal
@@ -107,6 +109,31 @@ def _not_sampled(journal: Journal, total: int, num_equal: int) -> str:
     return (
         f"the traces of {num_equal} of the first {total} questions are all equal{sent}, so agreement between traces "
         "carries no information. Expected different traces of a question; raise --temperature, or check that the server samples"
+    )
+
+
+def check_questions_differ(replies: Iterable[Sequence[WrittenQuestion]], output_dir: str, *, at_end: bool = False) -> None:
+    """
+    Stop a teacher that writes the same question about everything, before all of it is paid for.
+
+    Args:
+        replies (`Iterable`): The questions of each reply so far.
+        output_dir (`str`): Of the whole run, for the message.
+        at_end (`bool`): There will be no more replies: fewer than `NUM_FIRST` are enough.
+
+    Raises:
+        `InputError`: Nearly all of the first replies hold one question, with the same choices and answer.
+    """
+    first = list(islice(replies, NUM_FIRST))
+    found = Counter(key for each in first for key in {key_of(question) for question in each})
+    same, count = found.most_common(1)[0] if found else (None, 0)
+    if len(first) < (MIN_EQUAL if at_end else NUM_FIRST) or count < MOST_EQUAL / NUM_FIRST * len(first):
+        return
+    text = next(question.text for each in first for question in each if key_of(question) == same)
+    raise InputError(
+        f"the teacher wrote the same question about {count} of the first {len(first)} segments ('{text}', with the same "
+        "choices and answer). Expected questions about what each shows; check that --model sees the frames, or give another "
+        f"--prompt_file; delete {output_dir} and start again"
     )
 
 

@@ -349,7 +349,9 @@ class OpenAIEngine:
         import httpx2 as httpx  # what the openai client is built on
         from openai import APIConnectionError, APIStatusError
 
-        sent = request_body(self.model, request.content, request.fps, sampling, key, self._options, neutral, request.reply_schema)
+        sent = request_body(
+            self.model, request.content, request.fps, sampling, key, self._options, neutral, request.reply_schema
+        )
         most = sent.get("max_completion_tokens", sent.get("max_tokens"))
         limit = BYTES_PER_RESPONSE + BYTES_PER_TOKEN * sampling.n * (most if isinstance(most, int) else MOST_TOKENS)
         body = bytearray()

@@ -2,6 +2,8 @@
 The method of the paper, in the order in which it works.
 
 - `prompts.py`: fill in the prompts for teacher, checker and student; their texts are the files of `prompt_texts/`
+- `question_writing.py`: the questions that a teacher writes about a silent video: types, form of a reply, strict reading
+- `question_filters.py`: the filters that drop such a question
 - `answers.py`: find the answer in an output and grade it; `answer_reading/` holds the parts
 - `verdicts.py`: turn a checker's reply into accept or reject; `verdict_reading/` holds the parts
 - `audio_contribution.py`: whether a question needs its clip, or is answered right without it

@@ -2,9 +2,9 @@
 The prompts, and the forms that they ask for.
 
 Every prompt is a text file in `prompt_texts/` with named fields in braces: `{question}`, `{choices}` (lettered, one per line)
-and `{think}` (the reasoning of a trace); a teacher that writes questions gets `{num_questions}` and `{types}`. A change to one of these files is a new `PROMPT_VERSION`. Another file can be given
-to `traces.py`, `verdicts.py`, `questions.py` and `python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates
-records which one it was.
+and `{think}` (the reasoning of a trace); where the teacher writes the questions, `{num_questions}` and `{types}`. A change to
+one of these files is a new `PROMPT_VERSION`. Another file can be given to `questions.py`, `traces.py`, `verdicts.py` and
+`python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates records which one it was.
 
 Reasoning goes inside `<think></think>`, the choice inside `<answer></answer>` (paper, section 3.3). The teacher's reasoning
 opens with the sounds in order, "I hear a dog, then a bell.": so `heard_sounds` can read the claims of a trace, and compare

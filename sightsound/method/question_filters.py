@@ -25,8 +25,8 @@ ANSWERABLE = "answerable_without_clip"
 # two of "Which of these is heard in the video?" with one other choice of four share 11 of 13.
 NEAR_DUPLICATE_FROM = 0.8
 
-# What only eyes know. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a "hat" is
-# part of a drum kit, "background" has noise, someone is "reading" aloud) are left out, or need a second word beside them.
+# What only eyes know. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a "hat"
+# is part of a drum kit, "background" has noise, someone is "reading" aloud) are left out, or need a second word beside them.
 _COLOURS = r"black|white|red|green|blue|yellow|orange|purple|violet|pink|brown|gr[ae]y|beige|golden|silver"
 _CLOTHES = (
     r"t-?shirts?|shirts?|blouses?|jackets?|coats?|trousers|pants|jeans|skirts?|sweaters?|hoodies?|uniforms?|costumes?|outfits?|"

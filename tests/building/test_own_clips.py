@@ -12,6 +12,7 @@ from sightsound.benchmarks.avqa import check_answers, to_row
 from sightsound.cli import InputError
 from sightsound.data.annotations import read_annotations
 from sightsound.data.clips import MediaError, MediaFolder, sha256_of, video_name
+from sightsound.data.frames import frames_of_row
 from tests.support import tiny
 from tests.support.avqa import annotation
 from tests.support.card_rules import validate
@@ -158,7 +159,7 @@ def test_own_clips_are_built_and_the_card_says_what_they_are(clips, monkeypatch,
     for untrue in ("YouTube", "10 s", "extended|other-avqa", "avqa-states-none", "The audio variant of AVQA"):
         assert untrue not in card, untrue
     media, arguments = MediaFolder("clips"), traces.TracesArguments("", "clips", "", "", num_frames=4)
-    frames = [traces.find_frames(row, media, arguments) for row in built]
+    frames = [frames_of_row(row, media, arguments.num_frames, arguments.max_pixels) for row in built]
     assert [round(len(each.pixels) / each.fps) for each in frames] == [11, 1, 1], "the teacher sees the whole clip"
 
 
@@ -222,14 +223,19 @@ def test_the_teacher_sees_the_file_that_the_sound_is_from(tmp_path, write_clip):
     row = {"video_id": "06GyG4-wONQ", "start_s": 0.0, "duration_s": 1.0}
     for name, count in (("06GyG4-wONQ.mp4", 4), ("06GyG4-wONQ_0.mp4", 8)):
         digest = sha256_of(str(tmp_path / name))
-        assert len(traces.find_frames(row | {"media_sha256": digest}, media, arguments).pixels) == count
+        assert (
+            len(frames_of_row(row | {"media_sha256": digest}, media, arguments.num_frames, arguments.max_pixels).pixels)
+            == count
+        )
     (tmp_path / "06GyG4-wONQ_0.mp4").write_bytes(b"broken")
     write_clip(tmp_path / "06GyG4-wONQ_0.wav", fps=0)
-    assert len(traces.find_frames(row | {"media_sha256": ""}, media, arguments).pixels) == 4, "a broken one gives way"
+    assert len(frames_of_row(row | {"media_sha256": ""}, media, arguments.num_frames, arguments.max_pixels).pixels) == 4, (
+        "a broken one gives way"
+    )
     (tmp_path / "06GyG4-wONQ.mp4").unlink()
     media = MediaFolder(str(tmp_path))
     with pytest.raises(MediaError, match="cannot be opened"):
-        traces.find_frames(row | {"media_sha256": ""}, media, arguments)
+        frames_of_row(row | {"media_sha256": ""}, media, arguments.num_frames, arguments.max_pixels)
 
 
 FOUR = ["dog", "bell", "siren", "drum"]

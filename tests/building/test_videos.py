@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builders.traces import TracesArguments, find_frames
+from dataset_builders.traces import TracesArguments
 from sightsound.building import segments
 from sightsound.building.segments import CutSettings, Video, candidate_starts, cut_video
 from sightsound.building.video_columns import Columns, read_preset
@@ -25,6 +25,7 @@ from sightsound.cli import InputError
 from sightsound.data import frames, track
 from sightsound.data.audio import decode_audio
 from sightsound.data.clips import MediaFolder
+from sightsound.data.frames import frames_of_row
 from sightsound.data.parquet import read_parquet
 from sightsound.data.schema import RowError
 from sightsound.stage import read_settings
@@ -121,7 +122,7 @@ def test_the_teacher_finds_the_frames_of_every_row(built):
     media = MediaFolder(str(built / "segments"))
     args = TracesArguments(dataset="", media_dir="", model="", output_dir="", num_frames=8)
     for row in read_rows(built):
-        shown = find_frames(row, media, args)
+        shown = frames_of_row(row, media, args.num_frames, args.max_pixels)
         assert len(shown.pixels) == 8 and shown.pixels.std(axis=0).max() > 10, row["id"]
         assert abs(8 / shown.fps - row["duration_s"]) < 0.3
 
