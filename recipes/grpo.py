@@ -6,7 +6,8 @@ GRPO of the student, with the teacher's answer as label (paper, section 3.3, equ
         --model_name_or_path sft-tts_agfv/model --output_dir grpo-tts_agfv
 
 Rewards: 1 when the answer is the teacher's, 1 for the format. `reward_funcs` and `reward_weights` select and weight functions
-of `sightsound/method/rewards.py`. `output_dir` then holds `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every
+of `sightsound/method/rewards.py`. SFT may use all questions of an arm, and GRPO those that are not guessed without their clips:
+`audio_contribution: strong`. `output_dir` then holds `model/`, `trainer_state.json` (the log) and `ledger.parquet` (every
 selected question with its outcome). The best checkpoint, continuing a killed run and publishing work as in `sft.py`. Validation
 questions are answered by the training processes, also where vLLM samples.
 
@@ -22,11 +23,11 @@ from sightsound.cli import show_help_and_exit
 from sightsound.method.rewards import PAPER_REWARDS
 from sightsound.method.selection import ARMS
 from sightsound.training.distributed import run_distributed
-from sightsound.training.recipe import ValidationArguments
+from sightsound.training.recipe import StudentArguments
 
 
 @dataclass
-class GRPOScriptArguments(ValidationArguments):
+class GRPOScriptArguments(StudentArguments):
     traces: str = field(metadata={"help": "the corpus: folder or Hub id with the config `traces`"})
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     selection: str = field(

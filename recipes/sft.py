@@ -8,7 +8,8 @@ Supervised fine-tuning of the student on one arm of the corpus (paper, section 3
 A LoRA on the language model is trained, with the loss on the completion only. `output_dir` then holds `adapter/`, `model/` (the
 adapter merged into the base: GRPO and the evaluation start from it), `trainer_state.json` (the log) and `ledger.parquet` (every
 selected trace with its outcome). `selection: ground_truth` is the upper baseline: it trains on the annotated answers of
-`--audio` and takes no `--traces`.
+`--audio` and takes no `--traces`. With `audio_contribution: strong`, it trains only on questions that are not guessed
+without their clips.
 
 With `eval_strategy: steps`, validation questions are answered and graded every `eval_steps`, and `load_best_model_at_end: true`
 keeps the best checkpoint. A killed run continues with the same command. With `--push_to_hub true --hub_model_id ORG/NAME
@@ -21,11 +22,11 @@ from dataclasses import dataclass, field
 from sightsound.cli import show_help_and_exit
 from sightsound.method.selection import ARMS
 from sightsound.training.distributed import run_distributed
-from sightsound.training.recipe import ValidationArguments
+from sightsound.training.recipe import StudentArguments
 
 
 @dataclass
-class SFTScriptArguments(ValidationArguments):
+class SFTScriptArguments(StudentArguments):
     audio: str = field(metadata={"help": "avqa-audio: folder or Hub id"})
     selection: str = field(metadata={"help": f"the arm: {'; '.join(f'{name}, {arm.meaning}' for name, arm in ARMS.items())}"})
     traces: str | None = field(

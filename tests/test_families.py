@@ -289,11 +289,13 @@ def test_a_clip_beyond_the_window_is_cut_and_the_ledger_says_so(case: Case, tmp_
     window = case.family.window_s(case.processor)
     beyond_s = (window or 45.0) + 1.5
     hum = np.sin(np.arange(round(beyond_s * RATE)) / 20).astype(np.float32)
-    row = {**dict.fromkeys(schema.avqa_audio_features(), ""), "id": "0", "start_s": 0.0, "duration_s": beyond_s, "answer": 0}
+    texts = set(schema.avqa_audio_features()) - set(schema.CONTRIBUTION_COLUMNS)
+    row = {**dict.fromkeys(texts, ""), "id": "0", "start_s": 0.0, "duration_s": beyond_s, "answer": 0}
     row |= {"audio": {"bytes": encode_flac(hum), "path": None}, "choices": ["hum", "dog"]}
     parquet.write_parquet([row], schema.avqa_audio_features(), tmp_path / "data" / "train-00000-of-00001.parquet")
     write_dataset_card(tmp_path, "# Audio\n", {"default": {"train": "data/*.parquet"}})
-    arguments = SimpleNamespace(audio=str(tmp_path), selection="ground_truth", traces=None, split="train")
+    given = {"selection": "ground_truth", "traces": None, "split": "train", "audio_contribution": None}
+    arguments = SimpleNamespace(audio=str(tmp_path), **given)
     collator = CompletionCollator(case.processor)
     (used,) = audio_rows(arguments, collator, tmp_path / "ledger.parquet")
     detail = "ground truth" + (f"; cut: the model hears {window:g} of {beyond_s:.2f} s" if window else "")

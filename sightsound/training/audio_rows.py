@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightsound.cli import InputError
+from sightsound.method.audio_contribution import (
+    CONTRIBUTIONS,
+    STRONG,
+    UNKNOWN,
+    WEAK,
+    contribution_word,
+    contributions_of,
+    known_contribution,
+)
 from sightsound.method.prompts import COT_PROMPT
 from sightsound.method.selection import ARMS, GROUND_TRUTH, gold_labels, select
 from sightsound.training.distributed import is_main_process
@@ -37,6 +46,52 @@ def check_selection(selection: str, traces: str | None, *, for_grpo: bool) -> No
         raise InputError(f"unknown selection '{selection}'; expected one of {', '.join(arms)}")
     if selection != GROUND_TRUTH and traces is None:
         raise InputError(f"selection {selection} is made from a corpus: give it with --traces FOLDER_OR_HUB_ID")
+
+
+def _contribution_words(script_args: Any, dataset: Dataset) -> dict[str, str]:
+    """Audio contribution by question id: as `dataset` says, which may have been labelled last, else as the corpus says."""
+    from sightsound.data.parquet import open_dataset
+
+    known = [contributions_of(dataset)]
+    if script_args.traces is not None:
+        known.append(contributions_of(open_dataset(script_args.traces, "train", "traces")))
+    ids = set[str]().union(*known)
+    return {row_id: contribution_word(known_contribution(*(each.get(row_id, {}) for each in known))) for row_id in ids}
+
+
+def _other_contribution(
+    script_args: Any, dataset: Dataset, selected: list[dict[str, Any]]
+) -> Callable[[str], tuple[str, str] | None]:
+    """
+    A function from a question's id to the outcome and detail of one that `audio_contribution` leaves out.
+
+    Raises:
+        `InputError`: There is no such audio contribution, or no selected question has it.
+    """
+    wanted = script_args.audio_contribution
+    if wanted is None:
+        return lambda _: None
+    if wanted not in (STRONG, WEAK):
+        raise InputError(f"unknown audio_contribution '{wanted}'; expected {STRONG} or {WEAK}")
+    words = _contribution_words(script_args, dataset)
+    counts = Counter(words.get(row_id, UNKNOWN) for row_id in {row["id"] for row in selected})
+    if not counts[wanted]:
+        seen = ", ".join(f"{counts[word]} {word}" for word in CONTRIBUTIONS)
+        raise InputError(
+            f"audio_contribution {wanted} leaves no question of selection {script_args.selection} ({seen}); label --audio with "
+            "dataset_builders/audio_contribution.py, or leave audio_contribution out"
+        )
+
+    def reason(row_id: str) -> tuple[str, str] | None:
+        word = words.get(row_id, UNKNOWN)
+        return None if word == wanted else (not_of(wanted), f"its audio contribution is {word}")
+
+    return reason
+
+
+def not_of(audio_contribution: str) -> str:
+    """Outcome of a question that a recipe's `audio_contribution` leaves out: `not_strong`."""
+    return f"not_{audio_contribution}"
 
 
 def _selected(script_args: Any, dataset: Dataset, for_grpo: bool) -> list[dict[str, Any]]:
@@ -80,10 +135,11 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
     The rows of an arm, joined with their clips.
 
     Args:
-        script_args: With `traces`, `audio`, `split` and `selection`.
+        script_args: With `traces`, `audio`, `split`, `selection` and `audio_contribution`.
         collator (`CompletionCollator`): Of the model to be trained: it has the model's window and the maximum length.
-        ledger_path (`Path`): Written: every selected row with its outcome (`used`, `missing_audio`, `empty_completion` or
-            `too_long`). `detail` says where a clip was cut to the model's window, and where the target is the ground truth.
+        ledger_path (`Path`): Written: every selected row with its outcome (`used`, `not_strong` or `not_weak` after
+            `audio_contribution`, `missing_audio`, `empty_completion` or `too_long`). `detail` says where a clip was cut to the
+            model's window, and where the target is the ground truth.
         for_grpo (`bool`): One row per question, and always with the prompt that asks for reasoning, also for the arm `label`:
             the format reward needs it.
 
@@ -98,11 +154,14 @@ def audio_rows(script_args: Any, collator: CompletionCollator, ledger_path: Path
 
     dataset = open_input(script_args.audio, script_args.split, CLIPS)
     selected = _selected(script_args, dataset, for_grpo)
+    other_contribution = _other_contribution(script_args, dataset, selected)
     audio = AudioById(dataset)
     duration_s = dict(zip(dataset["id"], dataset["duration_s"], strict=True))
     is_cut = {row_id for row_id, seconds in duration_s.items() if collator.window_s and seconds > collator.window_s}
 
     def reason_to_drop(row: dict[str, Any]) -> tuple[str, str] | None:
+        if other := other_contribution(row["id"]):
+            return other
         if row["id"] not in audio:
             return "missing_audio", f"{script_args.audio} has no such row"
         if not for_grpo and _is_empty(row["completion"]):

@@ -13,7 +13,7 @@ from sightsound.method.selection import Funnel
 from sightsound.models.family import family_of, family_of_processor
 from sightsound.models.origins import OURS, UNKNOWN, base_licence, origin_on_hub
 from sightsound.stage import LEDGER_FILE, read_settings
-from sightsound.training.audio_rows import USED
+from sightsound.training.audio_rows import USED, not_of
 
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def count_outcomes(ledger: Path) -> tuple[Counter[str], dict[str, set[str]]]:
     return Counter(row["outcome"] for row in rows), ids
 
 
-def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]) -> dict[str, int]:
+def training_funnel(
+    selection: str, traces: str | None, ids: dict[str, set[str]], audio_contribution: str | None = None
+) -> dict[str, int]:
     """
     The number of questions that are left after each step, down to those that were trained on.
 
@@ -76,6 +78,7 @@ def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]
         selection (`str`): The arm.
         traces (`str`, *optional*): The corpus; None for the arm `ground_truth`.
         ids (`dict`): Ids per outcome of the run's ledger.
+        audio_contribution (`str`, *optional*): Only questions with this one were used.
     """
     from sightsound.data.parquet import open_dataset
 
@@ -86,7 +89,10 @@ def training_funnel(selection: str, traces: str | None, ids: dict[str, set[str]]
             funnel.add(row)
         steps = funnel.steps()
     selected = set[str]().union(*ids.values())
-    return steps | {f"selected: arm `{selection}`": len(selected), "used in training": len(ids.get(USED, ()))}
+    steps[f"selected: arm `{selection}`"] = len(selected)
+    if audio_contribution is not None:
+        steps[f"audio contribution `{audio_contribution}`"] = len(selected - ids.get(not_of(audio_contribution), set()))
+    return steps | {"used in training": len(ids.get(USED, ()))}
 
 
 def write_model_card(
@@ -177,8 +183,9 @@ def write_student_card(
         loader=loader.__name__ if loader else "AutoModelForMultimodalLM",
         window_s=family_of_processor(trainer.processing_class).window_s(trainer.processing_class),
         selection=script_args.selection,
+        audio_contribution=script_args.audio_contribution,
         split=script_args.split,
-        funnel=list(training_funnel(script_args.selection, script_args.traces, ids).items()),
+        funnel=list(training_funnel(script_args.selection, script_args.traces, ids, script_args.audio_contribution).items()),
         rows_used=outcomes[USED],
         left_out=[(outcome, count) for outcome, count in outcomes.most_common() if outcome != USED],
         steps=state.global_step,

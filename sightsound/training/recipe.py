@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sightsound.cli import InputError, unknown_flags
 from sightsound.data.sources import REPO_ID
 from sightsound.hub.publish import PublishArguments
+from sightsound.method.audio_contribution import STRONG, WEAK
 from sightsound.training.distributed import all_ranks_or_none, is_main_process, without_zero3_init
 
 
@@ -27,6 +28,19 @@ class ValidationArguments:
     validation_max_tokens: int = field(default=512, metadata={"help": "maximum number of tokens of one validation answer"})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without a better accuracy"}
+    )
+
+
+@dataclass(kw_only=True)
+class StudentArguments(ValidationArguments):
+    """What SFT and GRPO share."""
+
+    audio_contribution: str | None = field(
+        default=None,
+        metadata={
+            "help": f"only the questions of `selection` with this audio contribution: {STRONG} (not answered right without the "
+            f"clip) or {WEAK}; questions get it from dataset_builders/questions.py or audio_contribution.py"
+        },
     )
 
 

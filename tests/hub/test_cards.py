@@ -71,6 +71,20 @@ def test_a_students_card_says_what_it_is_and_where_its_data_went(
     assert not re.search(r"\bNone\b(?! were)|{{|{%|\n\n\n", card), card
 
 
+def test_a_students_card_says_which_questions_were_selected_by_their_audio_contribution(tiny_dataset, corpus, tmp_path) -> None:
+    folder = tmp_path / "run" / "weights"
+    folder.mkdir(parents=True)
+    ids = [row["id"] for row in tiny.read_rows(tiny_dataset)]
+    ledger = [{"id": row_id, "outcome": "used" if i < 9 else "not_strong", "detail": None} for i, row_id in enumerate(ids)]
+    parquet.write_ledger(ledger, tmp_path / "run" / "ledger.parquet")
+    card = write_card(folder, "GRPO", tiny_dataset, corpus, "Qwen/Qwen2-Audio-7B-Instruct", "tts_agfv", "strong")
+    assert validate(card, "model") == ([], [])
+    assert "on the arm `tts_agfv`, questions of\nstrong audio contribution only (not answered right more often than not" in card
+    funnel = "| selected: arm `tts_agfv` | 12 |\n| audio contribution `strong` | 9 |\n| used in training | 9 |\n"
+    assert funnel in card and "9 rows were trained on; left out: 3 not_strong." in card
+    assert not re.search(r"{{|{%|\n\n\n", card), card
+
+
 def test_a_checkpoint_that_validation_chose_says_so_in_its_card_and_results(
     student_checkpoint, tiny_dataset, corpus, mmau, tmp_path
 ) -> None:

@@ -23,6 +23,7 @@ from sightsound.cli import InputError
 from sightsound.data import parquet, schema
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.publish import publish_dataset
+from sightsound.method.audio_contribution import known_contribution
 from tests.support.clients import Done, run_client
 from tests.support.hub_routes import STRANGER, TOKEN
 from tests.support.loopback_hub import (
@@ -75,6 +76,7 @@ def verified(name: str, count: int) -> list[dict[str, Any]]:
     """Rows with the sound of a clip, which nobody decodes here."""
     prompt = [{"role": "user", "content": "Which?"}]
     shared = {"prompt": prompt, "completions": [f"<think>{name}</think>"], "teacher_answer": 0, "choices": ["a", "b"]}
+    shared |= known_contribution()
     clips = [hashlib.sha256(f"{name} {i}".encode()).digest() * 40 for i in range(count)]
     return [{"id": f"{name}-{i}", "audio": {"bytes": clip, "path": f"{i}.flac"}, **shared} for i, clip in enumerate(clips)]
 

@@ -32,10 +32,20 @@ def tiny_student() -> tuple[Any, Any]:
     return tiny.miniature_builders().make_student()
 
 
-def write_card(folder: Path, stage: str, audio: Path, traces: Path | None, base: str, selection: str, **changed: Any) -> str:
+def write_card(
+    folder: Path,
+    stage: str,
+    audio: Path,
+    traces: Path | None,
+    base: str,
+    selection: str,
+    audio_contribution: str | None = None,
+    **changed: Any,
+) -> str:
     """The card that a recipe writes, from the objects that a recipe has."""
     settings = {"output_dir": str(folder.parent), "use_cpu": True, "bf16": False, "report_to": "none", **changed}
     script = {"audio": str(audio), "traces": traces and str(traces), "selection": selection, "split": "train"}
+    script |= {"audio_contribution": audio_contribution}
     student, processor = tiny_student()
     state = TrainerState(global_step=8, best_global_step=6, best_metric=0.75, log_history=[{"train_runtime": 90.0, "step": 8}])
     write_student_card(

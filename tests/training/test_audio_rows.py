@@ -13,6 +13,7 @@ from sightsound.data import parquet, schema
 from sightsound.data.audio import encode_flac
 from sightsound.data.kinds import CLIPS, open_input
 from sightsound.hub.cards import write_dataset_card
+from sightsound.method.audio_contribution import STRONG, UNKNOWN, WEAK
 from sightsound.method.prompts import COT_PROMPT, render_trace
 from sightsound.training.audio_rows import audio_rows
 from sightsound.training.collator import CompletionCollator
@@ -39,8 +40,9 @@ def write_corpus(rows: list[dict[str, Any]], folder: Path) -> Path:
     return folder
 
 
-def arguments(audio: Path, selection: str, traces: Path | None = None) -> SimpleNamespace:
-    return SimpleNamespace(audio=str(audio), selection=selection, traces=None if traces is None else str(traces), split="train")
+def arguments(audio: Path, selection: str, traces: Path | None = None, contribution: str | None = None) -> SimpleNamespace:
+    given = {"audio": str(audio), "selection": selection, "traces": None if traces is None else str(traces), "split": "train"}
+    return SimpleNamespace(**given, audio_contribution=contribution)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +129,62 @@ def test_a_dataset_of_another_kind_is_refused(column, questions, tmp_path) -> No
     message = rf"split 'train' of {folder} does not hold clips .*: it lacks the column {column} \(it has: id, .*avqa_audio.py"
     with pytest.raises(InputError, match=message):
         open_input(str(folder), "train", CLIPS)
+
+
+@pytest.fixture(scope="module")
+def labelled(questions, tmp_path_factory) -> tuple[Path, Path]:
+    """Four questions of two traces: strong, weak, strong, unknown. The corpus knows two of them, the dataset the third."""
+    folder = tmp_path_factory.mktemp("labelled")
+    words = [STRONG, WEAK, STRONG, UNKNOWN]
+    rows = [row | {"audio_contribution": word} for row, word in zip(questions, words, strict=False)]
+    traced = []
+    for row in rows[:2] + [row | {"audio_contribution": UNKNOWN} for row in rows[2:]]:
+        text = render_trace("I hear a dog.", row["answer_text"])
+        traced.append(tiny.trace_row(row, [tiny.trace(text, row["answer"], "I hear a dog.", "accept")] * 2))
+    unlabelled = [row | {"audio_contribution": UNKNOWN} for row in rows[:2]]
+    return write_dataset(unlabelled + rows[2:], folder / "audio"), write_corpus(traced, folder / "corpus")
+
+
+def test_only_questions_of_the_audio_contribution_are_trained_on(collator, labelled, questions, tmp_path, capsys) -> None:
+    audio, corpus = labelled
+    ids = [row["id"] for row in questions[:4]]
+    for wanted, used, outcome in ((STRONG, [ids[0], ids[2]], "not_strong"), (WEAK, [ids[1]], "not_weak")):
+        args = arguments(audio, "tts_agfv", corpus, wanted)
+        rows = audio_rows(args, collator, tmp_path / "ledger.parquet")
+        assert [row["id"] for row in rows] == [row_id for row_id in used for _ in range(2)], "every trace of a question"
+        ledger = [(entry["id"], entry["outcome"]) for entry in tiny.read_ledger(tmp_path)]
+        assert ledger == [(row_id, "used" if row_id in used else outcome) for row_id in ids for _ in range(2)]
+        out = capsys.readouterr().out
+        assert f"{2 * len(used)} used" in out and f"{8 - 2 * len(used)} {outcome}" in out
+        assert [row["id"] for row in audio_rows(args, collator, tmp_path / "ledger.parquet", for_grpo=True)] == used
+    details = {entry["detail"] for entry in tiny.read_ledger(tmp_path)}
+    assert details == {None, "its audio contribution is strong", "its audio contribution is unknown"}
+    assert len(audio_rows(arguments(audio, "tts_agfv", corpus), collator, tmp_path / "ledger.parquet")) == 8
+
+
+def test_the_ground_truth_can_be_selected_by_audio_contribution_too(collator, labelled, questions, tmp_path) -> None:
+    rows = audio_rows(arguments(labelled[0], "ground_truth", None, STRONG), collator, tmp_path / "ledger.parquet")
+    assert [row["id"] for row in rows] == [questions[2]["id"]]
+
+
+def test_an_audio_contribution_that_no_question_has_says_how_many_have_which(collator, long_clip, tmp_path) -> None:
+    audio, corpus = long_clip
+    message = (
+        r"^audio_contribution strong leaves no question of selection tts_agfv \(0 strong, 0 weak, 3 unknown\); label "
+        r"--audio with dataset_builders/audio_contribution.py, or leave audio_contribution out$"
+    )
+    with pytest.raises(InputError, match=message):
+        audio_rows(arguments(audio, "tts_agfv", corpus, STRONG), collator, tmp_path / "ledger.parquet")
+    with pytest.raises(InputError, match=r"^unknown audio_contribution 'Strong'; expected strong or weak$"):
+        audio_rows(arguments(audio, "tts_agfv", corpus, "Strong"), collator, tmp_path / "ledger.parquet")
+
+
+def test_a_dataset_without_the_columns_can_be_trained_on(collator, questions, tmp_path) -> None:
+    features = schema.avqa_audio_features()
+    for name in schema.CONTRIBUTION_COLUMNS:
+        features.pop(name)
+    parquet.write_parquet(questions[:2], features, tmp_path / "audio" / "data" / "train-00000-of-00001.parquet")
+    write_dataset_card(tmp_path / "audio", "# Old\n", {"default": {"train": "data/*.parquet"}})
+    assert len(audio_rows(arguments(tmp_path / "audio", "ground_truth"), collator, tmp_path / "ledger.parquet")) == 2
+    with pytest.raises(InputError, match=r"\(0 strong, 0 weak, 2 unknown\)"):
+        audio_rows(arguments(tmp_path / "audio", "ground_truth", None, WEAK), collator, tmp_path / "ledger.parquet")
