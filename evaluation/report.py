@@ -38,10 +38,12 @@ from evaluation.reporting.sections import (
     num_asked,
     protocols_table,
     run_label,
+    skipped_line,
 )
 from evaluation.running.controls import AUDIO_CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import ANSWERED
 from evaluation.scoring.audio_use import audio_use_statement
+from evaluation.scoring.protocols import OFFICIAL
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data.sources import split_revision
 from sightsound.stage import fingerprint, write_atomically
@@ -126,6 +128,8 @@ def benchmark_lines(benchmark: str, runs: list[FinishedRun]) -> list[str]:
     lines = [f"## {title_of(benchmark, runs)}", "", *main_table([to_entry(results) for results in all_results]), ""]
     lines += coverage_lines(all_results)
     lines += ["### Protocols and errors", "", *protocols_table(all_results), ""]
+    skipped = [(run_label(run), skipped_line(run[OFFICIAL][NO_CONTROL])) for run in all_results if OFFICIAL in run]
+    lines += [part for name, line in skipped if line for part in (f"{name}, {line}.", "")]
     if missing := missing_answers_table(all_results):
         lines += ["### Missing outputs and cut clips", "", *missing, ""]
     if controlled := [results for results in all_results if results["gains"]]:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks import load_questions, part_asked
-from evaluation.reporting.sections import gain_cell, percent, with_interval
+from evaluation.reporting.sections import gain_cell, percent, skipped_line, with_interval
 from evaluation.running.controls import AUDIO_CONTROLS, CONTROLS, NO_CONTROL
 from evaluation.scoring.accuracy import score_run
 from evaluation.scoring.audio_use import audio_use_statement
 from evaluation.scoring.predictions import Predictions
-from evaluation.scoring.protocols import PAPER, chosen_index, decide_all, protocols_of
+from evaluation.scoring.protocols import OFFICIAL, PAPER, chosen_index, decide_all, protocols_of
 from sightsound.benchmarks import benchmark_names, get_benchmark
 from sightsound.cli import InputError, parse_arguments
 from sightsound.hub.cards import markdown_table
@@ -96,6 +96,11 @@ def decision_lines(benchmark: str, protocols: list[str], predictions: Prediction
                 }
 
 
+def _as_script_counts(part: dict[str, Any]) -> str:
+    over = part.get("over_predicted")
+    return "–" if over is None else f"{with_interval(over)} (n={over['n']}, {over['skipped']} skipped)"
+
+
 def figures_table(by_protocol: dict[str, dict[str, Any]]) -> list[str]:
     """A row per group of questions, a column per protocol."""
     parts = list(by_protocol.values())
@@ -112,6 +117,9 @@ def figures_table(by_protocol: dict[str, dict[str, Any]]) -> list[str]:
         rows.append([f"{name}, over the answered", "–", *cells])
 
     add_answered("average", parts)
+    if any("over_predicted" in part for part in parts):
+        cells = [_as_script_counts(part) for part in parts]
+        rows.append(["average, as the official script counts", "–", *cells])
     if "all" in first:
         add_answered("all questions", [figures["all"] for figures in parts])
     for group in [name for name in first if name.startswith("by_")]:
@@ -174,6 +182,8 @@ def main(argv: list[str]) -> None:
     for name in CONTROLS:
         if name in missing:
             print(f"{CONTROLS[name]}: {missing[name]}")
+    if OFFICIAL in scored and (line := skipped_line(scored[OFFICIAL]["results"][NO_CONTROL])):
+        print(line)
     print("\n".join(["", *figures_table({name: part["results"][NO_CONTROL] for name, part in scored.items()})]))
     if len(predictions.outputs) > 1:
         print("\n".join(["", *controls_table(main_protocol)]))

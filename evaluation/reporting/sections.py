@@ -91,6 +91,16 @@ def summary_line(run: Results) -> str:
     return "; ".join(parts)
 
 
+def skipped_line(figures: dict[str, Any]) -> str:
+    """What an official script gives that skips questions without a prediction; empty where there are none."""
+    over = figures.get("over_predicted")
+    if over is None or not over["skipped"]:
+        return ""
+    counted = f"{over['skipped']:,} of {figures['n']:,} questions have no prediction"
+    script = f"its script skips them and gives {with_interval(over)} over {over['n']:,}"
+    return f"official rule: {counted}; {script}; counted as wrong, as here, it is {with_interval(figures)}"
+
+
 def main_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """One row per run, from the entries of `report.json`."""
     head = ["arm", "seed", "questions", "accuracy [95 % interval]", "unanswered", "silent audio", "another clip's audio"]

@@ -7,7 +7,7 @@ from typing import Any
 from evaluation.benchmarks import Row
 from evaluation.running.controls import NO_CONTROL, SHUFFLED
 from evaluation.scoring.audio_use import consistency, gains_over
-from evaluation.scoring.protocols import PAPER, UNANSWERED, Decision, decide_all
+from evaluation.scoring.protocols import OFFICIAL, PAPER, UNANSWERED, Decision, decide_all, skips_missing
 from evaluation.scoring.statistics import clustered_error, percent_interval
 from sightsound.benchmarks import Benchmark, get_benchmark
 from sightsound.data.schema import LETTERS
@@ -51,6 +51,25 @@ def over_answered(decisions: Sequence[Decision]) -> Figures | None:
     correct = sum(decision.correct for decision in answered)
     low, high = percent_interval(correct, len(answered))
     return {"n": len(answered), "accuracy": 100 * correct / len(answered), "low": low, "high": high}
+
+
+def over_predicted(averaged: Sequence[tuple[Decision, str | None]]) -> Figures | None:
+    """
+    Accuracy as an official script counts it that skips questions without a prediction; an empty prediction is wrong.
+
+    Args:
+        averaged (`Sequence[tuple]`): Decision and output of each question of the average.
+
+    Returns:
+        `dict`: `n`, `accuracy`, `low` and `high` over the questions with a prediction, and `skipped`, the number of the others;
+            None where all are skipped.
+    """
+    correct = [decision.correct for decision, output in averaged if output is not None]
+    if not correct:
+        return None
+    low, high = percent_interval(sum(correct), len(correct))
+    accuracy = 100 * sum(correct) / len(correct)
+    return {"n": len(correct), "accuracy": accuracy, "low": low, "high": high, "skipped": len(averaged) - len(correct)}
 
 
 def score_by(decisions: Sequence[Decision], clips: Sequence[str], groups: Sequence[str]) -> dict[str, Figures]:
@@ -107,7 +126,8 @@ def score_run(
         rows (`Mapping`): Per control, the questions as they were asked: the same questions in the same order.
 
     Returns:
-        `dict`: Per protocol, `results`, the figures per control; `gains`, of the run over each control; and under the paper's
+        `dict`: Per protocol, `results`, the figures per control, with `over_predicted` where the official script skips
+            questions without a prediction; `gains`, of the run over each control; and under the paper's
             protocol, where choices were shuffled, `consistency`. Gains and consistency are over those averaged questions that
             have an output both with the clip and under the control; without such questions they are left out.
     """
@@ -120,6 +140,10 @@ def score_run(
     for protocol in protocols:
         decisions = {control: asked[control][protocol] for control in asked}
         results = {control: results_of(part, rows[control], get_benchmark(benchmark)) for control, part in decisions.items()}
+        if protocol == OFFICIAL and skips_missing(benchmark):
+            for control, part in decisions.items():
+                averaged = [(part[i], outputs[control][i]) for i, row in enumerate(rows[control]) if counts(row)]
+                results[control]["over_predicted"] = over_predicted(averaged)
         scored[protocol] = {"results": results, "gains": gains_over(decisions, clips, pairs)}
         if protocol == PAPER and pairs.get(SHUFFLED):
             both = ([decisions[control][i] for i in pairs[SHUFFLED]] for control in (NO_CONTROL, SHUFFLED))

@@ -160,9 +160,9 @@ def _repeated(row: Row, benchmark: Benchmark) -> Iterator[tuple[str, Any, tuple[
 
 
 def _plain(value: Any) -> Any:
-    """A text, or each text of a list, with its spaces normalised, for comparison."""
+    """A text, or each text of a list that is not empty, with its spaces normalised, for comparison."""
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(each) for each in value if each != ""]
     return " ".join(value.split()) if isinstance(value, str) else value
 
 

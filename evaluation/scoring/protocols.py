@@ -64,6 +64,12 @@ def protocols_of(benchmark: str) -> list[str]:
     return [OFFICIAL, PAPER] if get_benchmark(benchmark).official_rule else [PAPER]
 
 
+def skips_missing(benchmark: str) -> bool:
+    """Whether the benchmark's published script leaves questions without a prediction out of its total."""
+    rule = get_benchmark(benchmark).official_rule
+    return rule is not None and rule.skips_missing
+
+
 def decide_all(
     benchmark: str, protocols: Iterable[str], outputs: Iterable[str | None], rows: Iterable[Row]
 ) -> dict[str, list[Decision]]:

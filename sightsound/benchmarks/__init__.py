@@ -53,10 +53,13 @@ class OfficialRule(NamedTuple):
         matched_by (`str`): Name of the rule, recorded as `matched_by` of each answer that it grades.
         decide (`Callable`): The extracted answer and the question's row -> right or wrong, or None for an answer that counts
             as none.
+        skips_missing (`bool`): The published script leaves questions without a prediction out of its total. Here they count as
+            wrong, and the script's figure is reported as well.
     """
 
     matched_by: str
     decide: Callable[[str, Row], bool | None]
+    skips_missing: bool = False
 
 
 BREAKDOWNS = {

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from sightsound.benchmarks import BREAKDOWNS, TASK_CATEGORIES, Benchmark, Breakdown, OfficialRule
 from sightsound.data import schema
-from sightsound.data.annotations import Row, RowError, expect_choices, expect_id, expect_keys, expect_text, optional_label
+from sightsound.data.annotations import Row, RowError, expect_answer_text, expect_id, expect_keys, expect_text, optional_label
 from sightsound.data.pinned import PinnedFile
-from sightsound.data.schema import LETTERS
 
 
 if TYPE_CHECKING:
@@ -97,12 +96,7 @@ def to_row(annotation: Any) -> Row:
         raise RowError(
             schema.BAD_ANNOTATION, f"audio_id {annotation['audio_id']!r} does not end in a file name such as <id>.wav"
         )
-    choices, answer = expect_choices(annotation["choices"], 2, len(LETTERS)), annotation["answer"]
-    as_given = [str(choice) for choice in annotation["choices"]]
-    if answer in as_given:  # with its letter, where the choices have theirs
-        answer = choices[as_given.index(answer)]
-    if answer not in choices:
-        raise RowError(schema.ANSWER_NOT_A_CHOICE, f"{answer!r} is none of {choices!r}")
+    choices, answer = expect_answer_text(annotation, "choices", "answer")
     if isinstance(category := annotation["category"], list) and len(category) == 1:  # so in 13 rows of the pinned file
         annotation = annotation | {"category": category[0]}
     labels = {
@@ -120,8 +114,8 @@ def to_row(annotation: Any) -> Row:
         "question": question,
         "video_question": question,
         "choices": choices,
-        "answer": choices.index(answer),
-        "answer_text": answer,
+        "answer": answer,
+        "answer_text": choices[answer],
         "question_relation": labels["category"],
         "question_type": labels["task"],
         **labels,
@@ -183,5 +177,9 @@ BENCHMARK = Benchmark(
         "by_difficulty": Breakdown("difficulty", "By difficulty"),
         "by_sub_category": Breakdown("sub_category", "By sub-category"),
     },
-    official_rule=OfficialRule("words", lambda answer_text, row: decide(answer_text, row["answer_text"], row["choices"])),
+    official_rule=OfficialRule(
+        "words",
+        lambda answer_text, row: decide(answer_text, row["answer_text"], row["choices"]),
+        skips_missing=True,
+    ),
 )

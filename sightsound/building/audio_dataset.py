@@ -87,7 +87,9 @@ def count_lettered(dataset: Benchmark, annotations: list[Any], validated: list[V
     if key is None:
         return 0
     pairs = zip(annotations, validated, strict=False)  # `--limit` validates only the first ones
-    return sum(row is not None and row["choices"] != [str(each) for each in annotation[key]] for annotation, (_, row) in pairs)
+    # A row may lack empty choices at the end of its annotation's.
+    given = ((row["choices"], [str(each) for each in annotation[key]]) for annotation, (_, row) in pairs if row is not None)
+    return sum(choices != texts[: len(choices)] for choices, texts in given)
 
 
 def _rows_with_sound(

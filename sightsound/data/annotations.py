@@ -128,6 +128,22 @@ def expect_choices(value: Any, fewest: int, most: int) -> list[str]:
     return without_letters([str(choice) for choice in value])
 
 
+def expect_answer_text(annotation: Row, choices_key: str, answer_key: str) -> tuple[list[str], int]:
+    """
+    The choices of an annotation whose answer is a text, and the index of the first choice that equals the answer.
+
+    Raises:
+        `RowError`: There are no usable choices, or the answer is none of them.
+    """
+    choices, answer = expect_choices(annotation[choices_key], 2, len(LETTERS)), annotation[answer_key]
+    as_given = [str(choice) for choice in annotation[choices_key]]
+    if answer in as_given:  # with its letter, where the choices have theirs
+        answer = choices[as_given.index(answer)]
+    if answer not in choices:
+        raise RowError(schema.ANSWER_NOT_A_CHOICE, f"{answer!r} is none of {choices!r}")
+    return choices, choices.index(answer)
+
+
 def optional_label(annotation: Row, key: str) -> str:
     """A label that some annotations lack. A missing one, or null, becomes the empty text."""
     value = annotation.get(key)

@@ -76,7 +76,7 @@ def test_what_cannot_be_paired_is_one_line(mmau_annotations, tmp_path):
             r"does not hold the right answers \(it lacks benchmark, .*give the questions: --benchmark, and",
         ),
         (["--runs", other, other, "--benchmark", "mmau"], "give the questions: either --annotations"),
-        (["--runs", other, other, *questions], "--benchmark: which of avqa, mmau, music_avqa are these questions of"),
+        (["--runs", other, other, *questions], "--benchmark: which of avqa, mmar, mmau, music_avqa are these questions of"),
         (["--runs", other, run, "--benchmark", "mmau", *questions], "holds no run on mmau, but on avqa"),
         (["--runs", other, str(tmp_path / "gone.json"), "--benchmark", "mmau", *questions], r"gone\.json cannot be read"),
     ):

@@ -1,4 +1,4 @@
-"""Official rules: MMAU's on every row, against frozen decisions of the published rule; MUSIC-AVQA's; all as metrics."""
+"""Official rules: MMAU's and MMAR's on every row, against frozen decisions of the published ones; MUSIC-AVQA's; metrics."""
 
 import base64
 import hashlib
@@ -6,19 +6,23 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from evaluation.benchmarks import read_annotations
 from evaluation.scoring.protocols import OFFICIAL, PAPER, Decision, decide_all
-from sightsound.benchmarks import mmau, music_avqa
+from sightsound.benchmarks import get_benchmark, mmau, music_avqa
 from sightsound.cli import InputError
+from sightsound.data.annotations import read_annotations as read_file
 from sightsound.data.schema import LETTERS
 from tests.support.tiny import REPO
 
 
 METRICS = REPO / "evaluation" / "metrics"
-FROZEN = json.loads((REPO / "tests" / "labelled" / "mmau_official_decisions.json").read_text())
+LABELLED = REPO / "tests" / "labelled"
+FROZEN = {name: json.loads((LABELLED / f"{name}_official_decisions.json").read_text()) for name in ("mmau", "mmar")}
+FILES = {"mmau": "mmau/mmau-test-mini.json", "mmar": "mmar/MMAR-meta.jsonl"}
 
 
 def letter_of(row: dict) -> str:
@@ -55,15 +59,26 @@ def random_outputs(row: dict, count: int) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def official(real_data) -> list[dict]:
-    content = (real_data / "annotations" / "mmau" / "mmau-test-mini.json").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == FROZEN["annotations_sha256"] == mmau.PINNED.sha256
-    return json.loads(content)
+def files(real_data) -> dict[str, Path]:
+    return {name: real_data / "annotations" / file for name, file in FILES.items()}
 
 
-def decisions(official: list[dict], outputs: Callable[[dict], list[str]]) -> str:
-    bits = (mmau.decide(output, row["answer"], row["choices"]) for row in official for output in outputs(row))
-    return "".join("1" if bit else "0" for bit in bits)
+@pytest.fixture(scope="module")
+def official(files) -> dict[str, list[dict]]:
+    return {name: read_file(str(file), "") for name, file in files.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_frozen_decisions_are_about_the_pinned_file(name, files):
+    digest = hashlib.sha256(files[name].read_bytes()).hexdigest()
+    assert digest == FROZEN[name]["annotations_sha256"] == get_benchmark(name).pinned.sha256
+
+
+def decisions(name: str, official: dict[str, list[dict]], outputs: Callable[[dict], list[str]]) -> str:
+    """What a benchmark's rule decides on outputs to each official annotation, with its choices as they are in the file."""
+    decide = get_benchmark(name).official_rule.decide
+    asked = ((row | {"answer_text": row["answer"]}, output) for row in official[name] for output in outputs(row))
+    return "".join("1" if decide(output, row) else "0" for row, output in asked)
 
 
 def frozen(case: dict) -> str:
@@ -71,39 +86,56 @@ def frozen(case: dict) -> str:
     return f"{packed:b}"[1:]  # the first one keeps the zeros that follow it
 
 
-@pytest.mark.parametrize("name", [*CASES, "2 random strings"])
-def test_official_decisions_are_the_frozen_ones_on_every_row(official, name):
-    outputs = CASES.get(name) or (lambda row: random_outputs(row, 2))
-    decided, expected = decisions(official, outputs), FROZEN["cases"][name]
+@pytest.mark.parametrize("case", [*CASES, "2 random strings"])
+@pytest.mark.parametrize("name", FILES)
+def test_official_decisions_are_the_frozen_ones_on_every_row(name, official, case):
+    outputs = CASES.get(case) or (lambda row: random_outputs(row, 2))
+    decided, expected = decisions(name, official, outputs), FROZEN[name]["cases"][case]
     assert decided == frozen(expected)
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
 
 
 @pytest.mark.storm
-def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(official):
-    decided, expected = decisions(official, lambda row: random_outputs(row, 2000)), FROZEN["cases"]["2000 random strings"]
+@pytest.mark.parametrize("name", FILES)
+def test_official_decisions_are_the_frozen_ones_on_two_thousand_strings_for_every_row(name, official):
+    decided = decisions(name, official, lambda row: random_outputs(row, 2000))
+    expected = FROZEN[name]["cases"]["2000 random strings"]
     assert (len(decided), decided.count("1")) == (expected["decisions"], expected["accepted"])
     assert hashlib.sha256(decided.encode()).hexdigest() == expected["sha256"]
 
 
-def test_the_official_rule_has_its_known_limits(official):
-    rejected = [
-        row for row in official if not mmau.decide(CASES["letter and gold text"](row)[0], row["answer"], row["choices"])
-    ]
-    accepted = [row for row in official if any(mmau.decide(c, row["answer"], row["choices"]) for c in distractors(row))]
-    assert (len(rejected), len(accepted)) == (33, 9)
-    assert sum(len(set(row["choices"])) < len(row["choices"]) for row in official) == 27
+# Of the 1,000 questions, how many right choices with their letter are rejected, and how many accept a wrong choice.
+LIMITS = {"mmau": (33, 9), "mmar": (15, 20)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_official_rule_has_its_known_limits(name, official):
+    def decide(output: str, row: dict) -> bool | None:
+        return get_benchmark(name).official_rule.decide(output, row | {"answer_text": row["answer"]})
+
+    rejected = [row for row in official[name] if not decide(CASES["letter and gold text"](row)[0], row)]
+    accepted = [row for row in official[name] if any(decide(choice, row) for choice in distractors(row))]
+    assert (len(rejected), len(accepted)) == LIMITS[name]
+
+
+def test_a_letter_counts_where_another_choice_holds_it_as_a_word():
     assert mmau.decide("(A) Man", "Man", ["Man", "Woman", "Child", "Robot"])
     assert mmau.decide("(A) Man", "Man", ["Man", "A woman"]) is False
 
 
-def test_the_paper_s_protocol_takes_what_the_official_rule_rejects(real_data):
-    rows, _ = read_annotations("mmau", str(real_data / "annotations" / "mmau" / "mmau-test-mini.json"), allow_unpinned=False)
-    for write in ("({letter}) {text}", "{letter}"):
+WRITTEN = ("({letter}) {text}", "{letter}", "<think>I hear it.</think><answer>{text}</answer>")
+# How many right answers the official rule and the paper's protocol take in each form. Three of MMAU's answers are a letter,
+# such as the note D: the paper's protocol reads a lone letter as an option.
+TAKEN = {"mmau": ((967, 1000), (2, 1000), (1000, 997)), "mmar": ((985, 1000), (0, 1000), (1000, 1000))}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_paper_s_protocol_takes_what_the_official_rule_rejects(name, files):
+    rows, _ = read_annotations(name, str(files[name]), allow_unpinned=False)
+    for write, expected in zip(WRITTEN, TAKEN[name], strict=True):
         outputs = [write.format(letter=LETTERS[row["answer"]], text=row["answer_text"]) for row in rows]
-        decided = decide_all("mmau", [OFFICIAL, PAPER], outputs, rows)
-        assert sum(decision.correct for decision in decided[PAPER]) == 1000
-        assert sum(decision.correct for decision in decided[OFFICIAL]) == (967 if "text" in write else 2)
+        decided = decide_all(name, [OFFICIAL, PAPER], outputs, rows)
+        assert tuple(sum(decision.correct for decision in decided[rule]) for rule in (OFFICIAL, PAPER)) == expected
 
 
 QUESTION = {"id": "1", "choices": ["Man", "Woman"], "answer": 0, "answer_text": "Man"}

@@ -139,8 +139,8 @@ def test_its_pinned_file_and_its_own_keys_are_compared(tempo, tmp_path) -> None:
 
 
 def test_an_unknown_benchmark_is_one_error_with_all_names(tempo) -> None:
-    assert benchmark_names() == ["avqa", "mmau", "music_avqa", "tempo"]
-    with pytest.raises(InputError, match=r"^unknown benchmark 'mmua'; expected one of avqa, mmau, music_avqa, tempo$"):
+    assert benchmark_names() == ["avqa", "mmar", "mmau", "music_avqa", "tempo"]
+    with pytest.raises(InputError, match=r"^unknown benchmark 'mmua'; expected one of avqa, mmar, mmau, music_avqa, tempo$"):
         get_benchmark("mmua")
 
 

@@ -171,7 +171,7 @@ def test_a_figure_on_a_part_says_so():
     assert part_asked(9129, 9129, True) is None and part_asked(20, None, None) is None
     assert part_asked(1000, 1000, False) == "other questions than the pinned ones"
     assert {name: get_benchmark(name).pinned.questions for name in benchmark_names()} == {
-        "avqa": None, "mmau": 1000, "music_avqa": 9129,
+        "avqa": None, "mmar": 1000, "mmau": 1000, "music_avqa": 9129,
     }  # fmt: skip
     figures = {"n": 15, "all": {"n": 20}}  # MUSIC-AVQA's average leaves questions out that were asked
     run = {"arm": "sft", "seed": 0, "results": {"none": figures}, "benchmark_questions": 1000}

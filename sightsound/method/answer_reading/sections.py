@@ -158,7 +158,9 @@ def _without_tags(text: str, kept: list[tuple[int, int]]) -> str:
 
 
 def _letter_or_space(tag: re.Match[str]) -> str:
-    name = tag.group(2)
+    name, text = tag.group(2), tag.string
+    if text[: tag.start()].endswith("<") and text.startswith(">", tag.end()) and _kind(name) == "markup":
+        return tag.group(0)  # the title of a work: "<<Lenin in 1918>>"
     return f"({name})" if len(name) == 1 and not tag.group(1) and name not in _HTML else "" if len(name) == 1 else "\n"
 
 
