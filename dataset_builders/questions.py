@@ -44,7 +44,7 @@ from sightsound.data.kinds import SEGMENTS, open_input
 from sightsound.data.sources import shown_source
 from sightsound.engines import make_engine
 from sightsound.engines.base import ChatRequest, Engine, EngineFlags, Sampling
-from sightsound.engines.blind_answers import SILENT, TEXT_ONLY, Asked, BlindTries
+from sightsound.engines.blind_answers import Asked, BlindTries
 from sightsound.engines.cost import dry_run
 from sightsound.engines.diagnosis import check_questions_differ
 from sightsound.engines.request_fields import (
@@ -59,6 +59,7 @@ from sightsound.engines.request_fields import (
 from sightsound.engines.runner import run_requests
 from sightsound.hub.inputs import pin_datasets
 from sightsound.hub.publish import PublishArguments
+from sightsound.method.audio_contribution import SILENT, TEXT_ONLY
 from sightsound.method.prompts import COT_PROMPT, DIRECT_PROMPT, WRITE_FIELDS, WRITE_QUESTIONS_PROMPT, Prompt, choose_prompt
 from sightsound.method.question_filters import OF_OTHERS, OF_TEXT, Facts, dropped_by
 from sightsound.method.question_writing import (

@@ -11,10 +11,11 @@ from __future__ import annotations
 import random
 
 from evaluation.benchmarks import Row
+from sightsound.method.audio_contribution import SILENT, TEXT_ONLY
 
 
 NO_CONTROL = "none"
-SILENT, SWAPPED, TEXT_ONLY, SHUFFLED = "silent", "swapped", "text_only", "shuffled"
+SWAPPED, SHUFFLED = "swapped", "shuffled"
 CONTROLS = {
     SILENT: "silent audio",
     SWAPPED: "another clip's audio",

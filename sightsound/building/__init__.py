@@ -16,6 +16,8 @@ Building: from annotations and clips to a dataset folder.
 - `videos_join.py`: decide on duplicates, write shards and ledger; take videos out of a finished dataset
 - `questions_join.py`: choose among the questions that a teacher wrote about segments; write shards and ledger
 - `questions_report.py`: the card and the outcomes of a dataset of such questions
+- `blind_runs.py`: what evaluation runs without the clips say of a dataset's questions
+- `contribution_labels.py`: write a dataset again with the audio contribution of its questions
 - `takedown.py`: the list of videos that must not be in a dataset
 - `videos_report.py`: the card and the outcomes of a dataset of segments
 - `miniature_world.py`: the procedural world of the miniature: scenes, sounds, sprites, questions

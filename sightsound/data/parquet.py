@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +51,21 @@ def write_parquet(rows: Iterable[dict[str, Any]], features: Features, path: Path
     from datasets import Audio
 
     chunk_rows = AUDIO_CHUNK_ROWS if any(isinstance(feature, Audio) for feature in features.values()) else ROW_GROUP_ROWS
+    remaining = iter(rows)
+    with replaced_when_complete(path) as temporary, pq.ParquetWriter(temporary, _to_table([], features).schema) as writer:
+        # `datasets` cannot read an empty row group, but it can read a file without row groups.
+        while group := list(_tables(islice(remaining, ROW_GROUP_ROWS), features, chunk_rows)):
+            writer.write_table(pa.concat_tables(group), row_group_size=ROW_GROUP_ROWS)
+            group.clear()  # else it stays in memory until the next one is complete
+
+
+@contextmanager
+def replaced_when_complete(path: Path) -> Iterator[Path]:
+    """A path to write to. What is there at the end of the block gets the name `path`; after an error it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    remaining = iter(rows)
     try:
-        with pq.ParquetWriter(temporary, _to_table([], features).schema) as writer:
-            # `datasets` cannot read an empty row group, but it can read a file without row groups.
-            while group := list(_tables(islice(remaining, ROW_GROUP_ROWS), features, chunk_rows)):
-                writer.write_table(pa.concat_tables(group), row_group_size=ROW_GROUP_ROWS)
-                group.clear()  # else it stays in memory until the next one is complete
+        yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # on the disk before its name says that it is complete
         os.replace(temporary, path)
@@ -202,6 +208,24 @@ class AudioById:
         return self._audio[self._position[row_id]]["audio"]
 
 
+def data_files(source: str, config: str | None = None) -> dict[str, list[str]]:
+    """
+    The files that `load_dataset` would read, here or on the Hub, by split. Nothing is downloaded or copied.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+        config (`str`, *optional*): By default the dataset's own default.
+
+    Raises:
+        `OSError`, `ValueError`: There is no such dataset or config.
+    """
+    from datasets import load_dataset_builder
+
+    name, revision = split_revision(source)
+    files = load_dataset_builder(name, config, revision=revision).config.data_files or {}
+    return {str(split): list(paths) for split, paths in files.items()}
+
+
 def parquet_schema(file: str | Path) -> Any:
     """The Arrow schema of a parquet file, here or on the Hub."""
     import fsspec
@@ -211,18 +235,23 @@ def parquet_schema(file: str | Path) -> Any:
         return pq.read_schema(opened)
 
 
-def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of parquet files, here or on the Hub, one row group in memory at a time."""
+def read_tables(file: str | Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
+    """The row groups of a parquet file, here or on the Hub, one in memory at a time."""
     import fsspec
     import pyarrow.parquet as pq
 
-    for file in map(str, files):
-        # Arrow's threads call the interpreter for an fsspec file, and abort a process that ends meanwhile. So local files are
-        # opened without fsspec, and files on the Hub are read without threads.
-        source = fsspec.open(file, "rb") if "://" in file else nullcontext(file)
-        with source as opened, pq.ParquetFile(opened) as content:
-            # Not `iter_batches`: it keeps what it has read in memory until the file is closed.
-            for group in range(content.num_row_groups):
-                table = content.read_row_group(group, columns=columns, use_threads=False)
-                for batch in table.to_batches(ROW_GROUP_ROWS):
-                    yield from batch.to_pylist()
+    # Arrow's threads call the interpreter for an fsspec file, and abort a process that ends meanwhile. So local files are
+    # opened without fsspec, and files on the Hub are read without threads.
+    source = fsspec.open(str(file), "rb") if "://" in str(file) else nullcontext(file)
+    with source as opened, pq.ParquetFile(opened) as content:
+        # Not `iter_batches`: it keeps what it has read in memory until the file is closed.
+        for group in range(content.num_row_groups):
+            yield content.read_row_group(group, columns=columns, use_threads=False)
+
+
+def read_parquet(files: Iterable[str | Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of parquet files, here or on the Hub, one row group in memory at a time."""
+    for file in files:
+        for table in read_tables(file, columns):
+            for batch in table.to_batches(ROW_GROUP_ROWS):
+                yield from batch.to_pylist()

@@ -19,12 +19,12 @@ from sightsound.data.schema import SAMPLING_RATE
 from sightsound.engines.base import ChatRequest, Engine, Sampling
 from sightsound.engines.runner import run_requests
 from sightsound.method.answers import is_correct, parse_answer
+from sightsound.method.audio_contribution import TEXT_ONLY
 from sightsound.method.prompts import question_text
 from sightsound.method.question_writing import WrittenQuestion
 from sightsound.stage import Journal
 
 
-TEXT_ONLY, SILENT = "text_only", "silent"
 TEMPERATURE = 1.0
 
 

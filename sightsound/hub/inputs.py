@@ -21,8 +21,37 @@ from sightsound.hub.retries import TRANSIENT, what_happened
 from sightsound.stage import STAGE_FILE, is_complete, read_settings
 
 
+CARD = "README.md"
 LOOK_UP_TIMEOUT_S = 10.0
 LOOK_UPS = 3  # of a busy Hub; one that cannot be reached is tried once
+
+
+def dataset_file(source: str, name: str) -> Path | None:
+    """
+    A file beside the data of a dataset, such as its card; None if it has none.
+
+    Args:
+        source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
+
+    Raises:
+        `InputError`: It cannot be downloaded, and the cache has none.
+    """
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if Path(source).exists():
+        file = Path(source, name)
+        return file if file.is_file() else None
+    repository, revision = split_revision(source)
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        what = "the card" if name == CARD else name
+        problem = f"{what} of {source} cannot be read ({what_happened(error)})"
+        raise InputError(f"{problem}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
 
 
 def front_matter_of(source: str) -> dict[str, Any]:
@@ -33,23 +62,12 @@ def front_matter_of(source: str) -> dict[str, Any]:
         source (`str`): A folder, a Hub id, or `ORG/NAME@REVISION`.
 
     Raises:
-        `InputError`: The card cannot be downloaded, and the cache has none.
+        `InputError`: As for `dataset_file`.
     """
-    import httpx
-    from huggingface_hub import DatasetCard, hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub import DatasetCard
 
-    card = Path(source, "README.md")
-    if not Path(source).exists():
-        name, revision = split_revision(source)
-        try:
-            card = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
-        except RemoteEntryNotFoundError:
-            return {}
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            problem = f"the card of {source} cannot be read ({what_happened(error)})"
-            raise InputError(f"{problem}; check the network, HF_HUB_OFFLINE and HF_TOKEN, then run this again") from error
-    return DatasetCard.load(card).data.to_dict() if card.is_file() else {}
+    card = dataset_file(source, CARD)
+    return DatasetCard.load(card).data.to_dict() if card is not None else {}
 
 
 def pin_dataset(flag: str, source: str, output_dir: str | Path | None = None) -> str:

@@ -18,6 +18,7 @@ from sightsound.data.schema import CONTRIBUTION_COLUMNS, UNKNOWN
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TEXT_ONLY, SILENT = "text_only", "silent"  # the conditions without the clip, as predictions name them
 STRONG, WEAK = "strong", "weak"
 CONTRIBUTIONS = (STRONG, WEAK, UNKNOWN)
 WEAK_ABOVE = 0.5  # a question that is answered right without its clip in more than this share of the tries is weak

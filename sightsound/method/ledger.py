@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sightsound.cli import InputError
 from sightsound.data.kinds import TRACES, check_kind
-from sightsound.data.parquet import parquet_schema, read_parquet
+from sightsound.data.parquet import data_files, parquet_schema, read_parquet
 from sightsound.data.sources import split_revision
 from sightsound.method.selection import TraceRow
 
@@ -28,12 +28,12 @@ def stream_rows(source: str, columns: Sequence[str] | None = None, *, may_be_cor
         `InputError`: There is no such dataset.
     """
     import pyarrow as pa
-    from datasets import Features, get_dataset_config_names, load_dataset_builder
+    from datasets import Features, get_dataset_config_names
 
     name, revision = split_revision(source)
     try:
         has_traces = may_be_corpus and "traces" in get_dataset_config_names(name, revision=revision)
-        files = load_dataset_builder(name, "traces" if has_traces else None, revision=revision).config.data_files["train"]
+        files = data_files(source, "traces" if has_traces else None)["train"]
         found = Features.from_arrow_schema(parquet_schema(files[0]))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
