@@ -1,10 +1,12 @@
 r"""
-Evaluate models on benchmarks: run inference, score and compare outputs, write a report or a page, publish the results.
+Evaluate models on benchmarks: run inference, score, compare and judge outputs, write a report or a page, publish the results.
 
     python -m evaluation run --benchmark avqa --dataset avqa-audio --model sft-tts_agfv/model --modality audio --method cot \
         --controls silent swapped --output_dir evaluation-runs/sft-tts_agfv
     python -m evaluation score --benchmark mmau --annotations mmau-test-mini.json --predictions outputs.json
     python -m evaluation compare --runs evaluation-runs/sft-tts_agfv evaluation-runs/sft-cot
+    python -m evaluation judge --run evaluation-runs/grpo/mmar --annotations MMAR-meta.jsonl --judge gpt-4o-2024-11-20 \
+        --base_url https://api.openai.com/v1 --output_dir judgements
     python -m evaluation report --runs evaluation-runs/* --output_dir report
     python -m evaluation browse --dataset avqa-audio --corpus corpus --output_dir browser
     python -m evaluation publish --model sft-tts_agfv/model --runs evaluation-runs/sft-tts_agfv --push_to_hub ORG/NAME
@@ -19,7 +21,8 @@ from importlib import import_module
 from sightsound.cli import InputError, run
 
 
-COMMANDS = ("run", "score", "compare", "report", "browse", "publish", "collect")  # each is a module with a `main(argv)`
+# Each is a module with a `main(argv)`.
+COMMANDS = ("run", "score", "compare", "judge", "report", "browse", "publish", "collect")
 
 
 def main() -> None:

@@ -7,5 +7,6 @@ From outputs to figures.
 - `accuracy.py`: accuracy, breakdowns and controls of a run
 - `audio_use.py`: the gain over each control, and the statement that opens a report
 - `paired_runs.py`: compare two runs question by question
+- `rubric_scores.py`: which reasoning a judge is asked about, and the figures of its scores
 - `statistics.py`: intervals, standard errors and tests
 """

@@ -35,15 +35,16 @@ def _sums_by_clip(values: Sequence[float], clips: Sequence[str]) -> tuple[np.nda
     return np.bincount(index, weights=np.asarray(values, dtype=float)), np.bincount(index)
 
 
-def clustered_error(correct: Sequence[bool], clips: Sequence[str]) -> float | None:
+def clustered_error(correct: Sequence[float], clips: Sequence[str]) -> float | None:
     """
-    Standard error of an accuracy where questions share clips, in percent points (Miller 2024, arXiv 2411.00640, section 2.2).
+    Standard error of an accuracy, or of a mean of scores from 0 to 1, where questions share clips, in percent points (Miller
+    2024, arXiv 2411.00640, section 2.2).
 
     The factor n / (n - 1) for n clips, as in a sample variance, makes it the usual standard error when every clip has one
     question.
 
     Args:
-        correct (`Sequence[bool]`): Per question.
+        correct (`Sequence[float]`): Per question: right (True, 1) or wrong, or a score.
         clips (`Sequence[str]`): The clip of each question.
 
     Returns:

@@ -231,6 +231,30 @@ def predictions_features() -> Features:
     )
 
 
+def judgements_features() -> Features:
+    """
+    One row per benchmark question of one run whose reasoning a judge scored by rubrics.
+
+    `run_scores` are the judge's, from 0 to 1, `score` the mean of the middle ones: None where the outcome is not `judged`.
+    `correct_official` and `correct_paper` are by the two protocols; a figure counts 0 where its protocol says wrong.
+    """
+    from datasets import Features, List, Value
+
+    texts = ("id", "video_id", "outcome", "reasoning", "predicted", "benchmark", "benchmark_revision", "predictions")
+    more = ("judge", "judge_revision", "prompt_version", "sampling")
+    return Features(
+        {
+            **{name: Value("string") for name in texts},
+            "correct_official": Value("bool"),
+            "correct_paper": Value("bool"),
+            "score": Value("float64"),
+            "run_scores": List(Value("float64")),
+            "replies": List(Value("string")),
+            **{name: Value("string") for name in more},
+        }
+    )
+
+
 def ledger_features() -> Features:
     """One row per input row of a stage."""
     from datasets import Features, Value

@@ -10,4 +10,5 @@ The method of the paper, in the order in which it works.
 - `selection.py`: the filters that accept or drop a question, the ablation arms and the funnel
 - `ledger.py`: read a ledger row by row and join it with its verdicts
 - `rewards.py`: the rewards of GRPO
+- `rubrics.py`: score reasoning by a rubric: what a judge is asked, and how its replies make one score
 """

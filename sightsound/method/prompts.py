@@ -45,6 +45,8 @@ CHECKER_YES_NO = _text("checker_yes_no")
 CHECKER_TRANSCRIPT = _text("checker_transcript")
 # The teacher writes questions about a silent video; see `question_writing.py`.
 WRITE_QUESTIONS_PROMPT = _text("write_questions")
+# A judge scores reasoning by the rubric of its question; see `rubrics.py`.
+JUDGE_RUBRIC = _text("judge_rubric")
 
 # `traces.py --prompt`; the first is the default.
 TRACE_PROMPTS = {
@@ -55,6 +57,7 @@ TRACE_PROMPTS = {
 
 QUESTION_FIELDS = ("question", "choices")
 WRITE_FIELDS = ("num_questions", "types")
+JUDGE_FIELDS = ("question", "answer", "reference", "reasoning", "predicted", "criteria")
 
 
 class Prompt(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import report, score
+from evaluation import judge, report, score
 from sightsound.data.annotations import read_annotations as read_file
 from tests.support.evaluation import always, read, run
 from tests.support.mmar import annotation, write_clips
@@ -108,3 +108,27 @@ def test_a_run_is_reported_by_modality_and_with_what_the_script_would_skip(datas
     text = (tmp_path / "report" / "report.md").read_text()
     assert all(f"### By {name}" in text for name in ("modality", "category", "sub-category"))
     assert "a (seed 0), official rule: 1 of 4 questions have no prediction; its script skips them and gives 100.0" in text
+
+
+def test_the_reasoning_of_a_run_is_judged_by_the_rubrics_of_its_dataset(dataset, tmp_path) -> None:
+    outputs = {
+        "v0": "<think>Low voice.</think><answer>Man</answer>",
+        "v1": "Man",
+        "v2": "<think>High.</think><answer>Woman</answer>",
+    }
+
+    def grade(ask) -> list[str]:
+        seen = next(i for i, said in enumerate(("Low voice.", "==\nMan\n==")) if said in ask.text)
+        return [json.dumps([{"score": 1}] * (4 - seen) + [{"score": 0}] * (1 + seen))]
+
+    replies = iter([*outputs.values(), ""])
+    with OpenAIServer(lambda ask: [next(replies)]) as server:
+        flags = {"benchmark": "mmar", "dataset": dataset, "model": "tiny", "base_url": server.base_url, "concurrency": 1}
+        run(**flags, output_dir=tmp_path / "run")
+    with OpenAIServer(grade) as server:
+        given = ["--run", tmp_path / "run", "--dataset", dataset, "--judge", "grader", "--base_url", server.base_url]
+        judge.main([*map(str, given), "--output_dir", str(tmp_path / "judgements")])
+    assert len(server.asked) == 10 and all("Award 1 point for point 4." in ask.text for ask in server.asked)
+    figures = json.loads((tmp_path / "judgements" / "judgements.json").read_text())
+    assert figures["outcomes"] == {"judged": 2, "wrong": 2}
+    assert (figures["official"]["score"], figures["official"]["accuracy"]) == (pytest.approx(35.0), 50.0)

@@ -109,9 +109,16 @@ def test_no_prompt_changes_without_a_new_version():
     assert (prompts.PROMPT_VERSION, digest) == ("1", "6cfc6dc3504249a1")
 
 
+# Prompts with other fields, by their file's digest: a change is a new `PROMPT_VERSION` here too.
+OTHERS = {"write_questions": "a9df1b565c33a2ef", "judge_rubric": "15c6a65bff317abc"}
+
+
 def test_every_text_of_the_package_is_a_prompt_that_is_pinned_above():
     files = {file.stem: file.read_text() for file in prompts._TEXTS.iterdir()}
-    assert len(files) == len(SNAPSHOT) - 2 and all(text.endswith("\n") for text in files.values())
+    assert all(text.endswith("\n") for text in files.values())
+    others = {name: files.pop(name) for name in OTHERS}
+    assert {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in others.items()} == OTHERS
+    assert len(files) == len(SNAPSHOT) - 2
     pinned = {" ".join(text.split()) for text in SNAPSHOT.values()}
     shown = {"question": "What is heard?", "choices": "A. dog B. bell", "think": "I hear a dog."}
     assert {" ".join(text.format(**shown).split()) for text in files.values()} <= pinned
