@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from sightsound.stage import read_journal
 from tests.support.evaluation import always
 from tests.support.mmar import annotation
 from tests.support.openai_server import DROP, OpenAIServer
+from tests.support.tiny import REPO
 
 
 def reply(*points: object) -> str:
@@ -160,6 +164,37 @@ def test_a_run_that_stops_in_the_middle_continues_without_paying_twice(tmp_path)
     with OpenAIServer(lambda ask: [reply(*drawn_points(ask.seed))]) as other:
         run_judge(**flags | {"output_dir": tmp_path / "whole"}, base_url=other.base_url)
     assert results_in(tmp_path / "out") == results_in(tmp_path / "whole")
+
+
+@pytest.mark.slow  # starts the command three times
+def test_after_kills_each_score_is_there_once_and_only_what_was_in_flight_is_paid_twice(tmp_path):
+    flags = write_submission(tmp_path, [answered(f"v{i}") for i in range(40)]) | {"judge": "grader", "concurrency": 4}
+
+    def grade(ask) -> list[str]:
+        time.sleep(0.02)
+        return [reply(*drawn_points(ask.seed))]
+
+    def start(base_url: str) -> subprocess.Popen:
+        given = flags | {"base_url": base_url, "output_dir": tmp_path / "out"}
+        parts = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "evaluation", "judge", *parts, "--allow_unpinned"]
+        return subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    with OpenAIServer(grade) as server:
+        for kill_at in (30, 110):
+            process = start(server.base_url)
+            while len(server.asked) < kill_at and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+            process.wait()
+            assert not (tmp_path / "out" / "judgements.json").exists(), "the kill came too late to interrupt anything"
+        assert start(server.base_url).wait() == 0
+    seeds = Counter(ask.seed for ask in server.asked)
+    assert len(seeds) == 200 and seeds.total() - 200 <= 2 * 4, "at most what was in flight is asked again"
+    figures, judged = results_in(tmp_path / "out")
+    assert figures["outcomes"] == {"judged": 40}
+    kept = Counter(text for row in judged.values() for text in row["replies"])
+    assert kept == Counter(reply(*drawn_points(seed)) for seed in seeds)
 
 
 def test_the_cost_is_told_before_anything_is_sent(tmp_path, capsys):
