@@ -21,43 +21,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 STUDENT=${STUDENT:-qwen2_audio_7b}
-R=recipes/$STUDENT
-if [ ! -f "$R/README.md" ]; then
-  students=$(cd recipes && dirname -- */README.md | paste -sd ' ')
-  echo "error: STUDENT=$STUDENT is no folder of recipes/ with a README.md; expected one of: $students" >&2
-  exit 2
-fi
-BASE=$(awk '/^model_name_or_path:/ {print $2; exit}' "$R"/sft*.yaml)
+. recipes/run_functions.sh
+check_student
 D=${OUTPUT:-outputs/table2}
 S=$D/$STUDENT
 TEACHER=Qwen/Qwen2.5-VL-32B-Instruct
 CHECKER=${CHECKER:-Qwen/Qwen2.5-Omni-7B}
 : "${ANNOTATIONS:?folder with train_qa.json and val_qa.json}" "${VIDEOS:?folder with the clips}"
-
-is_complete() { grep -qs '"complete": true' "$1/stage.json"; }
-
-# with_server PORT GPUS SERVER... -- COMMAND...: runs a vLLM server while the command runs
-server=
-trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true' EXIT
-with_server() {
-  local port=$1 gpus=$2 serve=()
-  shift 2
-  while [ "$1" != -- ]; do serve+=("$1"); shift; done
-  shift
-  CUDA_VISIBLE_DEVICES=$gpus vllm serve "${serve[@]}" --generation-config vllm --host 127.0.0.1 --port "$port" &
-  server=$!
-  until curl --silent --fail "http://127.0.0.1:$port/health" >/dev/null; do
-    kill -0 "$server" || { echo "vLLM ended before it was ready" >&2; exit 1; }
-    sleep 5
-  done
-  "$@"
-  kill "$server"
-  wait "$server" || true
-  server=
-}
-
-# yaml_of STAGE ARM: the arm's own YAML, or the one of all arms, which --selection completes
-yaml_of() { if [ -f "$R/$1_$2.yaml" ]; then echo "$R/$1_$2.yaml"; else echo "$R/$1.yaml"; fi; }
 
 sft() { # ARM [FLAGS]: 8 GPUs x 8 rows
   local arm=$1
@@ -66,15 +36,9 @@ sft() { # ARM [FLAGS]: 8 GPUs x 8 rows
     --config "$(yaml_of sft "$arm")" --selection "$arm" --audio "$D/avqa-audio" --output_dir "$S/sft-$arm" "$@"
 }
 
-grpo() { # ARM MODEL: 2 GPUs sample, 6 train
+grpo() { # ARM MODEL
   if is_complete "$S/grpo-$1"; then return; fi
-  # TRL pauses the server and sends weights through its development routes.
-  VLLM_SERVER_DEV_MODE=1 with_server 8000 0,1 "$2" --tensor-parallel-size 2 --max-model-len 2048 \
-    --max-num-batched-tokens 32768 --enable-scale-out \
-    --logprobs-mode processed_logprobs --weight-transfer-config '{"backend": "nccl"}' -- \
-    env CUDA_VISIBLE_DEVICES=2,3,4,5,6,7 \
-    accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 6 recipes/grpo.py \
-    --config "$(yaml_of grpo "$1")" --selection "$1" --audio "$D/avqa-audio" --traces "$D/corpus" --model_name_or_path "$2" \
+  grpo_with_server "$2" --config "$(yaml_of grpo "$1")" --selection "$1" --audio "$D/avqa-audio" --traces "$D/corpus" \
     --output_dir "$S/grpo-$1"
 }
 
@@ -87,7 +51,7 @@ evaluate() { # ARM MODEL METHOD: one output folder per benchmark
 }
 
 if [ -n "${CHECKER_BASE_URL:-}" ] && ! is_complete "$D/verdicts"; then
-  python -m sightsound.engines.openai_models --model "$CHECKER" --base_url "$CHECKER_BASE_URL"
+  look_up "$CHECKER" "$CHECKER_BASE_URL"
 fi
 
 python dataset_builders/avqa_audio.py --train_annotations "$ANNOTATIONS/train_qa.json" \

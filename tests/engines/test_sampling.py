@@ -226,7 +226,7 @@ def test_a_request_that_is_refused_for_itself_costs_no_field(requests):
 
 
 @pytest.mark.parametrize(
-    "file", ["docs/scale.md", "recipes/qwen2_audio_7b/README.md", "recipes/run.sh", "dataset_builders/traces.py"]
+    "file", ["docs/scale.md", "recipes/qwen2_audio_7b/README.md", "recipes/run_functions.sh", "dataset_builders/traces.py"]
 )
 def test_every_line_that_starts_a_server_has_the_flag(file):
     starts = re.split(r"vllm serve", (REPO / file).read_text())[1:]

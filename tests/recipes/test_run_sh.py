@@ -1,9 +1,5 @@
 """`recipes/run.sh`: the commands of the whole pipeline, for each student. The programs are stubs."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +16,17 @@ from evaluation.running.arguments import RunArguments
 from sightsound.cli import parse_arguments
 from sightsound.engines.openai_models import LookUpArguments
 from sightsound.method.selection import GROUND_TRUTH
+from tests.support.run_sh import calls_of, run_script
 from tests.support.students import RECIPES, STUDENTS, recipe_parser, yaml_of
 from tests.support.tiny import REPO
 
 
-# What run.sh calls, in place of the programs: each writes down its arguments and succeeds. A server is ready once it has.
-STUB = """#!{python}
-import json, os, sys, time
-
-def calls_with(program, port):
-    lines = open(os.environ["CALLS"]).read().splitlines()
-    return sum(line.startswith('["' + program) and port in line for line in lines)
-
-if os.path.basename(sys.argv[0]) == "curl" and "/health" in sys.argv[-1]:
-    port = sys.argv[-1].split(":")[-1].split("/")[0]
-    while calls_with("vllm", port) <= calls_with("curl", port):
-        time.sleep(0.01)
-with open(os.environ["CALLS"], "a") as calls:
-    calls.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-if os.path.basename(sys.argv[0]) == "vllm":
-    time.sleep(60)
-"""
 BUILDERS = {
     "avqa_audio": AvqaAudioArguments,
     "traces": TracesArguments,
     "verdicts": VerdictsArguments,
     "cot_corpus": CotCorpusArguments,
 }
-
-
-def run_script(script: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a run.sh itself; the programs that it calls are stubs in `folder`."""
-    for name in ("python", "accelerate", "vllm", "curl"):
-        (folder / name).write_text(STUB.format(python=sys.executable))
-        (folder / name).chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    given = {"ANNOTATIONS": "avqa", "VIDEOS": "videos", "OUTPUT": "out", "CALLS": str(folder / "calls"), "PATH": path}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CHECKER", "STUDENT"))}
-    command = {"env": {**kept, **given, **environment}, "capture_output": True, "text": True, "timeout": 120}
-    return subprocess.run(["bash", str(script)], check=False, **command)
-
-
-def calls_of(folder: Path, script: Path = RECIPES / "run.sh", **environment: str) -> list[list[str]]:
-    """Every command that run.sh runs, with its real arguments."""
-    done = run_script(script, folder, **environment)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module", params=STUDENTS)

@@ -39,6 +39,7 @@ class Ask:
     max_tokens: int
     seed: int
     neutral: dict[str, float] = field(default_factory=dict)
+    response_format: dict[str, Any] | None = None
 
 
 Answer = Callable[[Ask], list[str] | list[Completion]]

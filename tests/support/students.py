@@ -10,8 +10,8 @@ from tests.support.tiny import REPO
 
 
 RECIPES = REPO / "recipes"
-# As `STUDENT` of recipes/run.sh names them. The miniature's folder has no README.md.
-STUDENTS = sorted(path.parent.name for path in RECIPES.glob("*/README.md"))
+# As `STUDENT` of recipes/run.sh names them. The miniature's folder has no README.md, and recipes/videos no YAML.
+STUDENTS = sorted(path.parent.name for path in RECIPES.glob("*/README.md") if any(path.parent.glob("sft*.yaml")))
 SFT_ARMS = ["agfv", "cot", "ground_truth", "label", "tts_agfv"]
 GRPO_ARMS = ["label", "tts_agfv"]
 
