@@ -5,6 +5,7 @@ UV := .venv/bin/uv
 SEED ?= 0
 SMOKE ?=
 STUDENT ?= qwen2_audio
+QUESTIONS ?= annotated
 OUTPUT ?=
 
 .PHONY: setup setup-vllm setup-deepspeed setup-browser demo test test-slow test-storm lint lock clean
@@ -39,7 +40,8 @@ setup-deepspeed: .venv/.deepspeed
 	touch $@
 
 demo: setup
-	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) STUDENT=$(STUDENT) OUTPUT=$(OUTPUT) bash recipes/miniature/run.sh
+	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED=$(SEED) SMOKE=$(SMOKE) STUDENT=$(STUDENT) QUESTIONS=$(QUESTIONS) OUTPUT=$(OUTPUT) \
+		bash recipes/miniature/run.sh
 
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile

@@ -12,8 +12,8 @@ It writes
 - `train_qa.json`, `val_qa.json`, `test_qa.json` and `clips/*.mp4`, which `avqa_audio.py` reads like the real AVQA
   (`question_relation` is "Both" where seen and heard agree, else "Sound");
 - `pretraining/`, on which the small models are trained before the method starts: sounds with captions (student), silent videos
-  of a world in which exactly the visible things are heard (teacher), sounds with transcripts (checker), and examples of
-  reasoning (student and teacher).
+  of a world in which exactly the visible things are heard (teacher), sounds with transcripts (checker), examples of
+  reasoning (student and teacher), and questions about the teacher's videos (a teacher that also writes questions).
 """
 
 import json
@@ -27,8 +27,12 @@ import numpy as np
 
 from sightsound.building.miniature_world import (
     NAMES,
+    TYPE_SHARES,
+    TYPES,
+    WRITTEN_TYPES,
     Scene,
     ask,
+    ask_for,
     caption,
     draw_scene,
     reasoning,
@@ -36,14 +40,27 @@ from sightsound.building.miniature_world import (
     render_video,
     transcript,
     write_mp4,
+    written_question,
 )
 from sightsound.building.workers import leave_with_parent, worker_pool
 from sightsound.cli import parse_arguments, run
 from sightsound.data.schema import SAMPLING_RATE
 from sightsound.hub.cards import write_dataset_card
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, COT_PROMPT, TEACHER_PROMPT, question_text, render_trace
+from sightsound.method.prompts import (
+    CHECKER_TRANSCRIPT,
+    COT_PROMPT,
+    TEACHER_PROMPT,
+    WRITE_FIELDS,
+    choose_prompt,
+    question_text,
+    render_trace,
+)
+from sightsound.method.question_writing import write_prompt
 from sightsound.stage import Stage, write_atomically
 
+
+# The teacher is trained to answer this prompt: `questions.py --prompt_file recipes/miniature/write_questions.txt`.
+WRITE_PROMPT = Path(__file__).parents[1] / "recipes" / "miniature" / "write_questions.txt"
 
 Row = dict[str, Any]
 
@@ -137,6 +154,16 @@ def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
     return [*rows, reasoning_from_notes(rng, TEACHER_PROMPT) | {"video": None}]
 
 
+def build_questions_row(index: int, seed: int, prompt: str) -> list[Row]:
+    """A teacher's video with a question that is written about it. The scene is drawn first, so it is that of the video."""
+    scene = draw_scene(_generator(seed, "teacher", index), traps=False)
+    rng = _generator(seed, "questions", index)
+    kind = str(rng.choice(TYPES, p=TYPE_SHARES))
+    asked = write_prompt(prompt, [WRITTEN_TYPES[kind]])
+    video = f"../teacher/clips/{index:06d}.mp4"
+    return [{"prompt": asked, "completion": written_question(ask_for(kind, scene, rng)), "video": video}]
+
+
 def build_checker_row(index: int, seed: int) -> list[Row]:
     """A sound and its transcript: the small calibration set of the paper's section 3.2."""
     scene, audio = sounding_scene(_generator(seed, "checker", index))
@@ -169,11 +196,13 @@ def main() -> None:
         (pretraining / "teacher" / "clips").mkdir(parents=True, exist_ok=True)
         clips.mkdir(exist_ok=True)
         splits = {"train": args.num_train, "val": args.num_validation, "test": args.num_test}
+        write = choose_prompt(str(WRITE_PROMPT), "", WRITE_FIELDS).text
         teacher = partial(build_teacher_row, clips=pretraining / "teacher" / "clips")
         corpora: dict[str, tuple[Callable[..., list[Row]], int, str]] = {
             "student": (build_student_row, args.num_student, "audio"),
             "teacher": (teacher, args.num_teacher, "video"),
             "checker": (build_checker_row, args.num_checker, "audio"),
+            "questions": (partial(build_questions_row, prompt=write), args.num_teacher, "video"),
         }
         with worker_pool(args.num_proc, leave_with_parent) as pool:
             for part, count in splits.items():

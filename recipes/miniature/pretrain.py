@@ -224,7 +224,12 @@ def make_student(family: str = "qwen2_audio") -> tuple[Any, Any]:
 @dataclass
 class PretrainArguments:
     world: str = field(metadata={"help": "folder written by dataset_builders/miniature.py"})
-    model: str = field(metadata={"help": "the model to train", "choices": ["student", "teacher", "checker"]})
+    model: str = field(
+        metadata={
+            "help": "the model to train; a writing teacher also learns to write questions",
+            "choices": ["student", "teacher", "writing_teacher", "checker"],
+        }
+    )
     family: str = field(default="qwen2_audio", metadata={"help": "family of a student", "choices": list(STUDENTS)})
     init_from: str | None = field(default=None, metadata={"help": "checkpoint to start from instead of random weights"})
 
@@ -238,7 +243,7 @@ def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
     rows = list(open_dataset(str(folder), "train"))
     for row in rows:
         row["prompt"] = [{"role": "user", "content": row["prompt"]}]
-    if name == "teacher":
+    if name in ("teacher", "questions"):
         paths = {row["video"] for row in rows if row["video"] is not None}
         frames = {p: load_frames(str(folder / p), num_frames=6, max_pixels=SIDE * SIDE) for p in paths}
         return [{**row, "video": frames.get(row["video"])} for row in rows]
@@ -247,9 +252,9 @@ def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
 
 def alternate(pools: Sequence[np.ndarray], args: Any) -> Iterator[int]:
     """
-    Row numbers of all micro-batches. In each optimizer step one is from the first pool, the others from the last.
+    Row numbers of all micro-batches. In each optimizer step one is from each pool but the last, and the others from the last.
 
-    Captions are half as long as chains of thought. Micro-batches of one kind need less padding, and every step has both kinds.
+    Captions are half as long as chains of thought. Micro-batches of one kind need less padding, and every step has all kinds.
     """
     generator = np.random.default_rng(args.seed)
     waiting: list[list[int]] = [[] for _ in pools]
@@ -290,6 +295,7 @@ def main() -> None:
             print(f"{stage.path} is complete")
             return
         set_seed(training_args.seed)
+        writes_questions = script_args.model == "writing_teacher"
         if script_args.model == "checker":
             if script_args.init_from is None:
                 raise InputError("the checker is trained from the student: give its model/ folder with --init_from")
@@ -299,9 +305,13 @@ def main() -> None:
             model, processor = make_student(script_args.family) if script_args.model == "student" else make_teacher()
         tokenizer = processor.tokenizer
         model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-        rows = load_rows(Path(script_args.world), script_args.model)
+        rows = load_rows(Path(script_args.world), "teacher" if writes_questions else script_args.model)
         is_short = [row["completion"].startswith(("A ", "I hear")) for row in rows]
         pools = [np.flatnonzero(np.array(is_short) == short) for short in (True, False)]
+        if writes_questions:
+            written = load_rows(Path(script_args.world), "questions")
+            pools.insert(1, np.arange(len(rows), len(rows) + len(written)))
+            rows += written
         pools = [pool for pool in pools if len(pool)]
         if len(pools) > training_args.gradient_accumulation_steps:
             expected = f"expected gradient_accumulation_steps of at least {len(pools)}"

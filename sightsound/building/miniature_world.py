@@ -7,6 +7,7 @@ of its draws decides the bytes of a world: keep it.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 HEARD_INSTEAD = {DOG: WHISTLE, SIREN: ENGINE, DRUM: BELL}  # seen -> heard
 TRAP_RATE = 0.6
 MURKY_RATE = 0.15
+TYPES = ("Which", "First", "Last", "Count", "Compare")  # of questions
+TYPE_SHARES = (0.25, 0.2, 0.2, 0.25, 0.1)
+# The same in `sightsound/method/question_writing.py`.
+WRITTEN_TYPES = dict(zip(TYPES, ("which", "first", "last", "how_many", "compare"), strict=True))
 # CLIP's mean pixel: the background is then close to zero after the processor's normalisation.
 BACKGROUND = np.array([122.0, 117.0, 104.0])
 COLOURS = np.array([[245, 210, 30], [215, 30, 35], [35, 60, 235], [30, 205, 70], [70, 35, 10], [250, 250, 250]], float)
@@ -173,12 +178,15 @@ def draw_scene(rng: np.random.Generator, traps: bool) -> Scene:
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
     """A question about what is heard in the scene, with the gold answer."""
+    return ask_for(str(rng.choice(TYPES, p=TYPE_SHARES)), scene, rng)
+
+
+def ask_for(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
+    """The same, of a given type; of another one where the sounds are too few for first and last."""
     sounds, sights = scene.sounds, sorted(set(scene.sights))
     distinct = sorted(set(sounds))
-    types = ["Which", "First", "Last", "Count", "Compare"]
-    kind = str(rng.choice(types, p=[0.25, 0.2, 0.2, 0.25, 0.1]))
     while kind in ("First", "Last") and len(distinct) < 2:
-        kind = str(rng.choice(types, p=[0.25, 0.2, 0.2, 0.25, 0.1]))
+        kind = str(rng.choice(TYPES, p=TYPE_SHARES))
 
     def choices(gold: int, banned: list[int]) -> list[str]:
         ranked = dict.fromkeys([*rng.permutation(sights).tolist(), *rng.permutation(len(NAMES)).tolist()])
@@ -226,6 +234,20 @@ def reasoning(sounds: list[int], question: Question) -> str:
     else:
         step = f"Of the choices, only the {question.gold} is heard."
     return f"{transcript(sounds)} {step}"
+
+
+def written_question(question: Question) -> str:
+    """
+    A question in the form that a teacher writes it in, as JSON.
+
+    Its choices are in a fixed order, with a thing that is heard first: a tiny model that had to learn any order would write
+    choices twice. `questions.py` shuffles them.
+    """
+    order = [question.gold] if question.type in ("Which", "First", "Last") else []
+    order += [NAMES[c] for c in question.compared or ()] or [*NAMES, *NUMBERS]
+    choices = sorted(question.choices, key=[*order, "equal", "neither"].index)
+    written = {"type": WRITTEN_TYPES[question.type], "question": question.text, "choices": choices, "answer": question.gold}
+    return json.dumps({"questions": [written]})
 
 
 def caption(sounds: list[int]) -> str:

@@ -1,5 +1,6 @@
 """The procedural world: what it asks, what it teaches the small models, and that its clips hold what was drawn."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from sightsound.data.audio import decode_audio
 from sightsound.data.frames import load_frames
 from sightsound.data.parquet import AudioById, open_dataset
 from sightsound.method.prompts import COT_PROMPT, TEACHER_PROMPT, heard_sounds
+from sightsound.method.question_filters import OF_TEXT, Facts, dropped_by
+from sightsound.method.question_writing import SHARES, read_reply
 from tests.support.tiny import WORLD_SIZE, run_script
 
 
@@ -56,6 +59,35 @@ def test_the_teacher_grows_up_where_all_that_is_seen_is_heard() -> None:
     for index in range(50):
         scene = miniature_world.draw_scene(miniature._generator(0, "teacher", index), traps=False)
         assert scene.seen == scene.heard
+
+
+def test_a_writing_teacher_learns_questions_that_are_read_and_right(tiny_world: Path) -> None:
+    """In the form that `questions.py` reads, about the scene of the video, of the type that is asked for where there is one."""
+    prompt = miniature.WRITE_PROMPT.read_text(encoding="utf-8").removesuffix("\n")
+    as_asked = 0
+    for index in range(300):
+        (row,) = miniature.build_questions_row(index, 0, prompt)
+        (slot,) = read_reply(row["completion"], "stop", 1, SHARES)
+        assert slot.question is not None and dropped_by(slot.question, Facts(), OF_TEXT) is None
+        as_asked += f"1. {slot.question.type}: " in row["prompt"]
+        heard = miniature_world.draw_scene(miniature._generator(0, "teacher", index), traps=False).sounds
+        names, answer = [miniature_world.NAMES[kind] for kind in heard], slot.question.choices[slot.question.answer]
+        if slot.question.type == "which":
+            assert [choice for choice in slot.question.choices if choice in names] == [answer]
+        elif slot.question.type in ("first", "last"):
+            assert answer == names[0 if slot.question.type == "first" else -1] and len(set(names)) > 1
+        elif slot.question.type == "how_many":
+            assert answer == miniature_world.NUMBERS[len(names)]
+    assert 200 <= as_asked < 300, "another type where there are not two sounds to compare"
+    rows = list(open_dataset(str(tiny_world / "pretraining" / "questions"), "train"))
+    assert len(rows) == WORLD_SIZE["teacher"]
+    assert all((tiny_world / "pretraining" / "questions" / row["video"]).is_file() for row in rows)
+
+
+def test_a_world_stays_the_same() -> None:
+    """The figures in the README are of these scenes and questions: a change of the order of draws makes another world."""
+    drawn = repr(scenes_with_questions(100))
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "035c9ac50c3f97f7"
 
 
 def test_relation_tells_traps_from_clean_clips(tiny_world: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support import tiny
@@ -73,6 +74,22 @@ def test_the_demo_trains_a_student_of_another_family(tmp_path: Path) -> None:
         assert AutoConfig.from_pretrained(seed / folder / "model").model_type == "qwen2_audio"
 
 
+@pytest.mark.slow
+def test_the_demo_trains_a_student_on_questions_of_the_teacher(smoke_demo: Path, tmp_path: Path) -> None:
+    """World, base student and checker are those of the other demo, whose finished runs are beside its own in the report."""
+    log = finish(demo(tmp_path / "out", SMOKE="1", QUESTIONS="teacher", ANNOTATED=str(smoke_demo)))
+    assert log.splitlines()[-1].startswith("videos-*: ")
+    seed = tmp_path / "out" / "seed-0"
+    assert {path.name for path in (seed / "models").iterdir()} == {"teacher"}
+    assert list(read_report(tmp_path / "out")) == [
+        *("base", "videos-sft-cot", "videos-sft-tts_agfv", "grpo-tts_agfv", "videos-grpo-tts_agfv")
+    ]
+    ledger = pq.read_table(seed / "questions" / "ledger.parquet").to_pylist()
+    assert {row["outcome"] for row in ledger} >= {"built"}
+    traced = pq.read_table(seed / "corpus" / "ledger.parquet").to_pylist()
+    assert traced and all(row["id"].startswith("tr") and "-q" in row["id"] for row in traced)
+
+
 def stand_ins(folder: Path) -> str:
     """A PATH with programs in place of python and accelerate, which write down what they are given in `folder`."""
     (folder / "bin").mkdir()
@@ -82,34 +99,63 @@ def stand_ins(folder: Path) -> str:
     return f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_an_unknown_student_is_refused_in_one_line_before_anything_is_made(tmp_path: Path) -> None:
-    process = demo(tmp_path / "out", STUDENT="qwen2_audoi")
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"STUDENT": "qwen2_audoi"}, "STUDENT=qwen2_audoi is no student of the miniature; expected one of: STUDENTS"),
+        (
+            {"QUESTIONS": "teachers"},
+            "QUESTIONS=teachers is no source of the miniature's questions; expected one of: annotated teacher",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_refused_in_one_line_before_anything_is_made(
+    tmp_path: Path, variables: dict[str, str], error: str
+) -> None:
+    process = demo(tmp_path / "out", **variables)
     output, _ = process.communicate()
     assert process.returncode == 2 and not (tmp_path / "out").exists()
-    expected = f"expected one of: {' '.join(tiny.miniature_builders().STUDENTS)}"
-    assert output == f"error: STUDENT=qwen2_audoi is no student of the miniature; {expected}\n"
+    assert output == f"error: {error.replace('STUDENTS', ' '.join(tiny.miniature_builders().STUDENTS))}\n"
 
 
 @pytest.mark.parametrize(
-    ("student", "smoke", "folder"),
+    ("variables", "folders"),
     [
-        ("", "", "miniature"),
-        ("qwen2_audio", "1", "miniature-smoke"),
-        ("qwen2_5_omni", "", "miniature-qwen2_5_omni"),
-        ("qwen2_5_omni", "1", "miniature-qwen2_5_omni-smoke"),
+        ({}, {"miniature"}),
+        ({"STUDENT": "qwen2_audio", "SMOKE": "1"}, {"miniature-smoke"}),
+        ({"STUDENT": "qwen2_5_omni"}, {"miniature-qwen2_5_omni"}),
+        ({"STUDENT": "qwen2_5_omni", "SMOKE": "1"}, {"miniature-qwen2_5_omni-smoke"}),
+        ({"QUESTIONS": "teacher"}, {"miniature-teacher"}),
+        ({"QUESTIONS": "teacher", "STUDENT": "qwen2_5_omni", "SMOKE": "1"}, {"miniature-teacher-qwen2_5_omni-smoke"}),
     ],
 )
-def test_each_student_has_a_folder_of_its_own(tmp_path: Path, student: str, smoke: str, folder: str) -> None:
+def test_each_student_and_source_of_questions_has_a_folder_of_its_own(
+    tmp_path: Path, variables: dict[str, str], folders: set[str]
+) -> None:
     """In a copy of the script, because its default folder is beside it."""
     script = tmp_path / "recipes" / "miniature" / "run.sh"
     script.parent.mkdir(parents=True)
     script.write_text((tiny.REPO / "recipes" / "miniature" / "run.sh").read_text())
-    variables = {"STUDENT": student, "SMOKE": smoke, "OUTPUT": "", "PATH": stand_ins(tmp_path)}
+    variables = {"STUDENT": "", "SMOKE": "", "QUESTIONS": "", "OUTPUT": "", "PATH": stand_ins(tmp_path), **variables}
     subprocess.run(["bash", script], env={**tiny._environment(), **variables}, check=True, capture_output=True)
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [folder]
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == folders
     calls = (tmp_path / "python-calls").read_text()
-    assert f"--family {student or 'qwen2_audio'}" in calls
-    assert ("models/checker-base/model" in calls) == (student == "qwen2_5_omni")
+    assert f"--family {variables['STUDENT'] or 'qwen2_audio'}" in calls
+    assert ("models/checker-base/model" in calls) == (variables["STUDENT"] == "qwen2_5_omni")
+
+
+def test_the_students_of_a_writing_teacher_are_given_no_annotated_question(tmp_path: Path) -> None:
+    """What the demo calls: training reads what the teacher wrote, and the annotations are read for the evaluation alone."""
+    out, annotated = tmp_path / "out", tmp_path / "annotated"
+    finish(demo(out, QUESTIONS="teacher", ANNOTATED=str(annotated), PATH=stand_ins(tmp_path)))
+    calls = [line for name in ("python", "accelerate") for line in (tmp_path / f"{name}-calls").read_text().splitlines()]
+    readers = [call for call in calls if "avqa-audio" in call or "_qa.json" in call]
+    assert {call.split()[1] for call in readers} == {"dataset_builders/avqa_audio.py", "-m"}
+    assert all(" -m evaluation " in call for call in readers if call.split()[1] == "-m")
+    trained = [call for call in calls if "recipes/sft.py" in call or "recipes/grpo.py" in call]
+    assert len(trained) == 3 and all(f"--audio {os.path.relpath(out, tiny.REPO)}/seed-0/questions " in call for call in trained)
+    (cut,) = [call for call in calls if "videos.py" in call]
+    assert "--files tr*" in cut, "the clips of the training split alone"
 
 
 @pytest.mark.parametrize("smoke", ["", "1"])
