@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from sightsound.data.statistics import wilson_interval
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import front_matter_of
 from sightsound.method.audio_contribution import contributions_of
+from sightsound.stage import read_settings
 from tests.support import evaluation
 from tests.support.card_rules import FRONT, validate
+from tests.support.loopback_hub import client_environment, loopback_hub
 from tests.support.openai_server import OpenAIServer
-from tests.support.tiny import read_ledger, read_rows
+from tests.support.tiny import REPO, read_ledger, read_rows
+
+
+__all__ = ["loopback_hub"]  # the fixture
 
 
 BLIND = ["silent", "text_only"]
@@ -196,6 +202,40 @@ def test_a_killed_run_goes_on_and_gives_the_same(labelled, unique, runs, tmp_pat
     assert len(copied) == 5 and copied[2] == copied[3], "what was written is not written again"
     for file in sorted((labelled / "data").iterdir()):
         assert (tmp_path / "out" / "data" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_dataset_of_the_hub_is_labelled_at_its_commit(labelled, unique, runs, loopback_hub, tmp_path) -> None:
+    files = {str(file.relative_to(unique)): file.read_bytes() for file in unique.rglob("*") if file.is_file()}
+    loopback_hub.change("alice/avqa-audio", files)
+    commit = loopback_hub.repos["datasets/alice/avqa-audio"].resolve("main")
+    environment = client_environment(loopback_hub, tmp_path)
+    flags = ["--dataset", "alice/avqa-audio", "--runs", *map(str, runs), "--output_dir", str(tmp_path / "out")]
+    command = [sys.executable, str(REPO / "dataset_builders" / "audio_contribution.py"), *flags]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_settings(tmp_path / "out")["dataset"] == f"alice/avqa-audio@{commit}"
+    for file in (*sorted((labelled / "data").iterdir()), labelled / "ledger.parquet"):
+        written = tmp_path / "out" / file.relative_to(labelled)
+        assert list(parquet.read_parquet([written])) == list(parquet.read_parquet([file])), "as from a folder"
+
+
+@pytest.mark.slow
+def test_kills_at_growing_delays_leave_what_an_uninterrupted_run_writes(labelled, unique, runs, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(REPO / "dataset_builders" / "audio_contribution.py"), "--dataset", str(unique)]
+    command += ["--runs", *map(str, runs), "--output_dir", str(out)]
+    kills = 0
+    for delay_s in (0.5, *(1.5 + 0.1 * i for i in range(30))):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(delay_s)
+            process.kill()
+        kills += process.returncode != 0
+        if process.returncode == 0:
+            break
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and kills >= 2, done.stderr
+    for file in (*sorted((labelled / "data").iterdir()), labelled / "ledger.parquet"):
+        assert (out / file.relative_to(labelled)).read_bytes() == file.read_bytes()
 
 
 def test_a_model_that_takes_no_question_without_sound_has_tried_silence_alone(unique, tmp_path, monkeypatch, capsys) -> None:
