@@ -85,10 +85,10 @@ def test_each_stage_carries_what_the_dataset_says(labelled, tiny_world, tmp_path
 
 
 def test_a_dataset_that_was_labelled_after_tracing_labels_its_corpus(old, labelled, tiny_world, tmp_path, monkeypatch) -> None:
-    stages = {"traces": old, "verdicts": old, "corpus": labelled}
+    stages = {"traces": old, "verdicts": labelled, "corpus": labelled}
     folder = make_corpus(stages, tiny_world / "clips", tmp_path, monkeypatch)
-    for found in (folder / "traces", folder / "verdicts"):
-        assert columns_of(found) == [NOBODY_TRIED] * NUM_QUESTIONS, found.name
+    assert columns_of(folder / "traces") == [NOBODY_TRIED] * NUM_QUESTIONS
+    assert columns_of(folder / "verdicts") == LABELS
     assert columns_of(folder / "corpus", "verified") == columns_of(folder / "corpus", "traces") == LABELS
 
 
