@@ -28,7 +28,7 @@ from sightsound.method.audio_contribution import contributions_of, known_contrib
 from sightsound.method.ledger import Unjoined, join_verdicts, stream_rows
 from sightsound.method.prompts import question_text
 from sightsound.method.selection import ARMS, FULL_METHOD, Funnel, TraceRow, shown, trace_outcome
-from sightsound.method.verdicts import VERDICTS
+from sightsound.method.verdicts import ACCEPT, REJECT, VERDICTS
 from sightsound.stage import Stage, fingerprint
 
 
@@ -145,7 +145,7 @@ def origin(dataset: dict[str, Any], licence: str) -> tuple[dict[str, Any], str]:
 def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Values of the card: the funnel, counts of outcomes and verdicts, provenance, one row and one trace."""
     names = ["teacher", "teacher_revision", "checker", "checker_revision", "verdict_mode", "prompt_version", "num_traces"]
-    names += ["temperature", "seed", "sampling"]
+    names += ["temperature", "seed", "sampling", "rewriter"]
     made = next(row for row in read_traces(data, names) if row["checker"])
     sample = next(row for row in read_traces(data, VERIFIED_FROM) if row["outcome"] == schema.ACCEPTED)
     return {
@@ -157,6 +157,8 @@ def card_values(funnel: Funnel, data: Path, settings: dict[str, Any]) -> dict[st
         "verdicts": [(shown(verdict), count, VERDICTS.get(verdict, "")) for verdict, count in funnel.verdicts.most_common()],
         "row": as_json(verified_row(sample, {}) | {"audio": SHOWN_AUDIO}),
         "sample": ARMS[FULL_METHOD].completions(sample)[0],
+        "claims": (funnel.claims[ACCEPT], funnel.claims[REJECT], funnel.claims.total()),
+        "rewritten": (funnel.rewritten[ACCEPT], funnel.rewritten.total()),
         "figure": FUNNEL_FIGURE,
         "inputs": {name: settings[name] for name in ("dataset", "traces", "verdicts")},
         **provenance(),

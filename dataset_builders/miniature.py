@@ -34,6 +34,7 @@ from sightsound.building.miniature_world import (
     ask,
     ask_for,
     caption,
+    clip_generator,
     draw_scene,
     reasoning,
     render_audio,
@@ -78,14 +79,9 @@ class MiniatureArguments:
     num_proc: int = field(default=2, metadata={"help": "processes", "minimum": 1})
 
 
-def _generator(seed: int, part: str, index: int) -> np.random.Generator:
-    """Every clip has its own generator, so the world depends neither on `num_proc` nor on kills."""
-    return np.random.default_rng([seed, *part.encode(), index])
-
-
 def build_clip(index: int, part: str, seed: int, clips: Path) -> Row:
     """One clip of an annotated split, and its row in AVQA's format."""
-    rng = _generator(seed, part, index)
+    rng = clip_generator(seed, part, index)
     scene = draw_scene(rng, traps=True)
     question = ask(scene, rng)
     name = f"{part[:2]}{seed % 1000:03d}{index:06d}_000000"
@@ -130,7 +126,7 @@ def sounding_scene(rng: np.random.Generator) -> tuple[Scene, Row]:
 
 def build_student_row(index: int, seed: int) -> list[Row]:
     """A sound with its caption, and questions answered from notes. No row has both."""
-    rng = _generator(seed, "student", index)
+    rng = clip_generator(seed, "student", index)
     scene, audio = sounding_scene(rng)
     noted = [reasoning_from_notes(rng, COT_PROMPT) | {"audio": None} for _ in range(3)]
     return [{"prompt": "Describe the sounds.", "completion": caption(scene.sounds), "audio": audio}, *noted]
@@ -138,7 +134,7 @@ def build_student_row(index: int, seed: int) -> list[Row]:
 
 def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
     """A silent video with a transcript and two questions, and one question answered from notes."""
-    rng = _generator(seed, "teacher", index)
+    rng = clip_generator(seed, "teacher", index)
     scene = draw_scene(rng, traps=False)
     path = clips / f"{index:06d}.mp4"
     frames = render_video(scene, rng)
@@ -166,7 +162,7 @@ def build_questions_row(index: int, seed: int, prompt: str) -> list[Row]:
 
 def build_checker_row(index: int, seed: int) -> list[Row]:
     """A sound and its transcript: the small calibration set of the paper's section 3.2."""
-    scene, audio = sounding_scene(_generator(seed, "checker", index))
+    scene, audio = sounding_scene(clip_generator(seed, "checker", index))
     return [{"prompt": CHECKER_TRANSCRIPT, "completion": transcript(scene.sounds), "audio": audio}]
 
 

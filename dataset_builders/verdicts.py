@@ -10,12 +10,18 @@ is shut down; its successors at OpenAI are gpt-audio and gpt-audio-1.5. Some ser
 `--request_field max_completion_tokens=64 --omit_field max_tokens`. Before the first request, and by `--dry_run`, the checker is
 looked up at the server's `/v1/models`.
 
-`--verdict_mode` has two values (a trained verifier is a third way, see below):
+`--verdict_mode` has four values (a trained verifier is a fifth way, see below):
 
 - `yes_no`, the paper's: one request per trace asks whether every sound that the trace claims is heard. A reply that is neither
   a clear yes nor a clear no is requested again with another seed, at most `--num_retries` times.
 - `transcript`: one request per clip. The checker lists what it hears, and code compares that list with the sounds that each
   trace claims ("I hear a dog, then a bell.").
+- `claims`: one request per claim of a clip's traces. A trace with a false claim is rejected, and its `claims` say which.
+- `transcript_claims`: as `transcript`, and `claims` say which of the sounds that a trace lists are in the checker's list.
+
+With `--rewriter MODEL`, normally the teacher, the modes of claims have a rejected trace written again from its true claims,
+without the clip: reasoning and answer. The new trace is verified like the old one and kept beside it, in `rewritten`. The arm
+`tts_claims` trains on those that were accepted too, all other arms on the traces as they were.
 
 A trace that gets neither `accept` nor `reject` has the reason as its verdict: `no_reasoning`, `no_claims` (no such sentence),
 `unclear`, `refused`, `cut`, or the outcome of the request. It is not accepted.
@@ -46,10 +52,19 @@ from sightsound.engines.checker import (
     Checker,
     CheckerRecord,
     Questions,
+    claim_questions,
     records_of,
     verify_by_probability,
+    verify_claims,
     verify_transcript,
+    verify_transcript_claims,
     verify_yes_no,
+)
+from sightsound.engines.claim_rewriting import (
+    Rewriter,
+    is_rewriting,
+    verify_rewritten_claims,
+    verify_rewritten_transcript,
 )
 from sightsound.engines.cost import dry_run
 from sightsound.engines.diagnosis import summary_of_verdicts, warning_of_no_verdict
@@ -58,7 +73,14 @@ from sightsound.engines.request_fields import RequestFieldArguments, RequestOpti
 from sightsound.hub.cards import write_dataset_card
 from sightsound.hub.inputs import pin_datasets
 from sightsound.method.audio_contribution import contributions_of, known_contribution
-from sightsound.method.prompts import CHECKER_TRANSCRIPT, CHECKER_YES_NO, Prompt, choose_prompt
+from sightsound.method.prompts import (
+    CHECKER_CLAIM,
+    CHECKER_TRANSCRIPT,
+    CHECKER_YES_NO,
+    REWRITE_PROMPT,
+    Prompt,
+    choose_prompt,
+)
 from sightsound.method.selection import TraceRow, lacking_verdicts, trace_outcome
 from sightsound.method.verdicts import verdict_of_probability
 from sightsound.models.loading import clip_facts
@@ -70,7 +92,9 @@ from sightsound.stage import Journal, fingerprint
 from sightsound.training.verifier import VERIFIER_MODE, VerifierEngine, parse_probability, read_verifier
 
 
-YES_NO_MODE, TRANSCRIPT_MODE = "yes_no", "transcript"
+YES_NO_MODE, TRANSCRIPT_MODE, CLAIMS_MODE, TRANSCRIPT_CLAIMS_MODE = "yes_no", "transcript", "claims", "transcript_claims"
+MODES = (YES_NO_MODE, TRANSCRIPT_MODE, CLAIMS_MODE, TRANSCRIPT_CLAIMS_MODE)
+OF_CLAIMS = (CLAIMS_MODE, TRANSCRIPT_CLAIMS_MODE)
 
 
 @dataclass
@@ -81,7 +105,13 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
     output_dir: str = field(metadata={"help": "where to write the verdicts"})
     split: str = field(default="train", metadata={"help": "split of the dataset that was traced"})
     base_url: list[str] | None = field(default=None, metadata={"help": "OpenAI-compatible server; several are replicas"})
-    verdict_mode: str = field(default=YES_NO_MODE, metadata={"help": "how to check", "choices": [YES_NO_MODE, TRANSCRIPT_MODE]})
+    verdict_mode: str = field(default=YES_NO_MODE, metadata={"help": "how to check", "choices": list(MODES)})
+    rewriter: str | None = field(
+        default=None,
+        metadata={"help": "model that writes rejected traces again from their true claims"},
+    )
+    rewriter_base_url: list[str] | None = field(default=None, metadata={"help": "server of --rewriter"})
+    rewriter_max_tokens: int = field(default=512, metadata={"help": "maximum tokens of a trace of --rewriter", "minimum": 1})
     num_retries: int = field(default=2, metadata={"help": "how often an unclear yes/no is requested again", "minimum": 0})
     max_tokens: int = field(default=64, metadata={"help": "maximum tokens of a verdict or a transcript", "minimum": 1})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
@@ -103,15 +133,31 @@ class VerdictsArguments(ScaleArguments, RequestFieldArguments):
 
     @cached_property
     def chosen_prompt(self) -> Prompt:
-        if self.verdict_mode == TRANSCRIPT_MODE:
+        if self.verdict_mode in (TRANSCRIPT_MODE, TRANSCRIPT_CLAIMS_MODE):
             return choose_prompt(self.prompt_file, CHECKER_TRANSCRIPT, ())
         if self.verdict_mode == VERIFIER_MODE and self.prompt_file is not None:
             raise InputError(f"a verifier has the prompt that it was trained with; leave out --prompt_file {self.prompt_file}")
+        if self.verdict_mode == CLAIMS_MODE:
+            return choose_prompt(self.prompt_file, CHECKER_CLAIM, ("claim",))
         return choose_prompt(self.prompt_file, CHECKER_YES_NO, ("think",))
+
+    def check_rewriter(self) -> None:
+        """
+        Raises:
+            `InputError`: The flags of the rewriter do not go together.
+        """
+        if self.rewriter is None and self.rewriter_base_url:
+            raise InputError("--rewriter_base_url is the server of --rewriter; give that model's name as well")
+        if self.rewriter is not None and self.verdict_mode not in OF_CLAIMS:
+            expected = " or ".join(OF_CLAIMS)
+            raise InputError(f"--rewriter is for --verdict_mode {expected}, not {self.verdict_mode}; leave one out")
+        options_of(RequestFieldArguments(), self.rewriter_base_url, ())
 
 
 def questions_of(rows: Iterable[TraceRow], mode: str, prompt: str = "") -> Questions:
-    """The first requests about these rows. Traces without reasoning get none."""
+    """The first requests about these rows. Traces without reasoning, or without claims, get none."""
+    if mode == CLAIMS_MODE:
+        return claim_questions(rows, prompt)
     thinks = {
         f"{row['id']}/{i}": (row["id"], trace["think"])
         for row in rows
@@ -120,7 +166,7 @@ def questions_of(rows: Iterable[TraceRow], mode: str, prompt: str = "") -> Quest
     }
     if mode == VERIFIER_MODE:
         return thinks
-    if mode == TRANSCRIPT_MODE:
+    if mode in (TRANSCRIPT_MODE, TRANSCRIPT_CLAIMS_MODE):
         return {row_id: (row_id, prompt.format()) for row_id, _ in thinks.values()}
     return {f"{key}#0": (row_id, prompt.format(think=think)) for key, (row_id, think) in thinks.items()}
 
@@ -140,12 +186,20 @@ def to_row(row: TraceRow, record: CheckerRecord, provenance: dict[str, Any], pro
 class CheckerRun:
     """The traces of a run and their clips."""
 
-    def __init__(self, args: VerdictsArguments, verifier: dict[str, Any] | None, checker_commit: str | None = None):
+    def __init__(
+        self,
+        args: VerdictsArguments,
+        verifier: dict[str, Any] | None,
+        checker_commit: str | None = None,
+        rewriter_commit: str | None = None,
+    ):
         self._args, self._verifier, self._checker_commit = args, verifier, checker_commit
+        self._rewriter_commit = rewriter_commit
         traces = open_input(args.traces, "train", TRACES)
         self._traces = traces.select(range(min(len(traces), args.limit or len(traces))))
         dataset = open_input(args.dataset, args.split, CLIPS)
         self._audio, self._contributions = parquet.AudioById(dataset), contributions_of(dataset)
+        self._video_questions = dict(zip(dataset["id"], dataset["video_question"], strict=True)) if args.rewriter else {}
         clips = self._traces.select_columns(["id", "media_sha256"])
         parquet.check_same_clips(clips, dataset, f"split '{args.split}' of {args.dataset}")
         self.ids: list[str] = list(self._traces["id"])
@@ -170,8 +224,10 @@ class CheckerRun:
             (served_window_s(args.checker), None) if args.base_url else clip_facts(args.checker, self._checker_commit)
         )
         notes = []
-        if args.verdict_mode == YES_NO_MODE:
+        if args.verdict_mode in (YES_NO_MODE, CLAIMS_MODE):
             notes.append(f"Unclear replies are requested again, up to {args.num_retries} times: not counted here.")
+        if args.rewriter is not None:
+            notes.append(f"{args.rewriter} gets a request for each set of true claims of a rejected trace: not counted here.")
         if args.batch_api:
             notes.append("Prices are those of single requests: OpenAI takes half of them for batches.")
         return dry_run(
@@ -190,6 +246,7 @@ class CheckerRun:
         args = self._args
         rows: list[TraceRow] = [self._traces[self._position[row_id]] for row_id in ids]
         questions, sampling = self.questions(rows), self._sampling
+        rewriter_revision = None
         engine = self._open_engine()
         with closing(Journal(journal_file)) as journal:
             checker = Checker(engine, journal, self.build, self.block_of, is_part=args.rank is not None)
@@ -202,13 +259,17 @@ class CheckerRun:
                     replace(sampling, max_tokens=1),
                     verdict_of=lambda text: verdict_of_probability(parse_probability(text), threshold),
                 )
+            elif args.verdict_mode in OF_CLAIMS:
+                rewriter_revision = self._verify_claims(rows, checker, questions)
             elif args.verdict_mode == YES_NO_MODE:
                 verify_yes_no(rows, checker, questions, sampling, num_retries=args.num_retries)
             else:
                 verify_transcript(rows, checker, questions, sampling)
-        records = records_of(journal, self._position)
-        provenance = {"checker": shown_source(args.checker), "checker_revision": engine.revision}
-        provenance |= {"verdict_mode": args.verdict_mode}
+        asked = {key: entry for key, entry in journal.entries.items() if not is_rewriting(key)}
+        records = records_of(asked, self._position)
+        provenance: dict[str, str | None] = {"checker": shown_source(args.checker), "checker_revision": engine.revision}
+        provenance |= {"verdict_mode": args.verdict_mode, "rewriter_revision": rewriter_revision}
+        provenance |= {"rewriter": shown_source(args.rewriter) if args.rewriter else None}
         return (
             to_row(
                 row | known_contribution(self._contributions.get(row["id"], {}), row),
@@ -218,6 +279,38 @@ class CheckerRun:
             )
             for row in rows
         )
+
+    def _verify_claims(self, rows: list[TraceRow], checker: Checker, questions: Questions) -> str | None:
+        """Verify traces claim by claim, and have rejected ones written again; returns the revision of the rewriter."""
+        args, prompt, sampling = self._args, self._args.chosen_prompt.text, self._sampling
+        verdicts: dict[str, str] = {}
+        if args.verdict_mode == CLAIMS_MODE:
+            verdicts = verify_claims(rows, checker, prompt, sampling, num_retries=args.num_retries)
+        else:
+            verify_transcript_claims(rows, checker, questions, sampling)
+        if args.rewriter is None:
+            return None
+        rewriter = self._open_rewriter()
+        rewriter.rewrite(rows, checker.journal, is_part=checker.is_part)
+        if args.verdict_mode == CLAIMS_MODE:
+            verify_rewritten_claims(rows, checker, verdicts, prompt, sampling, num_retries=args.num_retries)
+        else:
+            verify_rewritten_transcript(rows)
+        return rewriter.engine.revision
+
+    def _open_rewriter(self) -> Rewriter:
+        args = self._args
+        sampling = Sampling(1, 0.0, args.rewriter_max_tokens, args.seed)
+        flags = EngineFlags(
+            model=str(args.rewriter),
+            sampling=sampling,
+            base_url=[for_rank(url, args) for url in args.rewriter_base_url or []],
+            batch_size=args.batch_size,
+            concurrency=args.concurrency,
+            timeout_s=args.request_timeout_s,
+            revision=self._rewriter_commit,
+        )
+        return Rewriter(make_engine(flags), REWRITE_PROMPT, sampling, self._video_questions.__getitem__, self.block_of)
 
     def _open_engine(self) -> Engine:
         args = self._args
@@ -252,30 +345,40 @@ def batches_file(args: VerdictsArguments) -> Path | None:
     return path if args.batch_api else None
 
 
-def settings_of(args: VerdictsArguments, checker_commit: str | None = None) -> dict[str, Any]:
+def settings_of(
+    args: VerdictsArguments, checker_commit: str | None = None, rewriter_commit: str | None = None
+) -> dict[str, Any]:
     """What a rerun has to share: every flag and input that decides a verdict."""
-    settings = settings_of_requests(args, ["batch_api"], model_commit=checker_commit)
+    of_rewriter = ["rewriter", "rewriter_base_url", "rewriter_max_tokens"]
+    settings = settings_of_requests(args, ["batch_api", *of_rewriter], model_commit=checker_commit)
+    if args.rewriter is not None:
+        rewriter = args.rewriter if args.rewriter_base_url else fingerprint(args.rewriter)
+        settings |= {"rewriter": rewriter, "rewriter_commit": rewriter_commit, "rewriter_max_tokens": args.rewriter_max_tokens}
     return settings | {name: fingerprint(settings[name]) for name in ("dataset", "traces", "checker")}
 
 
 def main() -> None:
     args = parse_arguments(VerdictsArguments, __doc__)
     args.options()
+    args.check_rewriter()
     pin_datasets(args, ["dataset", "traces"], args.output_dir)
     commit = None if args.base_url else pin_model("checker", args.checker, args.output_dir)
+    in_process = args.rewriter is not None and not args.rewriter_base_url
+    rewriter_commit = pin_model("rewriter", str(args.rewriter), args.output_dir) if in_process else None
     verifier = None if args.base_url else read_verifier(args.checker, commit)
     if verifier is not None:
         args.verdict_mode = VERIFIER_MODE
+        args.check_rewriter()
     if args.dry_run:
         print(CheckerRun(args, verifier, commit).estimate())
         return
     batches_file(args)
-    with open_stage(args, args.output_dir, settings_of(args, commit)) as stage:
+    with open_stage(args, args.output_dir, settings_of(args, commit, rewriter_commit)) as stage:
         if stage.complete:
             print(f"{stage.path} is complete")
             return
-        checker_run = CheckerRun(args, verifier, commit)
-        align = 1 if args.base_url else args.batch_size
+        checker_run = CheckerRun(args, verifier, commit, rewriter_commit)
+        align = 1 if args.base_url and (args.rewriter is None or args.rewriter_base_url) else args.batch_size
         results = collect(args, args.output_dir, stage, checker_run.ids, align, checker_run.verify)
         if results is None:
             return

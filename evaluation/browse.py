@@ -99,7 +99,7 @@ def read_corpus(args: BrowseArguments, dataset: Dataset) -> tuple[dict[str, Ques
 def to_traced(row: dict[str, Any]) -> Question:
     """What a row of the corpus's ledger adds to its question."""
     kept = ("text", "answer", "finish_reason", "verdict", "verdict_text")
-    traces = [{name: trace[name] for name in kept} for trace in row["traces"]]
+    traces = [{name: trace[name] for name in kept} | {"rewritten": trace.get("rewritten")} for trace in row["traces"]]
     return {"outcome": row["outcome"], "teacher_answer": row["teacher_answer"], "traces": traces}
 
 

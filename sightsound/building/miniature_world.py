@@ -155,6 +155,11 @@ def render_video(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return np.stack(frames).clip(0, 255).astype(np.uint8)
 
 
+def clip_generator(seed: int, part: str, index: int) -> np.random.Generator:
+    """Every clip has its own generator, so the world depends neither on `num_proc` nor on kills."""
+    return np.random.default_rng([seed, *part.encode(), index])
+
+
 def draw_scene(rng: np.random.Generator, traps: bool) -> Scene:
     """A random scene. Without traps, exactly what is seen is heard: the teacher is pretrained in such a world."""
     while True:

@@ -27,6 +27,8 @@ MAX_DETAIL_CHARACTERS = 300  # of a ledger entry; enough for a message and a val
 LATER_COLUMNS: dict[str, Any] = {
     "sampling": None,
     "checker_sampling": None,
+    "rewriter": None,
+    "rewriter_revision": None,
     "audio_contribution": UNKNOWN,
     "text_only_correct": None,
     "silent_correct": None,

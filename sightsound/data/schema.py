@@ -143,6 +143,9 @@ def traces_features() -> Features:
 
     `sampling` is JSON: every field of the teacher's request that decides a draw (see `sampling.effective`), null for a field
     that was not sent to its server. `checker_sampling` is a JSON list of such objects, one per kind of request to the checker.
+
+    `claims` and `rewritten` of a trace are filled by the modes of claims of `verdicts.py`: the claims with their verdicts, and
+    the trace that the `rewriter` wrote from the true ones, with the verdict on it.
     """
     from datasets import Features, List, Value
 
@@ -153,6 +156,14 @@ def traces_features() -> Features:
         "finish_reason": Value("string"),
         "verdict": Value("string"),
         "verdict_text": Value("string"),
+        "claims": List({"claim": Value("string"), "verdict": Value("string")}),
+        "rewritten": {
+            "text": Value("string"),
+            "think": Value("string"),
+            "answer": Value("int32"),
+            "finish_reason": Value("string"),
+            "verdict": Value("string"),
+        },
     }
     return Features(
         {
@@ -170,6 +181,8 @@ def traces_features() -> Features:
             "verdict_mode": Value("string"),
             "checker_sampling": Value("string"),
             "checker_heard_s": Value("float64"),
+            "rewriter": Value("string"),
+            "rewriter_revision": Value("string"),
             "prompt_version": Value("string"),
             "num_traces": Value("int32"),
             "temperature": Value("float64"),

@@ -13,6 +13,7 @@ Engines: what answers the requests of a stage.
 - `request_fields.py`: the flags that change requests
 - `sampling.py`: every sampling field of a request, and what is recorded of it
 - `checker.py`: get the checker's verdicts
+- `claim_rewriting.py`: have traces with false claims written again, and verify them
 - `blind_answers.py`: have models answer questions without the clip, to find those that can be guessed
 - `diagnosis.py`: stop or warn when the first answers show that a run is worthless
 - `cost.py`: `--dry_run`: requests, tokens and price

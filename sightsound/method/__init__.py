@@ -6,6 +6,7 @@ The method of the paper, in the order in which it works.
 - `question_filters.py`: the filters that drop such a question
 - `answers.py`: find the answer in an output and grade it; `answer_reading/` holds the parts
 - `verdicts.py`: turn a checker's reply into accept or reject; `verdict_reading/` holds the parts
+- `claims.py`: the claims of a trace, one by one, and the verdict that follows from theirs
 - `audio_contribution.py`: whether a question needs its clip, or is answered right without it
 - `selection.py`: the filters that accept or drop a question, the ablation arms and the funnel
 - `ledger.py`: read a ledger row by row and join it with its verdicts

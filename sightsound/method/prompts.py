@@ -2,9 +2,10 @@
 The prompts, and the forms that they ask for.
 
 Every prompt is a text file in `prompt_texts/` with named fields in braces: `{question}`, `{choices}` (lettered, one per line)
-and `{think}` (the reasoning of a trace); where the teacher writes the questions, `{num_questions}` and `{types}`. A change to
-one of these files is a new `PROMPT_VERSION`. Another file can be given to `questions.py`, `traces.py`, `verdicts.py` and
-`python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates records which one it was.
+and `{think}` (the reasoning of a trace), `{claim}` and `{claims}`; where the teacher writes the questions, `{num_questions}`
+and `{types}`. A change to one of these files is a new `PROMPT_VERSION`. Another file can be given to `questions.py`,
+`traces.py`, `verdicts.py` and `python -m evaluation run` with `--prompt_file`. Either way, all that a prompt generates records
+which one it was.
 
 Reasoning goes inside `<think></think>`, the choice inside `<answer></answer>` (paper, section 3.3). The teacher's reasoning
 opens with the sounds in order, "I hear a dog, then a bell.": so `heard_sounds` can read the claims of a trace, and compare
@@ -43,6 +44,9 @@ ZERO_SHOT_AUDIO_COT_PROMPT = _text("zero_shot_audio_cot")
 COT_DISTILL_PROMPT = _text("cot_distill")
 CHECKER_YES_NO = _text("checker_yes_no")
 CHECKER_TRANSCRIPT = _text("checker_transcript")
+CHECKER_CLAIM = _text("checker_claim")
+# The teacher's prompt again, with the claims that the checker found true.
+REWRITE_PROMPT = _text("rewrite")
 # The teacher writes questions about a silent video; see `question_writing.py`.
 WRITE_QUESTIONS_PROMPT = _text("write_questions")
 # A judge scores reasoning by the rubric of its question; see `rubrics.py`.

@@ -49,7 +49,7 @@ SIGHT = re.compile(
             # Looks as such.
             r"\b(?:visible|visibly|visually|appearance|hairstyles?|facial|facing|pictured|depicted|shown|displayed)\b",
             r"\b(?:be|is|are|was|were|you) (?:see|seen)\b",
-            r"\blooks? (?:like|at|into|towards?)\b",
+            r"\blook(?:s|ing)? (?:like|at|into|towards?)\b",
             r"\bhair\b",
         )
     ),

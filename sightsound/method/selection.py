@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sightsound.cli import InputError
@@ -24,7 +25,17 @@ Trace = dict[str, Any]
 TraceRow = dict[str, Any]
 
 # The columns of the checker, before there is one.
-UNVERIFIED = dict.fromkeys(("checker", "checker_revision", "verdict_mode", "checker_sampling", "checker_heard_s"))
+UNVERIFIED = dict.fromkeys(
+    (
+        "checker",
+        "checker_revision",
+        "verdict_mode",
+        "checker_sampling",
+        "checker_heard_s",
+        "rewriter",
+        "rewriter_revision",
+    )
+)
 
 BAD_FORMAT = "bad_format"  # the checker accepted a trace, but none that can be trained on
 
@@ -142,6 +153,18 @@ def _texts(traces: Iterable[Trace], *, accepted: bool) -> list[str]:
     return [trace["text"] for trace in traces if _usable(trace) and (not accepted or trace["verdict"] == ACCEPT)]
 
 
+def _surviving(row: TraceRow) -> list[Trace]:
+    """The accepted traces, and for rejected ones what was written again from their true claims, if that was accepted."""
+    versions = (trace if trace["verdict"] == ACCEPT else trace.get("rewritten") for trace in row["traces"])
+    return [each for each in versions if each is not None and each["verdict"] == ACCEPT and _usable(each)]
+
+
+def _agreed_answer(row: TraceRow) -> int | None:
+    """The answer of all surviving traces; None where there is none, or they do not agree."""
+    answers = [trace["answer"] for trace in _surviving(row)]
+    return answers[0] if answers and is_unanimous(answers) else None
+
+
 def _label(row: TraceRow) -> list[str]:
     return [] if row["teacher_answer"] is None else [render_label(row["choices"][row["teacher_answer"]].strip())]
 
@@ -157,6 +180,7 @@ class Arm:
         completions (`Callable`): From a row of the ledger to the targets that the student learns, none to many.
         prompt (`str`): The prompt that the question is filled into.
         of_ledger (`bool`): False for an arm whose rows are those of avqa-audio, not of the ledger.
+        label (`Callable`): From a row of the ledger to the answer that GRPO rewards.
     """
 
     name: str
@@ -164,11 +188,13 @@ class Arm:
     completions: Callable[[TraceRow], list[str]]
     prompt: str = COT_PROMPT
     of_ledger: bool = True
+    label: Callable[[TraceRow], int | None] = itemgetter("teacher_answer")
 
 
 # The upper baseline of Table 2 and the only arm that reads annotated answers.
 GROUND_TRUTH = "ground_truth"
 FULL_METHOD = "tts_agfv"
+OF_CLAIMS = "tts_claims"  # needs `verdicts.py --verdict_mode claims --rewriter`
 # Without test-time scaling (tts), a question has one sample: its first trace.
 ARMS = {
     arm.name: arm
@@ -200,6 +226,12 @@ ARMS = {
             name=FULL_METHOD,
             meaning="the accepted traces of the questions that passed every filter",
             completions=lambda row: _texts(row["traces"], accepted=True) if row["outcome"] == schema.ACCEPTED else [],
+        ),
+        Arm(
+            name=OF_CLAIMS,
+            meaning="the accepted traces, and those written again from their true claims, if all of them agree",
+            completions=lambda row: [] if _agreed_answer(row) is None else [trace["text"] for trace in _surviving(row)],
+            label=_agreed_answer,
         ),
     )
 }
@@ -240,7 +272,9 @@ def select(rows: Iterable[TraceRow], selection: str, prompt: str | None = None) 
     arm, selected, outcomes = ARMS[selection], [], Counter[str]()
     for row in rows:
         outcomes[row["outcome"]] += 1
-        selected += [_training_row(row, completion, prompt or arm.prompt) for completion in arm.completions(row)]
+        if completions := arm.completions(row):
+            labelled = row | {"teacher_answer": arm.label(row)}
+            selected += [_training_row(labelled, completion, prompt or arm.prompt) for completion in completions]
     if not selected:
         summary = counted(outcomes) or "the ledger is empty"
         raise InputError(f"selection '{selection}' is empty ({summary}); there is nothing to train on")
@@ -265,6 +299,8 @@ class Funnel:
     passed: Counter[str] = field(default_factory=Counter)  # questions that passed a filter, by its name
     outcomes: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str | None] = field(default_factory=Counter)
+    claims: Counter[str] = field(default_factory=Counter)  # verdicts on single claims, in the modes that ask about them
+    rewritten: Counter[str] = field(default_factory=Counter)  # verdicts on traces that were written again
 
     @property
     def answered(self) -> int:
@@ -278,6 +314,9 @@ class Funnel:
         self.questions += 1
         self.outcomes[row["outcome"]] += 1
         self.verdicts.update(trace["verdict"] for trace in row["traces"])
+        for trace in row["traces"]:
+            self.claims.update(claim["verdict"] for claim in trace.get("claims") or ())
+            self.rewritten.update([new["verdict"]] if (new := trace.get("rewritten")) is not None else ())
         for each in FILTERS:
             if row["outcome"] != schema.ACCEPTED and not each.passes(row["traces"]):
                 break

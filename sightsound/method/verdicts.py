@@ -1,9 +1,10 @@
 """
 How a checker's reply becomes the verdict on a trace: `accept`, `reject`, or the reason why it is neither.
 
-A trace is rejected in one of three functions, one for each `verdict_mode`:
+A trace is rejected in one of four functions, one for each `verdict_mode`:
 
 - `parse_yes_no`: the checker was asked whether every sound is heard, and says no;
+- `claims.verdict_of_claims`: the checker was asked about each claim with `parse_yes_no`, and says no to one;
 - `compare_with_transcript`: the checker lists other sounds than the trace claims;
 - `verdict_of_probability`: a trained verifier gives less than its threshold.
 

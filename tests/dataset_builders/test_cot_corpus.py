@@ -98,7 +98,7 @@ def test_the_traces_config_is_the_whole_ledger_without_audio(corpus, questions):
     assert list(dataset) == expected, "nothing is changed, nothing is lost"
     # The corpus alone is enough for every arm of the paper's ablation.
     sizes = {name: sum(len(arm.completions(row)) for row in dataset) for name, arm in ARMS.items() if arm.of_ledger}
-    assert sizes == {"label": 4, "cot": 4, "agfv": 3, "tts": 9, "tts_agfv": 5}
+    assert sizes == {"label": 4, "cot": 4, "agfv": 3, "tts": 9, "tts_agfv": 5, "tts_claims": 5}
 
 
 def test_the_card_tells_the_funnel_and_where_it_comes_from(corpus):

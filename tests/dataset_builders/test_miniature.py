@@ -19,7 +19,7 @@ from tests.support.tiny import WORLD_SIZE, run_script
 
 
 def scenes_with_questions(count: int) -> list[tuple[miniature_world.Scene, miniature_world.Question]]:
-    generators = [miniature._generator(1, "test", index) for index in range(count)]
+    generators = [miniature_world.clip_generator(1, "test", index) for index in range(count)]
     scenes = [miniature_world.draw_scene(rng, traps=True) for rng in generators]
     return [(scene, miniature_world.ask(scene, rng)) for scene, rng in zip(scenes, generators, strict=True)]
 
@@ -57,7 +57,7 @@ def test_a_transcript_is_read_back_as_the_sounds_of_the_scene() -> None:
 
 def test_the_teacher_grows_up_where_all_that_is_seen_is_heard() -> None:
     for index in range(50):
-        scene = miniature_world.draw_scene(miniature._generator(0, "teacher", index), traps=False)
+        scene = miniature_world.draw_scene(miniature_world.clip_generator(0, "teacher", index), traps=False)
         assert scene.seen == scene.heard
 
 
@@ -92,13 +92,13 @@ def test_a_world_stays_the_same() -> None:
 
 def test_relation_tells_traps_from_clean_clips(tiny_world: Path) -> None:
     for row in json.loads((tiny_world / "train_qa.json").read_text()):
-        scene = miniature_world.draw_scene(miniature._generator(0, "train", row["id"]), traps=True)
+        scene = miniature_world.draw_scene(miniature_world.clip_generator(0, "train", row["id"]), traps=True)
         assert row["question_relation"] == ("Both" if scene.seen == scene.heard else "Sound")
 
 
 def test_clips_hold_the_frames_and_the_sound_that_were_drawn(tiny_world: Path, tiny_dataset: Path) -> None:
     row = json.loads((tiny_world / "train_qa.json").read_text())[0]
-    rng = miniature._generator(0, "train", row["id"])
+    rng = miniature_world.clip_generator(0, "train", row["id"])
     scene = miniature_world.draw_scene(rng, traps=True)
     miniature_world.ask(scene, rng)
     waveform, frames = miniature_world.render_audio(scene, rng), miniature_world.render_video(scene, rng)

@@ -18,6 +18,7 @@ from sightsound.method.prompts import (
     user_message,
     with_audio,
 )
+from sightsound.method.question_writing import write_prompt
 
 
 def test_choices_are_lettered_one_per_line_without_outer_spaces():
@@ -83,6 +84,17 @@ SNAPSHOT = {
     "yes_no": "A listener wrote about this audio:\nI hear a dog.\nIs every sound that the listener claims really heard? "
     "Answer yes or no.",
     "transcript": 'List the sounds in order, starting with "I hear".',
+    "claim": "Claim about this audio: a dog is heard\nIs the claim true? Answer yes or no.",
+    "rewrite": "Notes: a dog, then a bell.\nWhat is heard?\nA. dog\nB. bell\nThe video is silent: infer its sound. Inside "
+    '<think></think> start with "I hear", list the sounds in order and reason about them alone, then give one choice inside '
+    "<answer></answer>.",
+    "write_questions": "Watch this video. It is shown to you without its sound. Write 2 multiple-choice questions about what "
+    "must be heard in it: a listener who has only the sound, and sees nothing, has to be able to answer them. Do not ask about "
+    "colours, clothes, written text or anything else that is only seen, and do not give the answer away in the question.\n\n"
+    "Write one question of each of these types:\n1. which: which of the four is heard\n2. why: why something is heard: what "
+    "happens that makes the sound\n\nEach question has four short choices that differ clearly, and exactly one of them is "
+    'right. Reply with JSON alone, in this form:\n{"questions": [{"type": "which", "question": "Which instrument is heard in '
+    'the video?", "choices": ["a violin", "a trumpet", "drums", "a flute"], "answer": "a trumpet"}]}',
     "trace": "<think>I hear a dog.</think><answer>dog</answer>",
     "label": "<answer>dog</answer>",
 }
@@ -100,17 +112,20 @@ def test_no_prompt_changes_without_a_new_version():
     fields = {"think": "I hear a dog."}
     now = {name: question_text("What is heard?", ["dog", "bell"], text, **fields) for name, text in of_questions.items()}
     now |= {"yes_no": prompts.CHECKER_YES_NO.format(think="I hear a dog."), "transcript": prompts.CHECKER_TRANSCRIPT}
+    now |= {"claim": prompts.CHECKER_CLAIM.format(claim="a dog is heard")}
+    now["rewrite"] = question_text("What is heard?", ["dog", "bell"], prompts.REWRITE_PROMPT, claims="a dog, then a bell")
+    now["write_questions"] = write_prompt(prompts.WRITE_QUESTIONS_PROMPT, ["which", "why"])
     now |= {"trace": render_trace("I hear a dog.", "dog"), "label": render_label("dog")}
     assert now == SNAPSHOT, (
         "a prompt changed: bump PROMPT_VERSION (a new one needs none), then update this snapshot and the digest"
     )
     # Ties the snapshot to the version, so that editing the snapshot alone is not enough.
     digest = hashlib.sha256("\n".join([prompts.PROMPT_VERSION, *SNAPSHOT.values()]).encode()).hexdigest()[:16]
-    assert (prompts.PROMPT_VERSION, digest) == ("1", "6cfc6dc3504249a1")
+    assert (prompts.PROMPT_VERSION, digest) == ("1", "a81e9f82135c1d0a")
 
 
 # Prompts with other fields, by their file's digest: a change is a new `PROMPT_VERSION` here too.
-OTHERS = {"write_questions": "a9df1b565c33a2ef", "judge_rubric": "15c6a65bff317abc"}
+OTHERS = {"judge_rubric": "15c6a65bff317abc"}
 
 
 def test_every_text_of_the_package_is_a_prompt_that_is_pinned_above():
@@ -121,6 +136,8 @@ def test_every_text_of_the_package_is_a_prompt_that_is_pinned_above():
     assert len(files) == len(SNAPSHOT) - 2
     pinned = {" ".join(text.split()) for text in SNAPSHOT.values()}
     shown = {"question": "What is heard?", "choices": "A. dog B. bell", "think": "I hear a dog."}
+    shown |= {"claim": "a dog is heard", "claims": "a dog, then a bell", "num_questions": "2"}
+    shown["types"] = SNAPSHOT["write_questions"].split("types:\n")[1].split("\n\n")[0]
     assert {" ".join(text.format(**shown).split()) for text in files.values()} <= pinned
 
 

@@ -93,6 +93,7 @@ SELECTED = {
     "agfv": ["a1", "s1", "u1"],
     "tts": ["a1", "a2", "a3", "r1", "r2", "x1", "x2", "f2", "b2", "v1", "v2", "c1", "c2", "c3"],
     "tts_agfv": ["a1", "a3", "r2", "f2"],
+    "tts_claims": ["a1", "a3", "r2", "u1", "f2"],  # the traces that survive have to agree, not all that were written
 }
 
 
@@ -140,7 +141,8 @@ def test_every_arm_is_covered_here():
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown selection 'best'; expected one of label, cot, agfv, tts, tts_agfv"):
+    known = "label, cot, agfv, tts, tts_agfv, tts_claims"
+    with pytest.raises(InputError, match=f"unknown selection 'best'; expected one of {known}"):
         select(LEDGER, "best")
 
 
@@ -157,7 +159,7 @@ def test_an_arm_is_added_in_the_table_alone(monkeypatch):
 
     monkeypatch.setitem(ARMS, "longest", Arm(name="longest", meaning="the longest trace", completions=longest))
     assert len(select(LEDGER, "longest")) == len(LEDGER)
-    with pytest.raises(InputError, match="expected one of label, cot, agfv, tts, tts_agfv, longest"):
+    with pytest.raises(InputError, match="expected one of label, cot, agfv, tts, tts_agfv, tts_claims, longest"):
         select(LEDGER, "best")
 
 

@@ -95,7 +95,7 @@ def build_dataset(world: Path, folder: Path) -> Path:
 def trace(text: str, answer: int | None, think: str | None, verdict: str | None = None, finish_reason: str = "stop") -> dict:
     """One trace in the form of the ledger."""
     said = {"text": text, "think": think, "answer": answer, "finish_reason": finish_reason}
-    return {**said, "verdict": verdict, "verdict_text": None}
+    return {**said, "verdict": verdict, "verdict_text": None, "claims": None, "rewritten": None}
 
 
 def trace_row(question: dict[str, Any], traces: Sequence[dict], **changed: Any) -> dict[str, Any]:
