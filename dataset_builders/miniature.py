@@ -152,8 +152,8 @@ def build_teacher_row(index: int, seed: int, clips: Path) -> list[Row]:
 
 def build_questions_row(index: int, seed: int, prompt: str) -> list[Row]:
     """A teacher's video with a question that is written about it. The scene is drawn first, so it is that of the video."""
-    scene = draw_scene(_generator(seed, "teacher", index), traps=False)
-    rng = _generator(seed, "questions", index)
+    scene = draw_scene(clip_generator(seed, "teacher", index), traps=False)
+    rng = clip_generator(seed, "questions", index)
     kind = str(rng.choice(TYPES, p=TYPE_SHARES))
     asked = write_prompt(prompt, [WRITTEN_TYPES[kind]])
     video = f"../teacher/clips/{index:06d}.mp4"

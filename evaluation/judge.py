@@ -196,7 +196,7 @@ class JudgeRun:
 
     def rows(self, journal: Journal, provenance: dict[str, Any]) -> list[dict[str, Any]]:
         """One row per question."""
-        records = records_of(journal, self.by_id)
+        records = records_of(journal.entries, self.by_id)
         return [
             {
                 "id": each.row["id"],

@@ -70,7 +70,7 @@ def test_a_writing_teacher_learns_questions_that_are_read_and_right(tiny_world: 
         (slot,) = read_reply(row["completion"], "stop", 1, SHARES)
         assert slot.question is not None and dropped_by(slot.question, Facts(), OF_TEXT) is None
         as_asked += f"1. {slot.question.type}: " in row["prompt"]
-        heard = miniature_world.draw_scene(miniature._generator(0, "teacher", index), traps=False).sounds
+        heard = miniature_world.draw_scene(miniature_world.clip_generator(0, "teacher", index), traps=False).sounds
         names, answer = [miniature_world.NAMES[kind] for kind in heard], slot.question.choices[slot.question.answer]
         if slot.question.type == "which":
             assert [choice for choice in slot.question.choices if choice in names] == [answer]

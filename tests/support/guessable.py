@@ -25,7 +25,7 @@ def annotated_questions(world: Path, seed: int, first: int, count: int, with_not
     for row in json.loads((world / "train_qa.json").read_text())[first : first + count]:
         text = row["question_text"]
         if with_notes:
-            scene = draw_scene(miniature._generator(seed, "train", row["id"]), traps=True)
+            scene = draw_scene(miniature_world.clip_generator(seed, "train", row["id"]), traps=True)
             text = f"Notes: {', then '.join(NAMES[kind] for kind in scene.sounds)}.\n{text}"
         question = WrittenQuestion(row["question_type"], text, tuple(row["multi_choice"]), row["answer"])
         asked.append(Asked(row["video_name"], f"{row['video_name']}/q0", question, 2.0))
