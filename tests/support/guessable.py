@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_builders import miniature
-from sightsound.building.miniature_world import NAMES, draw_scene
+from sightsound.building.miniature_world import NAMES, clip_generator, draw_scene
 from sightsound.engines import make_engine
 from sightsound.engines.base import EngineFlags, Sampling
 from sightsound.engines.blind_answers import SILENT, TEXT_ONLY, Asked, BlindTries
@@ -25,7 +24,7 @@ def annotated_questions(world: Path, seed: int, first: int, count: int, with_not
     for row in json.loads((world / "train_qa.json").read_text())[first : first + count]:
         text = row["question_text"]
         if with_notes:
-            scene = draw_scene(miniature_world.clip_generator(seed, "train", row["id"]), traps=True)
+            scene = draw_scene(clip_generator(seed, "train", row["id"]), traps=True)
             text = f"Notes: {', then '.join(NAMES[kind] for kind in scene.sounds)}.\n{text}"
         question = WrittenQuestion(row["question_type"], text, tuple(row["multi_choice"]), row["answer"])
         asked.append(Asked(row["video_name"], f"{row['video_name']}/q0", question, 2.0))
