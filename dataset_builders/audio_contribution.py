@@ -11,6 +11,7 @@ Each run is one try of each question with the question alone (`text_only`), and 
 repeats them. `text_only_correct` and `silent_correct` are the shares of the tries that were right; no answer is not right.
 `audio_contribution` is `weak` where the larger share is above one half, else `strong`, and `unknown` for questions that no run
 asked (`sightsound/method/audio_contribution.py`). A run on the first questions (`--limit`) labels those.
+Do not give runs of a model that was trained on these questions: it may know the answers by heart.
 
 The output has all splits of the dataset, and can be used in its place: to trace, to build a corpus from traces that exist
 already, and to train with `audio_contribution: strong`. Audio is copied as it is. Questions by `questions.py --answerer` have
