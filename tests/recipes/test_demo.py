@@ -158,3 +158,22 @@ def test_a_verifier_takes_the_checkers_place(miniature: Path, tmp_path: Path) ->
     verifiers = json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"]["none"]["accuracy"]
     print(f"student of the checker's corpus {checkers:.1f} %, of the verifier's {verifiers:.1f} %")
     assert verifiers >= checkers - 3
+
+
+@pytest.mark.slow
+def test_claims_keep_more_questions_than_whole_traces_at_equal_teacher_cost(miniature: Path) -> None:
+    done = subprocess.run(
+        ["bash", "recipes/miniature/claims.sh"],
+        cwd=tiny.REPO,
+        env={**tiny._environment(), "OUTPUT": str(miniature), "SEED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    cells = {name: row for line in done.stdout.splitlines() if (row := line.strip("| ").split(" | ")) and (name := row[0])}
+    traces, claims = cells["whole traces"], cells["claims"]
+    assert int(claims[1]) < int(traces[1]) == 2400 and int(claims[2]) > int(traces[2]), "fewer are asked, more are kept"
+    left, accuracy = (([float(row[i].split(" ")[0]) for row in (traces, claims)]) for i in (4, 5))
+    assert max(left) < 2, "of the sounds that the rows claim, in percent"
+    assert accuracy[1] > 75 and accuracy[1] > accuracy[0] - 5, done.stdout
