@@ -240,6 +240,8 @@ def load_rows(world: Path, name: str) -> list[dict[str, Any]]:
     from sightsound.data.parquet import open_dataset
 
     folder = world / "pretraining" / name
+    if not folder.is_dir():
+        raise InputError(f"{world} has no pretraining/{name}: it is of an earlier version; delete it and make it again")
     rows = list(open_dataset(str(folder), "train"))
     for row in rows:
         row["prompt"] = [{"role": "user", "content": row["prompt"]}]

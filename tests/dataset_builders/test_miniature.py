@@ -9,13 +9,14 @@ import pytest
 
 from dataset_builders import miniature
 from sightsound.building import miniature_world
+from sightsound.cli import InputError
 from sightsound.data.audio import decode_audio
 from sightsound.data.frames import load_frames
 from sightsound.data.parquet import AudioById, open_dataset
 from sightsound.method.prompts import COT_PROMPT, TEACHER_PROMPT, heard_sounds
 from sightsound.method.question_filters import OF_TEXT, Facts, dropped_by
 from sightsound.method.question_writing import SHARES, read_reply
-from tests.support.tiny import WORLD_SIZE, run_script
+from tests.support.tiny import WORLD_SIZE, miniature_builders, run_script
 
 
 def scenes_with_questions(count: int) -> list[tuple[miniature_world.Scene, miniature_world.Question]]:
@@ -82,6 +83,11 @@ def test_a_writing_teacher_learns_questions_that_are_read_and_right(tiny_world: 
     rows = list(open_dataset(str(tiny_world / "pretraining" / "questions"), "train"))
     assert len(rows) == WORLD_SIZE["teacher"]
     assert all((tiny_world / "pretraining" / "questions" / row["video"]).is_file() for row in rows)
+
+
+def test_a_world_of_an_earlier_version_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no pretraining/questions: it is of an earlier version; delete it and make it"):
+        miniature_builders().load_rows(tmp_path, "questions")
 
 
 def test_a_world_stays_the_same() -> None:
