@@ -107,7 +107,7 @@ class QuestionsArguments(PublishArguments, ScaleArguments, RequestFieldArguments
     )
     answer_max_tokens: int = field(default=256, metadata={"help": "maximum tokens of such an answer", "minimum": 1})
     blind_tries: int = field(default=8, metadata={"help": "tries per question with and without silence", "minimum": 1})
-    max_guessed: float = field(default=0.75, metadata={"help": "drop a question if more of its tries are right", "minimum": 0})
+    max_guessed: float = field(default=0.7, metadata={"help": "drop a question if more of its tries are right", "minimum": 0})
     batch_size: int = field(default=16, metadata={"help": "sequences generated at once in this process", "minimum": 1})
     concurrency: int = field(default=32, metadata={"help": "requests in flight at a server", "minimum": 1})
     request_timeout_s: float = field(
