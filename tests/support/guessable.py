@@ -8,7 +8,8 @@ from typing import Any
 from sightsound.building.miniature_world import NAMES, clip_generator, draw_scene
 from sightsound.engines import make_engine
 from sightsound.engines.base import EngineFlags, Sampling
-from sightsound.engines.blind_answers import SILENT, TEXT_ONLY, Asked, BlindTries
+from sightsound.engines.blind_answers import Asked, BlindTries
+from sightsound.method.audio_contribution import SILENT, TEXT_ONLY
 from sightsound.method.prompts import COT_PROMPT
 from sightsound.method.question_filters import FILTERS, Facts, dropped_by
 from sightsound.method.question_writing import WrittenQuestion
