@@ -34,7 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.building.questions_join import WRITTEN_FILE, WRITTEN_LEDGER, write_questions, write_written
-from sightsound.building.questions_report import check_licenses, outcome_table, summary, why_no_question, write_card
+from sightsound.building.questions_report import (
+    check_licenses,
+    need_for_sound,
+    outcome_table,
+    summary,
+    why_no_question,
+    write_card,
+)
 from sightsound.building.takedown import carry_takedown
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data import parquet
@@ -300,7 +307,7 @@ class QuestionsRun:
                 yield [slot.question for slot in self._slots(key, entry) if slot.question is not None]
 
 
-def _slot_row(slot: Slot, shares: dict[str, float], num_tries: int) -> dict[str, Any]:
+def _slot_row(slot: Slot, shares: dict[str, float | None], num_tries: int) -> dict[str, Any]:
     question = slot.question
     written: dict[str, Any] = {"type": None, "question": None, "choices": [], "answer": None}
     if question is not None:
@@ -379,7 +386,8 @@ def main() -> None:
             carry_takedown(args.dataset, stage.path)
             written = next(parquet.read_parquet([stage.path / WRITTEN_FILE]))
             write_card(stage.path, counts, settings, written)
-            print(f"{summary(counts)}\n\n{outcome_table(counts)}")
+            needed = need_for_sound(counts, settings, written["answerers"])
+            print(f"{summary(counts)}\n{needed}\n\n{outcome_table(counts)}")
             for name in (WRITTEN_FILE, WRITTEN_LEDGER):
                 (stage.path / name).unlink()
             finish(stage)

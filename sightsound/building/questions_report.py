@@ -44,16 +44,25 @@ def outcome_table(counts: Counts) -> str:
     return "\n".join(markdown_table(["outcome", "segments", "questions", "meaning"], [*rows, totals]))
 
 
-def need_for_sound(counts: Counts, num_tries: int) -> str:
-    """The share of questions that need the sound, with its interval, in a sentence."""
-    strong, weak = counts.contributions[STRONG], counts.contributions[WEAK]
-    if not strong + weak:
+def need_for_sound(counts: Counts, settings: Row, answerers: str | None) -> str:
+    """
+    The share of questions that need the sound, with its interval, in a sentence.
+
+    Args:
+        settings (`dict`): Of the stage.
+        answerers (`str`, *optional*): The models that tried; None where nobody did.
+    """
+    strong, weak, unknown = (counts.contributions[name] for name in (STRONG, WEAK, schema.UNKNOWN))
+    if answerers is None:
         return "Nobody tried to answer these questions without their clips: whether they need the sound is not known."
+    failed = f"Of {unknown} questions that is not known: fewer than half of their tries have a complete answer." if unknown else ""
+    if not strong + weak:
+        return failed or "No question was left to be tried without its clip."
     low, high = wilson_interval(strong, strong + weak)
     share = f"{100 * strong / (strong + weak):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
     return (
         f"{share} of the {strong + weak} questions that were tried need the sound (`strong`): without the clip, at most "
-        f"{WEAK_ABOVE:.0%} of {num_tries} tries were right."
+        f"{WEAK_ABOVE:.0%} of {settings['blind_tries']} tries were right. {failed}".rstrip()
     )
 
 
@@ -92,16 +101,20 @@ def write_card(folder: Path, counts: Counts, settings: Row, written: Row) -> Non
         written (`dict`): A row of `schema.written_features` with its provenance.
     """
     licenses = license_counts(folder)
-    types = [[name, counts.types[name], f"{100 * counts.types[name] / counts.kept:.1f} %"] for name in TYPES]
+    asked = {name: share / sum(settings["types"].values()) for name, share in settings["types"].items()}
+    types = [
+        [name, f"{100 * asked.get(name, 0):.1f} %", counts.types[name], f"{100 * counts.types[name] / counts.kept:.1f} %"]
+        for name in TYPES
+    ]
     letters = Counter({"ABCD"[position]: count for position, count in counts.letters.items()})
     text = render_card(
         "dataset_questions.md",
         summary=summary(counts),
         funnel=outcome_table(counts),
-        types="\n".join(markdown_table(["type", "questions", "share"], types)),
+        types="\n".join(markdown_table(["type", "asked for", "kept", "share of the kept"], types)),
         letters=", ".join(f"{letter} {letters[letter]}" for letter in "ABCD"),
         num_texts=len(counts.texts),
-        need_for_sound=need_for_sound(counts, settings["blind_tries"]),
+        need_for_sound=need_for_sound(counts, settings, written["answerers"]),
         max_guessed=f"{settings['max_guessed']:.0%}",
         teacher=written["teacher"],
         teacher_revision=written["teacher_revision"],

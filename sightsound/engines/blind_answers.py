@@ -3,7 +3,8 @@ Have models answer questions without their clip, to find those that can be answe
 
 Each question is tried several times under two conditions: `text_only`, the question alone, and `silent`, with silence of the
 clip's length. Every try has the choices in another order and is sampled at temperature 1, so that a model with a favourite
-letter or a favourite word is right as often as that is, and not always or never. No answer counts as not right.
+letter or a favourite word is right as often as that is, and not always or never. An answer without a choice, or one that was cut,
+counts as not right. A request that failed is no try: a model that was not heard has shown nothing.
 """
 
 from __future__ import annotations
@@ -99,18 +100,23 @@ class BlindTries:
             is_part=self.is_part,
         )
 
-    def share_right(self, condition: str, asked: Asked) -> float:
-        """The share of the tries of a question that were right."""
-        return sum(self._is_right(condition, asked, i) for i in range(self.num_tries)) / self.num_tries
+    def share_right(self, condition: str, asked: Asked) -> float | None:
+        """
+        The share of the answered tries of a question that were right; None where fewer than half have a complete answer. Tries
+        that fail or are cut say nothing about the question, and must not make it one that needs its clip.
+        """
+        answers = [
+            (number, completion)
+            for number in range(self.num_tries)
+            for completion in self.journal[_key(asked, condition, number)].get("completions", ())
+        ]
+        complete = [(number, each["text"]) for number, each in answers if each["finish_reason"] == "stop"]
+        if 2 * len(complete) < self.num_tries:
+            return None
+        return sum(self._is_right(text, shuffled(asked, condition, number)) for number, text in complete) / len(answers)
 
-    def _is_right(self, condition: str, asked: Asked, number: int) -> bool:
-        question = shuffled(asked, condition, number)
-        completions = self.journal[_key(asked, condition, number)].get("completions", ())
-        return any(
-            each["finish_reason"] == "stop"
-            and is_correct(parse_answer(each["text"], question.choices), question.answer, question.choices)
-            for each in completions
-        )
+    def _is_right(self, text: str, question: WrittenQuestion) -> bool:
+        return is_correct(parse_answer(text, question.choices), question.answer, question.choices)
 
 
 def _key(asked: Asked, condition: str, number: int) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sightsound.data import schema
-from sightsound.method.answer_reading.choices import bare_words
+from sightsound.method.answer_reading.choices import bare_words, root_of
 from sightsound.method.question_writing import READING_OUTCOMES, WrittenQuestion
 
 
@@ -25,9 +25,21 @@ ANSWERABLE = "answerable_without_clip"
 # two of "Which of these is heard in the video?" with one other choice of four share 11 of 13.
 NEAR_DUPLICATE_FROM = 0.8
 
+# Words that say no more than that something is heard in the video. Questions whose other words differ on both sides ask for
+# different things, however many words they share: "Which sound is heard first?" and "... last?", "How many dogs ..." and "... cats".
+_ASKING = frozenset(
+    root_of(word)
+    for word in (
+        "a an the of in on at to and or is are was were be can could do does did you we i it this that these those there "
+        "which what who how where why one kind type sound noise hear heard listen audible play present occur happen make made "
+        "video clip audio recording scene following choice"
+    ).split()
+)
+
 # What only eyes know. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a "hat"
 # is part of a drum kit, "background" has noise, someone is "reading" aloud) are left out, or need a second word beside them.
 _COLOURS = r"black|white|red|green|blue|yellow|orange|purple|violet|pink|brown|gr[ae]y|beige|golden|silver"
+_NAMED_BY_COLOUR = "noise|notes?|winged|tailed|bellied|breasted|metal|bears?|whales?|retrievers?|juice"
 _CLOTHES = (
     r"t-?shirts?|shirts?|blouses?|jackets?|coats?|trousers|pants|jeans|skirts?|sweaters?|hoodies?|uniforms?|costumes?|outfits?|"
     r"clothes|clothing|garments?|sunglasses|necklaces?"
@@ -37,8 +49,9 @@ SIGHT = re.compile(
         (
             # "tone colour" and "timbral colour" are about sound
             r"\b(?<!tone )(?<!sound )(?<!timbral )(?<!vocal )colou?r(?:s|ed|ful)?\b",
-            # A colour before a noun: "the red car". Not "red-winged blackbird", "white noise", "Black Sabbath", "blue notes".
-            rf"\b(?:the|an?|in|with) (?:{_COLOURS})(?![- ](?:noise|notes?|winged|tailed|bellied|metal))\b",
+            # A colour before a noun: "the red car". Not "red-winged blackbird", "white noise", "a brown bear"; nor with a capital:
+            # "the Red Hot Chili Peppers" are a name.
+            rf"\b(?:the|an?|in|with) (?-i:{_COLOURS})(?![- ](?:{_NAMED_BY_COLOUR}))\b",
             r"\b(?:wear(?:s|ing)?|worn|dressed)\b",
             rf"\b(?:{_CLOTHES})\b",
             # Text in the picture.
@@ -51,6 +64,8 @@ SIGHT = re.compile(
             r"\b(?:be|is|are|was|were|you) (?:see|seen)\b",
             r"\blook(?:s|ing)? (?:like|at|into|towards?)\b",
             r"\bhair\b",
+            r"\b(?:gestures?|gesturing|posture)\b",
+            r"\bin (?:the |a )?(?:his|her|their|\w+'s) (?:left |right )?hands?\b",
         )
     ),
     re.IGNORECASE,
@@ -123,13 +138,21 @@ def key_of(question: WrittenQuestion) -> tuple[object, ...]:
 def _same_question(question: WrittenQuestion, facts: Facts) -> str | None:
     for other in facts.in_segment:
         mine, others = _all_words(question), _all_words(other)
-        if len(mine & others) >= NEAR_DUPLICATE_FROM * len(mine | others):
+        is_near = len(mine & others) >= NEAR_DUPLICATE_FROM * len(mine | others)
+        has_same_choices = key_of(question)[1:] == key_of(other)[1:]  # and answer: "Which is heard?", "Which can one hear?"
+        if (is_near or has_same_choices) and not _ask_differently(question.text, other.text):
             return f"nearly '{other.text}' about the same segment"
     return "a question about another segment of the video is the same" if key_of(question) in facts.in_video else None
 
 
 def _all_words(question: WrittenQuestion) -> set[str]:
     return {word for text in (question.text, *question.choices) for word in bare_words(text)}
+
+
+def _ask_differently(text: str, other: str) -> bool:
+    """Whether each has a word about what it asks for that the other lacks."""
+    mine, others = ({root_of(word) for word in bare_words(each)} - _ASKING for each in (text, other))
+    return bool(mine - others and others - mine)
 
 
 def _answerable(_: WrittenQuestion, facts: Facts) -> str | None:
