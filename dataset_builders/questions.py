@@ -34,14 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from sightsound.building.questions_join import WRITTEN_FILE, WRITTEN_LEDGER, write_questions, write_written
-from sightsound.building.questions_report import (
-    check_licenses,
-    need_for_sound,
-    outcome_table,
-    summary,
-    why_no_question,
-    write_card,
-)
+from sightsound.building.questions_report import check_licenses, report, why_no_question, write_card
 from sightsound.building.takedown import carry_takedown
 from sightsound.cli import InputError, parse_arguments, run
 from sightsound.data import parquet
@@ -182,6 +175,8 @@ class QuestionsRun:
     def __init__(self, args: QuestionsArguments, commits: dict[str, str | None]):
         self._args, self._commits = args, commits
         segments = open_input(args.dataset, args.split, SEGMENTS)
+        if "question" in segments.column_names:
+            raise InputError(f"{args.dataset} has questions already; expected {SEGMENTS.name}; give {SEGMENTS.made_by}")
         self.segments = segments.select(range(min(len(segments), args.limit or len(segments))))
         self.rows = {row["id"]: row for row in self.segments.remove_columns("audio")}
         if len(self.rows) < len(self.segments):
@@ -386,8 +381,7 @@ def main() -> None:
             carry_takedown(args.dataset, stage.path)
             written = next(parquet.read_parquet([stage.path / WRITTEN_FILE]))
             write_card(stage.path, counts, settings, written)
-            needed = need_for_sound(counts, settings, written["answerers"])
-            print(f"{summary(counts)}\n{needed}\n\n{outcome_table(counts)}")
+            print(report(counts, settings, written))
             for name in (WRITTEN_FILE, WRITTEN_LEDGER):
                 (stage.path / name).unlink()
             finish(stage)

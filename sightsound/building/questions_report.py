@@ -55,7 +55,8 @@ def need_for_sound(counts: Counts, settings: Row, answerers: str | None) -> str:
     strong, weak, unknown = (counts.contributions[name] for name in (STRONG, WEAK, schema.UNKNOWN))
     if answerers is None:
         return "Nobody tried to answer these questions without their clips: whether they need the sound is not known."
-    failed = f"Of {unknown} questions that is not known: fewer than half of their tries have a complete answer." if unknown else ""
+    failed = f"Of {unknown} questions that is not known: fewer than half of their tries have a complete answer."
+    failed = failed if unknown else ""
     if not strong + weak:
         return failed or "No question was left to be tried without its clip."
     low, high = wilson_interval(strong, strong + weak)
@@ -64,6 +65,12 @@ def need_for_sound(counts: Counts, settings: Row, answerers: str | None) -> str:
         f"{share} of the {strong + weak} questions that were tried need the sound (`strong`): without the clip, at most "
         f"{WEAK_ABOVE:.0%} of {settings['blind_tries']} tries were right. {failed}".rstrip()
     )
+
+
+def report(counts: Counts, settings: Row, written: Row) -> str:
+    """What a build prints at its end; arguments as of `write_card`."""
+    needed = need_for_sound(counts, settings, written["answerers"])
+    return f"{summary(counts)}\n{needed}\n\n{outcome_table(counts)}"
 
 
 def why_no_question(counts: Counts, folder: Path) -> str:

@@ -3,8 +3,8 @@ Have models answer questions without their clip, to find those that can be answe
 
 Each question is tried several times under two conditions: `text_only`, the question alone, and `silent`, with silence of the
 clip's length. Every try has the choices in another order and is sampled at temperature 1, so that a model with a favourite
-letter or a favourite word is right as often as that is, and not always or never. An answer without a choice, or one that was cut,
-counts as not right. A request that failed is no try: a model that was not heard has shown nothing.
+letter or a favourite word is right as often as that is, and not always or never. An answer without a choice, or one that was
+cut, counts as not right. A request that failed is no try.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ ANSWERABLE = "answerable_without_clip"
 NEAR_DUPLICATE_FROM = 0.8
 
 # Words that say no more than that something is heard in the video. Questions whose other words differ on both sides ask for
-# different things, however many words they share: "Which sound is heard first?" and "... last?", "How many dogs ..." and "... cats".
+# different things, however many words they share: "Which is heard first?" and "... last?", "How many dogs ..." and "... cats".
 _ASKING = frozenset(
     root_of(word)
-    for word in (
-        "a an the of in on at to and or is are was were be can could do does did you we i it this that these those there "
-        "which what who how where why one kind type sound noise hear heard listen audible play present occur happen make made "
-        "video clip audio recording scene following choice"
-    ).split()
+    for word in bare_words(
+        "which what who how where why a an the of in on at to and or is are was were be can could do does did you we i it this "
+        "that these those there kind type sound noise hear heard listen audible play present occur happen make made video clip "
+        "audio recording scene following choice"
+    )
 )
 
 # What only eyes know. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a "hat"
@@ -49,8 +49,8 @@ SIGHT = re.compile(
         (
             # "tone colour" and "timbral colour" are about sound
             r"\b(?<!tone )(?<!sound )(?<!timbral )(?<!vocal )colou?r(?:s|ed|ful)?\b",
-            # A colour before a noun: "the red car". Not "red-winged blackbird", "white noise", "a brown bear"; nor with a capital:
-            # "the Red Hot Chili Peppers" are a name.
+            # A colour before a noun: "the red car". Not "red-winged blackbird", "white noise", "a brown bear"; nor with
+            # a capital: "the Red Hot Chili Peppers" are a name.
             rf"\b(?:the|an?|in|with) (?-i:{_COLOURS})(?![- ](?:{_NAMED_BY_COLOUR}))\b",
             r"\b(?:wear(?:s|ing)?|worn|dressed)\b",
             rf"\b(?:{_CLOTHES})\b",

@@ -145,8 +145,8 @@ def read_reply(text: str, finish_reason: str, count: int, types: Mapping[str, fl
     Read a reply strictly.
 
     The JSON may stand after a closed `<think>` block, and inside one code fence, whatever is around the fence. Nothing is
-    repaired: trailing commas, single quotes, comments, text around bare JSON, further keys and values of other types (numbers as
-    choices, an index as answer) are outcomes.
+    repaired: trailing commas, single quotes, comments, text around bare JSON, further keys and values of other types (numbers
+    as choices, an index as answer) are outcomes.
 
     Args:
         count (`int`): How many questions were asked for.
