@@ -55,7 +55,7 @@ READING_OUTCOMES = {
     schema.ANSWER_NOT_A_CHOICE: "the teacher's answer is none of its choices",
 }
 
-_FENCE = re.compile(r"```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+_FENCE = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*?)\s*```", re.DOTALL)
 # Control characters except line breaks and tabs, half surrogates, the replacement character of broken text, and noncharacters.
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffd\ufdd0-\ufdef\ufffe\uffff]")
 _LETTER = re.compile(r"\(?([A-Da-d])[.):]?")

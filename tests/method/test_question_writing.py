@@ -45,6 +45,7 @@ def test_every_outcome_of_reading_has_a_case_and_a_meaning() -> None:
         GOOD,
         f"\ufeff\n{GOOD}\n",
         f"```json\n{GOOD}\n```",
+        f"```json\r\n{GOOD}\r\n```\r\n",
         f"Here are the questions:\n```\n{GOOD}\n```\nThey are about sound.",
         f"<think>The bell {{rings}}.</think>\n{GOOD}",
         json.dumps(json.loads(GOOD), indent=4),
