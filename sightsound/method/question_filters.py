@@ -139,8 +139,10 @@ def _same_question(question: WrittenQuestion, facts: Facts) -> str | None:
     for other in facts.in_segment:
         mine, others = _all_words(question), _all_words(other)
         is_near = len(mine & others) >= NEAR_DUPLICATE_FROM * len(mine | others)
-        has_same_choices = key_of(question)[1:] == key_of(other)[1:]  # and answer: "Which is heard?", "Which can one hear?"
-        if (is_near or has_same_choices) and not _ask_differently(question.text, other.text):
+        asks, other_asks = _asked_words(question.text), _asked_words(other.text)
+        asks_differently = bool(asks - other_asks and other_asks - asks)
+        in_other_words = asks == other_asks and key_of(question)[1:] == key_of(other)[1:]  # the same choices and answer
+        if in_other_words or (is_near and not asks_differently):
             return f"nearly '{other.text}' about the same segment"
     return "a question about another segment of the video is the same" if key_of(question) in facts.in_video else None
 
@@ -149,10 +151,9 @@ def _all_words(question: WrittenQuestion) -> set[str]:
     return {word for text in (question.text, *question.choices) for word in bare_words(text)}
 
 
-def _ask_differently(text: str, other: str) -> bool:
-    """Whether each has a word about what it asks for that the other lacks."""
-    mine, others = ({root_of(word) for word in bare_words(each)} - _ASKING for each in (text, other))
-    return bool(mine - others and others - mine)
+def _asked_words(text: str) -> set[str]:
+    """The words about what a question asks for: "first", "dog"."""
+    return {root_of(word) for word in bare_words(text)} - _ASKING
 
 
 def _answerable(_: WrittenQuestion, facts: Facts) -> str | None:
