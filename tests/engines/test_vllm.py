@@ -5,6 +5,7 @@ The real engine: vLLM's CPU build serves a tiny Qwen2.5-VL and a tiny Qwen2-Audi
 """
 
 import contextlib
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from sightsound.engines.base import ChatRequest, Sampling
 from sightsound.engines.openai import OpenAIEngine
 from sightsound.engines.request_fields import RequestOptions
 from sightsound.engines.transformers import TransformersEngine
+from sightsound.method.question_writing import SHARES, reply_schema
 from sightsound.method.verdicts import ACCEPT, CUT, NO_REASONING, REJECT
 from tests.support import served
 from tests.support.tiny import read_ledger, read_rows, run_script
@@ -150,3 +152,14 @@ def test_traces_and_verdicts_end_to_end(engines, tiny_dataset, tiny_world, tmp_p
     # Random weights decide: that there are verdicts is the point, not which.
     assert given & {ACCEPT, REJECT} and given <= {ACCEPT, REJECT, CUT, NO_REASONING}
     assert [entry["id"] for entry in read_ledger(verdicts)] == [row["id"] for row in rows]
+
+
+def test_a_reply_has_the_form_of_the_schema_that_is_sent_with_the_request(engines):
+    """A model this small never closes a text of JSON by itself, so a complete reply is shown with a schema of two texts."""
+    schemas = {"free": None, "closed": {"type": "string", "enum": ["which", "why"]}, "questions": reply_schema(SHARES)}
+    requests = [ChatRequest(key, "What is heard?", reply_schema=schema) for key, schema in schemas.items()]
+    texts = said(OpenAIEngine("tiny", engines.teacher.base_url, 4), requests, replace(GREEDY, max_tokens=48))
+    assert json.loads(texts["closed"]) in ("which", "why")
+    begun = "".join(texts["questions"].split())  # the form allows any white space
+    assert begun.startswith("{") and '{"questions":['.startswith(begun[:14])
+    assert not texts["free"].lstrip().startswith("{")
