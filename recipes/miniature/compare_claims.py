@@ -74,9 +74,9 @@ def with_interval(part: int, whole: int) -> str:
 
 
 def main() -> None:
+    args = parse_arguments(CompareArguments, __doc__)
     from transformers import AutoTokenizer
 
-    args = parse_arguments(CompareArguments, __doc__)
     folder = Path(args.run)
     rows = read_verdicts(folder / "claims" / "verdicts")
     traces, rewritten = tokens_of_teacher(rows, AutoTokenizer.from_pretrained(folder / "models" / "teacher" / "model"))

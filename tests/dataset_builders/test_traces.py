@@ -128,6 +128,8 @@ def test_a_trace_holds_its_text_its_reasoning_and_its_answer(traced, questions):
             "finish_reason": "stop",
             "verdict": None,
             "verdict_text": None,
+            "claims": None,
+            "rewritten": None,
         },
         {
             "text": f"<think>I hear it.</think>The answer is B. {second}",
@@ -136,6 +138,8 @@ def test_a_trace_holds_its_text_its_reasoning_and_its_answer(traced, questions):
             "finish_reason": "stop",
             "verdict": None,
             "verdict_text": None,
+            "claims": None,
+            "rewritten": None,
         },
     ]
     names = ("teacher", "teacher_revision", "prompt_version", "num_traces", "temperature", "max_tokens", "seed", "checker")

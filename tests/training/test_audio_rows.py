@@ -104,7 +104,7 @@ def test_an_unknown_arm_and_traces_that_are_no_corpus_are_named(collator, long_c
     audio, corpus = long_clip
     for traces in (None, corpus):
         for is_grpo, known in ((False, "ground_truth, label, "), (True, "label, ")):
-            message = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv$"
+            message = f"^unknown selection 'typo'; expected one of {known}cot, agfv, tts, tts_agfv, tts_claims$"
             with pytest.raises(InputError, match=message):
                 audio_rows(arguments(audio, "typo", traces), collator, tmp_path / "ledger.parquet", for_grpo=is_grpo)
     message = (
