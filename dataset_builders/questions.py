@@ -255,11 +255,17 @@ class QuestionsRun:
 
     def _answer(self, tries: BlindTries, condition: str, asked: list[Asked]) -> str:
         """Make the tries of a condition; returns the model and its revision."""
-        args = self._args
-        model, urls = args.answerers()[condition]
+        args, (model, urls) = self._args, self._args.answerers()[condition]
         flag = "text_answerer" if condition == TEXT_ONLY and args.text_answerer else "answerer"
         engine = self._engine(model, urls, flag, tries.sampling)
-        tries.ask(engine, condition, asked)
+        try:
+            tries.ask(engine, condition, asked)
+        except InputError as error:
+            if condition == SILENT or args.text_answerer:
+                raise
+            raise InputError(
+                f"{error}; a model that refuses requests without sound needs another one as --text_answerer"
+            ) from error
         return f"{shown_source(model)} ({engine.revision})"
 
     def _engine(self, model: str, base_url: list[str] | None, flag: str, sampling: Sampling) -> Engine:

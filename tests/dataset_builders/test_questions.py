@@ -251,6 +251,22 @@ def test_clips_that_are_not_in_the_folder_are_outcomes(tmp_path: Path) -> None:
     assert done.returncode == 2 and "3 missing_media" in done.stderr.splitlines()[-1] and not server.bodies
 
 
+def test_an_answerer_that_refuses_requests_without_sound_needs_another_one(tmp_path: Path) -> None:
+    dataset = write_segments(tmp_path / "segments", 12)
+
+    def house(body: dict[str, Any]) -> Any:
+        if "JSON" in text_of(body):
+            return chat(reply(question(body["seed"])))
+        if any(part["type"] == "input_audio" for part in body["messages"][0]["content"]):
+            return chat("A")
+        return 400, {"error": {"message": "This model requires that either input content or output modality contain audio."}}
+
+    with HouseServer(house) as server:
+        flags = {"questions_per_segment": 1, "answerer": "ears", "answerer_base_url": server.base_url, "blind_tries": 4}
+        done = run_questions(dataset, server, output_dir=tmp_path / "out", **flags)
+    assert done.returncode == 2 and "needs a --text_answerer beside it" in done.stderr.splitlines()[-1]
+
+
 def test_a_dry_run_asks_nothing_and_names_the_answers_without_the_clip(tmp_path: Path) -> None:
     dataset = write_segments(tmp_path / "segments", 5)
     with HouseServer(lambda body: chat(reply(question(1)))) as server:
