@@ -264,7 +264,7 @@ class QuestionsRun:
             if condition == SILENT or args.text_answerer:
                 raise
             raise InputError(
-                f"{error}; a model that refuses requests without sound needs another one as --text_answerer"
+                f"{error}; a model that refuses requests without sound needs a --text_answerer beside it"
             ) from error
         return f"{shown_source(model)} ({engine.revision})"
 
