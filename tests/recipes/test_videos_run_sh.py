@@ -194,7 +194,7 @@ def test_the_builders_of_the_line_make_a_corpus_of_strong_and_weak_questions(tmp
     with OpenAIServer(teacher_and_checker) as server:
         urls = {"TEACHER_BASE_URL": server.base_url, "CHECKER_BASE_URL": server.base_url}
         given = {"VIDEOS": str(tmp_path / "videos"), "VIDEO_FLAGS": "--segment_s 3"}
-        given |= {"QUESTION_FLAGS": "--questions_per_segment 2", "OUTPUT": str(tmp_path / "out")}
+        given |= {"QUESTION_FLAGS": "--questions_per_segment 2 --max_guessed 0.75", "OUTPUT": str(tmp_path / "out")}
         done = run_script(SCRIPT, tmp_path, real_builders=True, **urls, **given)
         assert done.returncode == 0, done.stderr
         num_asked = len(server.asked)
