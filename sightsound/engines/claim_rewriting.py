@@ -9,6 +9,7 @@ dropped, as is a trace without a true claim.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,13 @@ from sightsound.engines.checker import Checker, ask_yes_no, claim_name
 from sightsound.engines.runner import run_requests
 from sightsound.method.answers import extract_think, has_trace_format, parse_answer
 from sightsound.method.claims import Claim, claims_of, notes_of, verdict_of_claims
-from sightsound.method.prompts import question_text
+from sightsound.method.prompts import heard_sounds, question_text
 from sightsound.method.selection import BAD_FORMAT, Trace, TraceRow
 from sightsound.method.verdicts import REJECT, compare_with_transcript
 from sightsound.stage import Journal
+
+
+_REWRITING_KEY = re.compile(r".+/w[0-9a-f]{12}", re.DOTALL)  # what `rewriting_key` makes
 
 
 @dataclass
@@ -124,7 +128,9 @@ def _notes(trace: Trace) -> str | None:
     """The notes for a trace that is to be written again; None for others."""
     if trace["verdict"] != REJECT:
         return None
+    # A list that goes on in the next line is one list to the transcript modes, and a list and a sentence to `claims_of`.
     sounds = {claim.text for claim in claims_of(trace["think"]) if claim.sound is not None}
+    sounds.update(heard_sounds(trace["think"] or "") or ())
     claims = [Claim(each["claim"], each["claim"] if each["claim"] in sounds else None) for each in trace["claims"]]
     return notes_of(claims, [each["verdict"] for each in trace["claims"]])
 
@@ -135,8 +141,12 @@ def rewriting_key(row_id: str, notes: str) -> str:
 
 
 def is_rewriting(key: str) -> bool:
-    """Whether a key of the journal is of a request to the rewriter, and not to the checker."""
-    return key.rpartition("/")[2].startswith("w")
+    """
+    Whether a key of the journal is of a request to the rewriter, and not to the checker.
+
+    The key of a transcript is the id of its question, which may begin with a "w".
+    """
+    return _REWRITING_KEY.fullmatch(key) is not None
 
 
 def _read(entry: dict[str, Any], choices: list[str]) -> Trace | None:

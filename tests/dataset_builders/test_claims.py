@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sightsound.data.parquet import read_parquet
-from sightsound.data.schema import NOT_UNANIMOUS
+from sightsound.data.parquet import read_parquet, write_parquet
+from sightsound.data.schema import NOT_UNANIMOUS, avqa_audio_features
+from sightsound.hub.cards import write_dataset_card
 from sightsound.method.selection import ARMS, select
 from tests.support.house_server import HouseServer, chat, text_of
 from tests.support.tiny import kill_script_when, read_rows, run_script, trace, trace_row, write_traces
@@ -120,6 +121,21 @@ def test_claims_are_looked_up_in_one_transcript_per_clip(tiny_dataset: Path, tra
         assert [each["verdict"] for each in row["traces"]] == ["accept", "reject", "reject", "no_claims"]
         assert [each["verdict"] for each in row["traces"][1]["claims"]] == ["accept", "accept", "reject"]
         assert row["traces"][1]["rewritten"]["verdict"] == "accept" and row["traces"][2]["rewritten"] is None
+
+
+def test_an_id_that_begins_with_w_and_a_list_over_two_lines(questions: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = [row | {"id": f"w{row['id']}"} for row in questions[:2]]
+    dataset = tmp_path / "avqa-audio"
+    write_parquet(rows, avqa_audio_features(), dataset / "data" / "train-00000-of-00001.parquet")
+    write_dataset_card(dataset, "# Questions\n", {"default": {"train": "data/*.parquet"}})
+    listed = [trace_row(row, [thought("I hear bell,\nthen dog, then siren.", 1, row)]) for row in rows]
+    traces = write_traces(listed, tmp_path / "traces")
+    with HouseServer(checker) as server, HouseServer(rewriter) as writer:
+        done = verify(dataset, traces, server, writer, verdict_mode="transcript_claims", output_dir=tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+    for row in read_rows(tmp_path / "out"):
+        assert row["checker_heard_s"] > 0 and row["checker_sampling"], "a transcript is no request to the rewriter"
+        assert row["traces"][0]["rewritten"]["think"] == "I hear bell, then dog.", "each true sound is in the notes"
 
 
 def test_a_killed_run_and_ranks_give_the_same_verdicts(tiny_dataset: Path, traces: Path, tmp_path: Path) -> None:
