@@ -129,7 +129,8 @@ def contribution_features() -> Features:
     Whether a question needs its clip (see `method.audio_contribution`): columns of question datasets, traces and corpus.
 
     `audio_contribution` is "strong", "weak" or "unknown". `text_only_correct` and `silent_correct` are the shares of
-    `blind_tries` that were right with the question alone, and with silence of the clip's length; None where nobody tried.
+    `blind_tries` that were right with the question alone, and with silence of the clip's length; None where nobody tried, or
+    too few tries have a complete answer.
     """
     from datasets import Features, Value
 
@@ -314,13 +315,13 @@ def written_features() -> Features:
     """
     What a teacher wrote about each segment, before the questions are chosen: one row per segment.
 
-    A slot is a question that was asked for, `question` in its "video" wording. Its `outcome` is None while nothing speaks
-    against it.
+    A slot is a question that was asked for, `question` in its "video" wording. Its `outcome` is None while no filter has
+    dropped it. The shares are in double precision: they are compared with `--max_guessed`, and 0.8 as a float32 is above 0.8.
     """
     from datasets import Features, List, Value
 
     texts = ("outcome", "detail", "type", "question")
-    shares = {name: Value("float32") for name in ("text_only_correct", "silent_correct")}
+    shares = {name: Value("float64") for name in ("text_only_correct", "silent_correct")}
     numbers = {name: Value("int32") for name in ("answer", "blind_tries")}
     slot = {**{name: Value("string") for name in texts}, "choices": List(Value("string")), **numbers, **shares}
     provenance = {name: Value("string") for name in ("teacher", "teacher_revision", "answerers", "sampling")}
