@@ -23,7 +23,7 @@ from sightsound.method.answer_reading.choices import bare_words
 
 NUM_CHOICES = 4
 
-# Type of a question -> what the prompt says about it. The first share is of all questions that are asked for.
+# Type of a question -> what the prompt says about it.
 TYPES = {
     "which": "which of the four is heard",
     "first": "which of the four is heard first",
@@ -33,6 +33,7 @@ TYPES = {
     "why": "why something is heard: what happens that makes the sound",
     "compare": "which of two sounds is heard more often, longer or louder",
 }
+# Type of a question -> its share of the questions that are asked for, without `--types`.
 SHARES = {"which": 0.3, "first": 0.15, "last": 0.15, "how_many": 0.15, "where": 0.1, "why": 0.1, "compare": 0.05}
 
 MAX_REPLY_CHARACTERS = 100_000
@@ -91,6 +92,9 @@ def parse_shares(given: Sequence[str] | None) -> dict[str, float]:
     """
     The shares of the types, from `--types which=0.5 first=0.5`; they need not add up to 1.
 
+    They are in the order of `TYPES`, whatever the order of the flag: `draw_types` depends on it, and a rerun with the same
+    shares has to draw the same types.
+
     Raises:
         `InputError`: A type is unknown, or a share is no positive number.
     """
@@ -108,7 +112,7 @@ def parse_shares(given: Sequence[str] | None) -> dict[str, float]:
         if name in shares:
             raise InputError(f"--types names {name} twice; give it one share")
         shares[name] = share
-    return shares
+    return {name: shares[name] for name in TYPES if name in shares}
 
 
 def draw_types(segment_id: str, count: int, shares: Mapping[str, float], seed: int) -> list[str]:

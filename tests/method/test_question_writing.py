@@ -162,6 +162,8 @@ def test_types_are_drawn_by_share_and_by_segment_alone() -> None:
     drawn = [kind for i in range(1000) for kind in draw_types(f"s{i}", 2, shares, seed=0)]
     assert 0.7 < drawn.count("which") / len(drawn) < 0.8 and set(drawn) == {"which", "why"}
     assert draw_types("s1", 9, shares, 0) == draw_types("s1", 9, shares, 0) != draw_types("s1", 9, shares, 1)
+    turned = parse_shares(["why=1", "which=3"])
+    assert draw_types("s1", 9, turned, 0) == draw_types("s1", 9, shares, 0), "the order of the flag decides nothing"
     assert abs(sum(SHARES.values()) - 1) < 1e-9
     assert "1. why: " in write_prompt("{num_questions}\n{types}", ["why", "which"])
 
