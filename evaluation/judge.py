@@ -178,21 +178,22 @@ class JudgeRun:
                     unreadable[f"{name}#{attempt + 1}"] = request
             requests = unreadable
         for each in self.judged:
-            if len(each.scores) == NUM_RUNS:
-                each.outcome = JUDGED
+            if each.is_asked:
+                each.outcome = each.problems[min(each.problems)] if each.problems else JUDGED
         return engine.revision
 
     def _read(self, name: str, text: str | None, problem: str | None) -> bool:
         """Read the reply of one run of the judge; returns whether it is to be requested again."""
         row_id, _, number = name.rpartition("/")
-        each = self.by_id[row_id]
-        each.replies[int(number)] = text
+        each, run = self.by_id[row_id], int(number)
+        each.replies[run] = text
         score = None if text is None or problem else read_score(text, each.row["rubric"])
-        if score is not None:
-            each.scores[int(number)] = score
-            return False
-        each.outcome = problem or UNREADABLE
-        return text is not None
+        if score is None:
+            each.problems[run] = problem or UNREADABLE
+            return text is not None
+        each.scores[run] = score
+        each.problems.pop(run, None)  # of an earlier reply
+        return False
 
     def rows(self, journal: Journal, provenance: dict[str, Any]) -> list[dict[str, Any]]:
         """One row per question."""

@@ -18,7 +18,7 @@ from sightsound.method.rubrics import middle_mean
 PROTOCOLS = (OFFICIAL, PAPER)
 Z_95 = 1.96
 
-# Outcomes of a question; where a judge gave no score, the outcome is the reason of its last reply.
+# Outcomes of a question. Where a run of the judge gave no score, the outcome is the reason of the first such run.
 JUDGED, WRONG, NO_PREDICTION, NO_RUBRIC = "judged", "wrong", "no_prediction", "no_rubric"
 
 
@@ -33,6 +33,7 @@ class Judged:
         reasoning (`str`), predicted (`str`): What the judge is shown.
         outcome (`str`): Until it is judged, why it is not.
         scores (`dict`): Run of the judge -> score.
+        problems (`dict`): Run of the judge -> why it gave no score.
         replies (`dict`): Run of the judge -> its last reply, None where there is none.
     """
 
@@ -42,6 +43,7 @@ class Judged:
     predicted: str
     outcome: str
     scores: dict[int, float] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
     replies: dict[int, str | None] = field(default_factory=dict)
 
     @property

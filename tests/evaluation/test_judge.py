@@ -16,6 +16,7 @@ from sightsound.cli import InputError
 from sightsound.method.rubrics import middle_mean
 from sightsound.stage import read_journal
 from tests.support.evaluation import always
+from tests.support.house_server import HouseServer, chat
 from tests.support.mmar import annotation
 from tests.support.openai_server import DROP, OpenAIServer
 from tests.support.tiny import REPO
@@ -112,6 +113,18 @@ def test_a_reply_that_is_no_list_of_points_is_requested_again_and_then_counted(t
     assert judged["never"]["score"] is None and judged["never"]["replies"] == ["I would say 4 of 5."] * 5
     assert (figures["official"]["n"], figures["official"]["unjudged"]) == (2, 1)
     assert figures["official"]["score"] == pytest.approx(80.0)
+
+
+def test_the_outcome_is_that_of_a_run_without_a_score(tmp_path):
+    """The first run of the judge is refused; the second is unreadable at first, and then has a score."""
+    replies = iter([(400, {"error": {"message": "the prompt is against the policy"}}), chat("I would say 4 of 5.")])
+
+    with HouseServer(lambda _: next(replies, chat(reply(1, 1, 1, 1, 0)))) as server:
+        flags = write_submission(tmp_path, [answered("v")])
+        run_judge(**flags, base_url=server.base_url, output_dir=tmp_path / "out", concurrency=1)
+        assert len(server.bodies) == 6
+    _, judged = results_in(tmp_path / "out")
+    assert (judged["v"]["outcome"], judged["v"]["run_scores"], judged["v"]["score"]) == ("refused", [0.8] * 4, None)
 
 
 NUM_ROWS = 60
