@@ -10,7 +10,7 @@ that are drawn by `--types which=0.5 first=0.5` (by default which, first, last, 
 choices and its own answer. A server gets the form of the reply as `response_format`; give `--omit_field response_format` where
 it has none. The reply is read strictly either way. Filters (`sightsound/method/question_filters.py`) drop, with an outcome
 each, what is malformed, has choices that are the same or contain each other, has an answer that is no choice, asks for what
-only eyes know, repeats another question, or can be answered without the clip.
+can only be seen, repeats another question, or can be answered without the clip.
 
 For the last one `--answerer`, any audio model, in this process or at `--answerer_base_url`, answers every question
 `--blind_tries` times with the question alone, and as often with silence in place of the clip. `--text_answerer` names another

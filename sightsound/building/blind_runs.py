@@ -1,8 +1,8 @@
 """
 What finished runs of `python -m evaluation run --controls silent text_only` say of a dataset's questions without their clips.
 
-Every run is one try of each question under each condition. Nothing of a clip reaches a model under these controls but its
-length, so a run belongs to a dataset if its questions have the same choices, answers and lengths.
+Every run is one try of each question under each condition. These controls give a model nothing of a clip but its length, so
+a run belongs to a dataset if its questions have the same choices, answers and lengths.
 """
 
 from __future__ import annotations

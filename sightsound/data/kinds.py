@@ -76,10 +76,10 @@ def _is_like(found: Any, expected: Any) -> bool:
     if isinstance(expected, List):
         return isinstance(found, List) and _is_like(found.feature, expected.feature)
     if isinstance(expected, dict):
-        older = (
-            [name for name in expected if name not in LATER_TRACE_FIELDS or name in found] if isinstance(found, dict) else []
-        )
-        return isinstance(found, dict) and all(_is_like(found.get(name), expected[name]) for name in older)
+        if not isinstance(found, dict):
+            return False
+        compared = [name for name in expected if name not in LATER_TRACE_FIELDS or name in found]
+        return all(_is_like(found.get(name), expected[name]) for name in compared)
     if not isinstance(found, Value):
         return False
     texts, numbers = ("string", "large_string", "null"), ("int", "uint", "float", "null")

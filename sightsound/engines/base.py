@@ -32,8 +32,8 @@ class ChatRequest:
         audio (`np.ndarray`, *optional*): `(num_samples,)` at 16 kHz, already cut to the engine's `window_s`.
         video (`Frames`, *optional*): Frames of a silent video.
         note (`dict`): Journaled with the result, never sent.
-        reply_schema (`dict`, *optional*): JSON schema of the reply, for a server's `response_format`; nothing for a model in
-            this process.
+        reply_schema (`dict`, *optional*): JSON schema of the reply, for a server's `response_format`; a model in this process
+            ignores it.
     """
 
     key: str

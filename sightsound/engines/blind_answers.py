@@ -2,9 +2,9 @@
 Have models answer questions without their clip, to find those that can be answered by guessing.
 
 Each question is tried several times under two conditions: `text_only`, the question alone, and `silent`, with silence of the
-clip's length. Every try has the choices in another order and is sampled at temperature 1, so that a model with a favourite
-letter or a favourite word is right as often as that is, and not always or never. An answer without a choice, or one that was
-cut, counts as not right. A request that failed is no try.
+clip's length. Every try has the choices in another order and is sampled at temperature 1: a model that prefers one letter is
+then right by chance, and not always or never. An answer without a choice, or one that was cut, counts as not right. A request
+that failed is no try.
 """
 
 from __future__ import annotations
@@ -102,8 +102,12 @@ class BlindTries:
 
     def share_right(self, condition: str, asked: Asked) -> float | None:
         """
-        The share of the answered tries of a question that were right; None where fewer than half have a complete answer. Tries
-        that fail or are cut say nothing about the question, and must not make it one that needs its clip.
+        The share of the answered tries of a question that were right. A cut answer counts as not right; a request that failed
+        is left out.
+
+        Returns:
+            `float` or `None`: None where fewer than half of all tries have a complete answer. That is too little to say that
+                the question needs its clip.
         """
         answers = [
             (number, completion)

@@ -53,13 +53,13 @@ _OF_SOUND = re.compile(
 _OF_TASK = re.compile(
     r"\b(?:questions?|options?|choices?|answers?|correct|eliminate\w*)\b|^\W*(?:[A-D][.):]|</?\w+>)", re.IGNORECASE
 )
-# What may be, or what somebody would have to find out, claims nothing: "Let me listen again.", "If there were a dog, ..."
+# A question, a condition or a plan claims nothing: "Let me listen again.", "If there were a dog, ..."
 _NO_CLAIM = re.compile(
     r"\?\W*$|^\W*(?:let(?:'s| me| us)|if|i (?:need|have|should|will|want)|we (?:need|have|should))\b", re.IGNORECASE
 )
 _I_HEAR = re.compile(r"\bI (?:can )?hear\b", re.IGNORECASE)
 
-MAX_CLAIMS = 40  # of one trace: reasoning that goes round in circles would cost a request a sentence
+MAX_CLAIMS = 40  # of one trace: reasoning that repeats itself would cost one request per sentence
 
 
 def sentences(text: str) -> list[str]:
@@ -70,7 +70,8 @@ def sentences(text: str) -> list[str]:
 
 def claims_of(think: str | None) -> list[Claim]:
     """
-    The claims of a reasoning about what is heard, in order and each once; at most `MAX_CLAIMS`.
+    The claims of a reasoning about what is heard, in order and each once. After `MAX_CLAIMS`, further ones are left out, and
+    nobody verifies them.
 
     Returns:
         `list[Claim]`: `[]` without reasoning, or without a claim.
@@ -113,7 +114,9 @@ def looked_up(claimed: Sequence[str], heard: Sequence[str]) -> list[str]:
     """
     The verdict on each claimed sound, given the sounds that the checker lists.
 
-    Both are in order, and a sound may be claimed twice. The claims that are true are a longest part of the list in that order.
+    Both are in order, and a sound may be claimed twice. The longest run of sounds that both have is true, then, before and
+    after it, the longest run of the rest. This can call a true claim false: in "a, b, a" against "b, c, a", only one "a" is
+    true.
     """
     from difflib import SequenceMatcher
 

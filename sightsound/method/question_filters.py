@@ -21,8 +21,8 @@ from sightsound.method.question_writing import READING_OUTCOMES, WrittenQuestion
 SAME_CHOICES, ASKS_FOR_SIGHT, SAME_QUESTION = "same_choices", "asks_for_sight", "same_question"
 ANSWERABLE = "answerable_without_clip"
 
-# Share of words that two questions about one segment have in common, choices included, from which on they are near-duplicates:
-# two of "Which of these is heard in the video?" with one other choice of four share 11 of 13.
+# Two questions about one segment are near-duplicates if they have at least this share of their words in common, choices
+# included. Two of "Which of these is heard in the video?" that differ in one choice have 11 of 13 words in common.
 NEAR_DUPLICATE_FROM = 0.8
 
 # Words that say no more than that something is heard in the video. Questions whose other words differ on both sides ask for
@@ -36,8 +36,9 @@ _ASKING = frozenset(
     )
 )
 
-# What only eyes know. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a "hat"
-# is part of a drum kit, "background" has noise, someone is "reading" aloud) are left out, or need a second word beside them.
+# What can only be seen. Each part needs a word that is about looks; words that are about sounds as well ("glasses" clink, a
+# "hat" is part of a drum kit, "background" has noise, someone is "reading" aloud) are left out, or need a second word beside
+# them.
 _COLOURS = r"black|white|red|green|blue|yellow|orange|purple|violet|pink|brown|gr[ae]y|beige|golden|silver"
 _NAMED_BY_COLOUR = "noise|notes?|winged|tailed|bellied|breasted|metal|bears?|whales?|retrievers?|juice"
 _CLOTHES = (
@@ -82,7 +83,7 @@ class Facts:
         in_segment (`list`): The questions about the same segment that come before it and are kept.
         in_video (`set`): Keys (`key_of`) of the questions about the same video that are kept.
         guessed (`float`, *optional*): The larger share of tries without the clip that were right; None where nobody tried.
-        max_guessed (`float`): The share from which on, not included, a question is dropped.
+        max_guessed (`float`): A question is dropped if `guessed` is above this share.
     """
 
     in_segment: list[WrittenQuestion] = field(default_factory=list)
@@ -170,7 +171,7 @@ OF_TEXT = [
     ),
     QuestionFilter(
         outcome=ASKS_FOR_SIGHT,
-        meaning="it asks for what only eyes know: colours, clothes, written text, looks",
+        meaning="it asks for what can only be seen: colours, clothes, written text, looks",
         problem=_asks_for_sight,
     ),
 ]
