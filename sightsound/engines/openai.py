@@ -61,7 +61,7 @@ PATIENCE_S, FIRST_PATIENCE_S = 600.0, 15.0
 BYTES_PER_TOKEN, BYTES_PER_RESPONSE = 256, 1 << 20
 # Longest completion where the request leaves the limit to the server.
 MOST_TOKENS = 1 << 17
-
+SIGNALS_AFTER_S = 0.5  # how long the main thread waits before it looks for Ctrl-C
 
 # A result (None when the run stopped first), and the server that gave it.
 Answered = tuple[ChatResult | None, Replica | None]
@@ -117,6 +117,19 @@ class _Run:
         """Send no more requests. Release the workers that wait, so that they can end."""
         self.stopped.set()
         self.slots.release(self.num_workers)
+
+    def next_result(self) -> ChatResult | Exception | None:
+        """
+        Wait for a result.
+
+        Not without a limit: a Ctrl-C that comes just before a wait is handled only when the wait ends, and the next result may
+        take minutes.
+        """
+        while True:
+            try:
+                return self.results.get(timeout=SIGNALS_AFTER_S)
+            except queue.Empty:
+                continue
 
     def next_group(self) -> Sequence[str] | None:
         with self.lock:
@@ -206,7 +219,7 @@ class OpenAIEngine:
         num_running = run.num_workers
         try:
             while num_running:
-                came = [run.results.get()]
+                came = [run.next_result()]
                 while not run.results.empty():
                     came.append(run.results.get())
                 num_running -= sum(each is None for each in came)

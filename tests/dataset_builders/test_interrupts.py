@@ -7,6 +7,10 @@ import sys
 import threading
 import time
 
+import pytest
+
+from sightsound.engines.base import Sampling
+from sightsound.engines.openai import _Run
 from tests.support.house_server import HouseServer, chat
 
 
@@ -50,6 +54,34 @@ def test_a_script_whose_threads_ask_a_server_is_stopped_in_one_line(tiny_dataset
         end.set()
     for each in ended:
         assert_one_line(each)
+
+
+def test_a_signal_that_does_not_wake_the_wait_for_a_result_is_handled_soon():
+    """As one that comes between the last look for signals and the wait. Another thread gets it, so the wait goes on."""
+
+    class Interrupted(Exception):
+        pass
+
+    def handle(*_):
+        raise Interrupted
+
+    run = _Run(Sampling(1, 0.0, 8, 0), lambda key: None, iter(()), threading.Semaphore(1), 1)
+
+    def interrupt():
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        time.sleep(5)
+        run.results.put(None)  # ends a wait that the signal did not end
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    started = time.monotonic()
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(Interrupted):
+            run.next_result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - started < 4
 
 
 def test_a_build_whose_processes_start_or_decode_is_stopped_in_one_line(tiny_world, tmp_path):
